@@ -1,0 +1,1 @@
+"""Files -> studies: readers, study lists, items."""

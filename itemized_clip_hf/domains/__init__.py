@@ -1,0 +1,81 @@
+"""Facts of each domain, one YAML file each: preprocessing, text, normal rule, prompts, loss weights, architecture."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Domain:
+    """
+    Args:
+        name: the file's name.
+        title: as people call it.
+        image: settings of the image processor.
+        text: `context_length`, `lowercase` and the `tokenizer` that the published checkpoints use.
+        normal_rule: presets of `is_normal`; a study without any rule is never normal.
+        objective: weights of the ItemizedCLIP objective.
+        architecture: arguments of `ItemizedCLIPConfig` for the published size.
+        labels: finding or class -> its prompts; several prompts of one label are averaged.
+    """
+
+    name: str
+    title: str
+    image: dict
+    text: dict
+    objective: dict
+    architecture: dict
+    normal_rule: dict = field(default_factory=dict)
+    labels: dict = field(default_factory=dict)
+
+    def is_normal(self, items: list[str]) -> bool:
+        """Whether the items say that there is nothing to find (spec 7.1)."""
+        if not items:
+            return False
+        first = items[0].strip().lower()
+        if len(items) == 1 and first.rstrip(".") in self.normal_rule.get("only_item", ()):
+            return True
+        if first in self.normal_rule.get("first_item", ()):
+            return True
+        return any(phrase in first for phrase in self.normal_rule.get("first_item_contains", ()))
+
+    @property
+    def prompts(self) -> dict[str, list[str]]:
+        """Label -> list of prompts."""
+        return {label: [p] if isinstance(p, str) else list(p) for label, p in self.labels.items()}
+
+
+def available_domains() -> list[str]:
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+@lru_cache
+def load_domain(name: str) -> Domain:
+    """The domain of that name."""
+    path = _FOLDER / f"{name}.yaml"
+    if name not in available_domains():
+        raise ValueError(f"unknown domain {name!r}; known: {available_domains()}.")
+    import yaml
+
+    return Domain(name=name, **yaml.safe_load(path.read_text()))
+
+
+class Presets(Mapping):
+    """Domain name -> a part of its facts, read when it is asked for."""
+
+    def __init__(self, part: Callable[[Domain], dict]):
+        self._part = part
+
+    def __getitem__(self, name: str) -> dict:
+        if name not in available_domains():
+            raise KeyError(name)
+        return self._part(load_domain(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(available_domains())
+
+    def __len__(self) -> int:
+        return len(available_domains())

@@ -1,0 +1,143 @@
+"""Configuration of ItemizedCLIP: one vision config for 2-D images, single scans and studies of several scans."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+ATTENTION_SCOPES = ("slice", "scan", "study")
+POSITION_EMBEDDING_TYPES = ("sincos", "learned")
+TEXT_POOLING = ("auto", "first", "eos", "mean")
+
+
+def _grid(name, value):
+    if isinstance(value, int):
+        value = [1, value, value]
+    value = list(value)
+    if len(value) != 3 or min(value) < 1:
+        raise ValueError(f"{name} must be [depth, height, width] of positive voxel counts, got {value}.")
+    return value
+
+
+@strict
+class ItemizedCLIPVisionConfig(PreTrainedConfig):
+    r"""
+    Vision tower (method specification, section 2).
+
+    Args:
+        image_size (`list[int]`): voxels of one scan as `[depth, height, width]`; an int is a square picture.
+        patch_size (`list[int]`): voxels of one patch, same order.
+        attention_scopes (`list[str]`, *optional*): `"slice"`, `"scan"` or `"study"` for every layer; `"study"` if left out.
+        position_embedding_type (`str`): `"sincos"` for a frozen 3-D table (MAE tables are loaded into it), `"learned"`
+            for a trainable one that starts from it.
+        max_num_scans (`int`): rows of the frozen scan position table. 1 means none. Without effect with a name encoder.
+        use_scan_name_encoder (`bool`): identify scans by the characters of their sequence names.
+        scan_name_hidden_size (`int`): width of the name encoder, 10 of which encode the character's position.
+        use_pre_layernorm (`bool`): LayerNorm before the first layer (CLIP-style towers).
+        patch_bias (`bool`): bias in the patch projection.
+        drop_path_rate (`float`): of the last layer, growing linearly from 0.
+    """
+
+    model_type = "itemized_clip_vision_model"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    num_channels: int = 3
+    image_size: int | list[int] | tuple[int, ...] = (1, 224, 224)
+    patch_size: int | list[int] | tuple[int, ...] = (1, 16, 16)
+    attention_scopes: list[str] | tuple[str, ...] | None = None
+    position_embedding_type: str = "sincos"
+    max_num_scans: int = 1
+    use_scan_name_encoder: bool = False
+    scan_name_hidden_size: int = 256
+    scan_name_num_layers: int = 3
+    scan_name_num_heads: int = 4
+    scan_name_intermediate_size: int = 300
+    use_pre_layernorm: bool = False
+    patch_bias: bool = True
+    qkv_bias: bool = True
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        self.image_size = _grid("image_size", self.image_size)
+        self.patch_size = _grid("patch_size", self.patch_size)
+        if self.attention_scopes is None:
+            self.attention_scopes = ["study"] * self.num_hidden_layers
+        self.attention_scopes = list(self.attention_scopes)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Checks what single fields cannot; called by the library on construction."""
+        if any(size % patch for size, patch in zip(self.image_size, self.patch_size)):
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
+        if len(self.attention_scopes) != self.num_hidden_layers:
+            raise ValueError(
+                f"attention_scopes names {len(self.attention_scopes)} layers, num_hidden_layers is "
+                f"{self.num_hidden_layers}: every layer needs exactly one scope."
+            )
+        unknown = sorted(set(self.attention_scopes) - set(ATTENTION_SCOPES))
+        if unknown:
+            raise ValueError(f"attention_scopes holds {unknown}; known scopes are {list(ATTENTION_SCOPES)}.")
+        if self.position_embedding_type not in POSITION_EMBEDDING_TYPES:
+            raise ValueError(
+                f"position_embedding_type is {self.position_embedding_type!r}, expected one of "
+                f"{list(POSITION_EMBEDDING_TYPES)}."
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}."
+            )
+
+    @property
+    def grid_size(self) -> list[int]:
+        """Tokens of one scan at the configured size, `[depth, height, width]`."""
+        return [size // patch for size, patch in zip(self.image_size, self.patch_size)]
+
+
+@strict
+class ItemizedCLIPConfig(PreTrainedConfig):
+    r"""
+    Whole model: vision tower, text tower and item pooler.
+
+    Args:
+        vision_config (`dict` or [`ItemizedCLIPVisionConfig`], *optional*).
+        text_config (`dict` or config, *optional*): of any encoder that `AutoModel` builds; `clip_text_model` and `bert`
+            are what the published checkpoints use.
+        projection_dim (`int`): width P shared by images, tokens and items.
+        num_pooler_heads (`int`): heads of the cross-attention item pooler.
+        logit_scale_init_value, logit_bias_init_value (`float`): logit = exp(scale) * cosine + bias.
+        text_pooling (`str`): `"first"` token, `"eos"` (the tower's own pooled output), masked `"mean"`, or `"auto"`:
+            `"eos"` for CLIP-like towers, else `"first"`.
+        domain (`str`, *optional*): the domain whose facts (preprocessing, prompts, loss weights) belong to this model.
+    """
+
+    model_type = "itemized_clip"
+    sub_configs_defaults = {
+        "vision_config": ItemizedCLIPVisionConfig,
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 512
+    num_pooler_heads: int = 8
+    logit_scale_init_value: float | int = 2.65926
+    logit_bias_init_value: float | int = -10.0
+    text_pooling: str = "auto"
+    domain: str | None = None
+    initializer_range: float = 0.02
+
+    def validate_architecture(self):
+        """Checks what single fields cannot; called by the library on construction."""
+        if self.projection_dim % self.num_pooler_heads:
+            raise ValueError(
+                f"projection_dim {self.projection_dim} is not divisible by num_pooler_heads {self.num_pooler_heads}."
+            )
+        if self.text_pooling not in TEXT_POOLING:
+            raise ValueError(f"text_pooling is {self.text_pooling!r}, expected one of {list(TEXT_POOLING)}.")

@@ -1,0 +1,85 @@
+"""Item pooler: cross-attention that gathers, for every item, the tokens that speak about it (spec 4)."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class ItemizedCLIPItemPooler(nn.Module):
+    """
+    Pool(q, V): three LayerNorms, multi-head attention with one extra key and value of zeros, output projection.
+
+    The extra slot is never masked, so an item may attend to nothing: a query whose tokens are all masked gets the bias of
+    the output projection.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+        self.layer_norm_q = nn.LayerNorm(hidden_size, eps=1e-5)
+        self.layer_norm_k = nn.LayerNorm(hidden_size, eps=1e-5)
+        self.layer_norm_v = nn.LayerNorm(hidden_size, eps=1e-5)
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(hidden_size, hidden_size)
+        self.v_proj = nn.Linear(hidden_size, hidden_size)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        # PyTorch's multi-head attention: Xavier over the stacked input projections, its Linear default for the output.
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            projection.init_bound = (6 / (4 * hidden_size)) ** 0.5
+        self.out_proj.init_bound = hidden_size**-0.5
+
+    def project_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, heads, L, d) of the tokens (B, L, P); they do not depend on the queries."""
+        key = self._split(self.k_proj(self.layer_norm_k(tokens)))
+        return key, self._split(self.v_proj(self.layer_norm_v(tokens)))
+
+    def project_queries(self, queries: torch.Tensor) -> torch.Tensor:
+        """(B, T, P) -> (B, heads, T, d)."""
+        return self._split(self.q_proj(self.layer_norm_q(queries)))
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keep_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Attention over projected inputs; arguments and results as in `forward`."""
+        if keep_mask is not None:
+            keep_mask = keep_mask.bool()
+        if not output_attentions:
+            mask = None if keep_mask is None else F.pad(keep_mask, (0, 1), value=True)
+            pooled = F.scaled_dot_product_attention(query, F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1)), mask)
+            return self.out_proj(pooled.transpose(1, 2).flatten(2))
+
+        scores = (query @ key.transpose(-1, -2)).float() * self.head_dim**-0.5
+        if keep_mask is not None:
+            scores = scores.masked_fill(~keep_mask, float("-inf"))
+        weights = F.softmax(F.pad(scores, (0, 1)), dim=-1)[..., :-1]
+        pooled = self.out_proj((weights.to(value.dtype) @ value).transpose(1, 2).flatten(2))
+        return pooled, weights.mean(1)
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        tokens: torch.Tensor,
+        keep_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            queries: (B, T, P) item embeddings.
+            tokens: (B, L, P) projected visual tokens.
+            keep_mask: broadcastable to (B, heads, T, L), True where a query may attend.
+            output_attentions: also return the attention map.
+
+        Returns:
+            pooled (B, T, P), not normalised; with `output_attentions` also the map (B, T, L), mean over heads, without
+            the extra slot, so that its rows sum to at most 1.
+        """
+        return self.attend(self.project_queries(queries), *self.project_tokens(tokens), keep_mask, output_attentions)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)

@@ -1,0 +1,67 @@
+"""Writing phantom studies as NIfTI files with their items beside them (needs nibabel)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from .study import PhantomStudy
+
+
+def write_study(study: PhantomStudy, folder: str | os.PathLike) -> dict[str, str]:
+    """Write ``<sequence>.nii.gz``, ``masks/item<k>_<finding>.nii.gz`` and ``items.json`` into ``folder``.
+
+    Scans are float32 and masks uint8, both transposed to (x, y, z).
+
+    Returns:
+        sequence name to file name, relative to ``folder``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    images = {}
+    for name, scan in study.scans.items():
+        images[name] = f"{name}.nii.gz"
+        _save(scan.astype(np.float32), study.affine, folder / images[name])
+    for index, (finding, mask) in enumerate(zip(study.item_findings, study.masks)):
+        if mask is not None:
+            (folder / "masks").mkdir(exist_ok=True)
+            _save(mask.astype(np.uint8), study.affine, folder / "masks" / f"item{index}_{finding}.nii.gz")
+    record = {"id": study.id, "items": study.items, "item_findings": study.item_findings, "labels": study.labels}
+    (folder / "items.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return images
+
+
+def write_dataset(dataset: Iterable[PhantomStudy], folder: str | os.PathLike) -> Path:
+    """Write every study into ``folder/<id>`` and a ``studies.jsonl`` with one line a study.
+
+    A line holds "id", "images" (sequence name to path, relative to ``folder``), "items" and "labels".
+
+    Returns:
+        path of ``studies.jsonl``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "studies.jsonl"
+    with table.open("w", encoding="utf-8") as lines:
+        for study in dataset:
+            images = write_study(study, folder / study.id)
+            record = {
+                "id": study.id,
+                "images": {name: f"{study.id}/{file}" for name, file in images.items()},
+                "items": study.items,
+                "labels": study.labels,
+            }
+            lines.write(json.dumps(record) + "\n")
+    return table
+
+
+def _save(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    import nibabel
+
+    image = nibabel.Nifti1Image(array.transpose(2, 1, 0), affine)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)

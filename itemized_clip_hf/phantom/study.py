@@ -1,0 +1,114 @@
+"""Whole studies: four scans of one head with its items, masks and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .anatomy import sample_anatomy, tissue_fractions
+from .findings import FINDINGS, draw_findings, place_findings
+from .geometry import Grid
+from .reports import NORMAL, write_item, write_normal_item
+from .sequences import SEQUENCES, acquire, render_tissues
+
+DEFAULT_SHAPE = (8, 32, 32)
+
+_ANATOMY, _DRAW, _PLACE, _CONTRAST, _NOISE, _REPORT = range(6)
+
+
+@dataclass
+class PhantomStudy:
+    """A multi-scan study with known truth.
+
+    Args:
+        id: name of the study.
+        scans: sequence name to float32 ``(D, H, W)`` in arbitrary units, all on one grid.
+        affine: 4x4 map from NIfTI voxel indices (i, j, k), of the scan transposed to (x, y, z), to RAS+ mm.
+        spacing: voxel size in mm, depth first.
+        items: one sentence a finding, or the one sentence of a normal study.
+        item_findings: finding of each item; "normal" for the sentence of a normal study.
+        masks: bool ``(D, H, W)`` of each item; None for the sentence of a normal study.
+        labels: for every finding, whether the study has it.
+        is_normal: whether the study has no finding.
+        attributes: the words "size", "side" and "lobe" of each item, where they apply.
+    """
+
+    id: str
+    scans: dict[str, np.ndarray]
+    affine: np.ndarray
+    spacing: tuple[float, float, float]
+    items: list[str]
+    item_findings: list[str]
+    masks: list[np.ndarray | None]
+    labels: dict[str, bool]
+    is_normal: bool
+    attributes: list[dict[str, str]] = field(default_factory=list)
+
+
+def generate_study(
+    seed: int | np.random.SeedSequence,
+    shape: tuple[int, int, int] = DEFAULT_SHAPE,
+    *,
+    spacing: tuple[float, float, float] | None = None,
+    findings: Iterable[str] | None = None,
+    held_out_templates: bool = False,
+    study_id: str | None = None,
+) -> PhantomStudy:
+    """Generate one study; the result depends on the arguments only.
+
+    The same seed at another ``shape`` gives the same head and findings with other noise. The same seed with other
+    ``findings`` gives the same head with the same contrast and noise, so ``findings=[]`` shows it without any.
+
+    Args:
+        seed: a non-negative number or a `numpy.random.SeedSequence`.
+        shape: ``(D, H, W)`` in voxels.
+        spacing: voxel size in mm, depth first; by default the grid covers `geometry.FIELD_OF_VIEW`.
+        findings: keys of `FINDINGS` that the study has; by default they are drawn by their prevalence.
+        held_out_templates: write items with the templates of the test split too.
+        study_id: name of the study; by default it is made from the seed.
+    """
+    sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+
+    def make_rng(*key: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, *key)))
+
+    grid = Grid.covering(shape, spacing)
+    anatomy = sample_anatomy(make_rng(_ANATOMY))
+    names = draw_findings(make_rng(_DRAW)) if findings is None else findings
+    placements = place_findings(names, anatomy, lambda index: make_rng(_PLACE, index))
+
+    points, voxel = anatomy.head_points(grid)
+    ventricles = next((p.shape for p in placements if p.finding == "enlarged_ventricles"), anatomy.ventricles)
+    images = render_tissues(tissue_fractions(anatomy, ventricles, points, voxel), make_rng(_CONTRAST))
+    masks: list[np.ndarray | None] = []
+    for placement in placements:
+        coverage = placement.shape.coverage(points, voxel)
+        # On a very coarse grid a finding may fill no voxel by half; it then keeps the voxels it fills most.
+        masks.append((coverage >= min(0.5, float(coverage.max()))) & (coverage > 0))
+        for name, intensity in FINDINGS[placement.finding].intensity.items():
+            image = images[SEQUENCES.index(name)]
+            image += coverage * (intensity - image)
+    scans = acquire(images, make_rng(_NOISE))
+
+    rng = make_rng(_REPORT)
+    items = [write_item(placement, rng, held_out_templates) for placement in placements]
+    item_findings = [placement.finding for placement in placements]
+    attributes = [placement.attributes for placement in placements]
+    is_normal = not placements
+    labels = {name: name in item_findings for name in FINDINGS}
+    if is_normal:
+        items, item_findings, masks, attributes = [write_normal_item(rng)], [NORMAL], [None], [{}]
+    return PhantomStudy(
+        id=study_id if study_id is not None else "-".join(map(str, ("study", sequence.entropy, *sequence.spawn_key))),
+        scans=dict(zip(SEQUENCES, scans)),
+        affine=grid.affine,
+        spacing=grid.spacing,
+        items=items,
+        item_findings=item_findings,
+        masks=masks,
+        labels=labels,
+        is_normal=is_normal,
+        attributes=attributes,
+    )

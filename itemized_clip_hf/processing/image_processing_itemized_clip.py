@@ -1,0 +1,459 @@
+"""Pictures, scans and studies -> `pixel_values`, `scan_mask`, `scan_name_ids`: intensities, geometry, normalisation (spec 7.5)."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.processing_utils import ImagesKwargs
+
+from .geometry_itemized_clip import axis_spacing, permutation, reorient, scaling, shift
+from .sequence_names_itemized_clip import encode_scan_name
+
+try:
+    from PIL import Image
+except ImportError:
+    Image = None
+
+FITS = ("slices", "crop", "stretch", "picture")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+
+@dataclass
+class ProcessedScan:
+    """
+    One scan as the model sees it.
+
+    Args:
+        name: sequence name, with the window's name appended where a series is shown in several windows.
+        pixel_values: (C, D, H, W) float32.
+        to_source: (4, 4), voxel indices (d, h, w) here -> voxel indices of the array that came in.
+        source: the scan that came in, for its shape and affine.
+    """
+
+    name: str | None
+    pixel_values: torch.Tensor
+    to_source: np.ndarray
+    source: Any
+
+
+class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    domain (`str`): the domain these settings belong to.
+    scan_size (`list[int]`): voxels of one scan as the model takes it, `[depth, height, width]`; depth 1 for pictures.
+    fit (`str`): how a scan reaches that size. `"slices"`: pad to a square in the plane, bilinear to `in_plane_size`, nearest
+        slice to the depth, centre crop. `"crop"`: pad with zeros and crop. `"stretch"`: trilinear. `"picture"`: bicubic to
+        the shortest side, centre crop.
+    in_plane_size (`int`): of `"slices"`.
+    spacing (`list[float]`): mm `[depth, height, width]` to resample to before `"crop"`; needs scans with an affine, arrays
+        are taken to have it.
+    orientation (`str`): directions of the x, y and z axes that a scan with an affine is brought to, e.g. `"RPI"`. Arrays are
+        taken as they are, depth first.
+    thickest_axis_first (`bool`): take the axis with the largest spacing for the depth, instead of z.
+    windows (`dict[str, list[float]]`): name -> [lowest, highest] HU. Several windows make several scans of a series.
+    percentiles (`list[float]`): of a volume's intensities that become 0 and 1.
+    multi_scan (`bool`): a flat list of scans is one study, not a batch of studies.
+    use_scan_names (`bool`): return `scan_name_ids`.
+    num_channels (`int`): 1 for volumes, 3 for pictures.
+    train_crop_scale (`list[float]`): smallest and largest share of a picture's area in a random training crop.
+    """
+
+    domain: str | None
+    scan_size: list[int] | tuple[int, ...] | None
+    fit: str | None
+    in_plane_size: int | None
+    spacing: list[float] | tuple[float, ...] | None
+    orientation: str | None
+    thickest_axis_first: bool | None
+    windows: dict | None
+    percentiles: list[float] | tuple[float, ...] | None
+    multi_scan: bool | None
+    use_scan_names: bool | None
+    num_channels: int | None
+    train_crop_scale: list[float] | tuple[float, ...] | None
+
+
+def _is_scan(x) -> bool:
+    return hasattr(x, "array") and hasattr(x, "affine")
+
+
+def _is_study(x) -> bool:
+    return isinstance(x, (list, tuple, Mapping)) or hasattr(x, "scans")
+
+
+class ItemizedCLIPImageProcessor(BaseImageProcessor):
+    """
+    Image processor of all domains; the settings are those of [`ItemizedCLIPImageProcessorKwargs`].
+
+    Unsigned 8-bit volumes are taken as already windowed and multiplied by `rescale_factor`; others go through `windows` or
+    `percentiles`. `do_rescale=False` leaves all intensities alone.
+    """
+
+    valid_kwargs = ItemizedCLIPImageProcessorKwargs
+    model_input_names = ["pixel_values", "scan_mask"]
+
+    # Filled by the installed package: how files are read, and the settings of each domain.
+    reader: ClassVar[Callable[[str], Any] | None] = None
+    presets: ClassVar[Mapping[str, dict]] = {}
+
+    domain = None
+    scan_size = (1, 224, 224)
+    fit = "picture"
+    in_plane_size = 256
+    spacing = None
+    orientation = None
+    thickest_axis_first = False
+    windows = None
+    percentiles = None
+    multi_scan = False
+    use_scan_names = False
+    num_channels = 3
+    train_crop_scale = None
+    do_resize = True
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    do_convert_rgb = True
+    image_mean = (0.48145466, 0.4578275, 0.40821073)
+    image_std = (0.26862954, 0.26130258, 0.27577711)
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+        if self.fit not in FITS:
+            raise ValueError(f"fit is {self.fit!r}, expected one of {list(FITS)}.")
+
+    @property
+    def backend(self) -> str:
+        return "pil"
+
+    @classmethod
+    def from_domain(cls, domain: str, **kwargs) -> "ItemizedCLIPImageProcessor":
+        """The preset of a domain (`brain-mri`, `chest-ct`, ...), with changes as keyword arguments."""
+        if domain not in cls.presets:
+            known = sorted(cls.presets) or "none: presets come with the installed package itemized-clip-hf"
+            raise ValueError(f"unknown domain {domain!r}; known: {known}.")
+        return cls(**{**cls.presets[domain], "domain": domain, **kwargs})
+
+    def _validate_preprocess_kwargs(self, do_rescale=None, rescale_factor=None, do_normalize=None, image_mean=None, image_std=None, **kwargs):
+        if do_rescale and rescale_factor is None:
+            raise ValueError("do_rescale needs a rescale_factor.")
+        if do_normalize and (image_mean is None or image_std is None):
+            raise ValueError("do_normalize needs image_mean and image_std.")
+
+    def _preprocess_image_like_inputs(self, images, *args, return_tensors=None, **settings) -> BatchFeature:
+        studies = [self._process_study(study, settings) for study in self._split_studies(images, settings)]
+        return self.collate(studies, return_tensors=return_tensors, use_scan_names=settings["use_scan_names"])
+
+    def process_study(self, study, generator: torch.Generator | None = None, **settings) -> list[ProcessedScan]:
+        """
+        The scans of one study with the way back to their sources, which heat maps need.
+
+        Args:
+            study: a scan or a list or dict of scans, in any form that a call takes.
+            generator: draws the random crop of training; centred crops without it.
+            settings: changes to the processor's own settings.
+        """
+        settings = {**{name: getattr(self, name, None) for name in self._valid_kwargs_names}, **settings}
+        return self._process_study(study, self._standardize_kwargs(**settings), generator)
+
+    def collate(self, studies: list[list[ProcessedScan]], return_tensors=None, use_scan_names: bool | None = None) -> BatchFeature:
+        """Processed studies, padded to the largest number of scans and masked."""
+        if not studies:
+            raise ValueError("there is no study to process: `images` is empty.")
+        most = max(len(study) for study in studies)
+        shape = studies[0][0].pixel_values.shape
+        pixel_values = torch.zeros(len(studies), most, *shape)
+        scan_mask = torch.zeros(len(studies), most, dtype=torch.bool)
+        name_ids = np.zeros((len(studies), most, 110), dtype=np.int64)
+        for i, study in enumerate(studies):
+            for j, scan in enumerate(study):
+                if scan.pixel_values.shape != shape:
+                    raise ValueError(
+                        f"scans of {tuple(shape)} and {tuple(scan.pixel_values.shape)} voxels cannot be batched; "
+                        "leave do_resize on."
+                    )
+                pixel_values[i, j] = scan.pixel_values
+                scan_mask[i, j] = True
+                name_ids[i, j] = encode_scan_name(scan.name)
+        data = {"pixel_values": pixel_values.numpy(), "scan_mask": scan_mask.numpy()}
+        if self.use_scan_names if use_scan_names is None else use_scan_names:
+            data["scan_name_ids"] = name_ids
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _split_studies(self, images, settings) -> list:
+        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4 and settings["scan_size"][0] == 1:
+            return list(images)
+        if not isinstance(images, (list, tuple)):
+            return [images]
+        if not len(images):
+            raise ValueError("there is no study to process: `images` is empty.")
+        if any(_is_study(image) for image in images) or not settings["multi_scan"]:
+            return list(images)
+        return [images]
+
+    def _process_study(self, study, settings, generator=None) -> list[ProcessedScan]:
+        scans = self._named_scans(study)
+        if not scans:
+            raise ValueError("a study needs at least one scan, this one is empty.")
+        return [processed for name, scan in scans for processed in self._process_scan(name, scan, settings, generator)]
+
+    def _named_scans(self, study) -> list[tuple[str | None, Any]]:
+        study = getattr(study, "scans", study)
+        if isinstance(study, Mapping):
+            scans = [(str(name), scan) for name, scan in study.items()]
+        elif isinstance(study, (list, tuple)):
+            scans = [(getattr(scan, "name", None) if _is_scan(scan) else None, scan) for scan in study]
+        else:
+            scans = [(getattr(study, "name", None) if _is_scan(study) else None, study)]
+        loaded = []
+        for name, scan in scans:
+            scan = self._load(scan)
+            if hasattr(scan, "scans"):  # a file or folder that holds a whole study
+                loaded += [(inner_name, inner) for inner_name, inner in scan.scans.items()]
+            else:
+                loaded.append((name if name is not None else getattr(scan, "name", None), scan))
+        return loaded
+
+    def _load(self, scan):
+        if not isinstance(scan, (str, os.PathLike)):
+            return scan
+        path = os.fspath(scan)
+        if path.lower().endswith(PICTURE_SUFFIXES) and Image is not None:
+            with Image.open(path) as picture:
+                picture.load()
+                return picture
+        if type(self).reader is None:
+            raise ImportError(
+                f"reading {path} needs the package: pip install 'itemized-clip-hf[volumes]' and import it, or pass an array."
+            )
+        return type(self).reader(path)
+
+    def _process_scan(self, name, scan, settings, generator) -> list[ProcessedScan]:
+        if settings["scan_size"][0] == 1:
+            pixel_values, to_source = self._process_picture(scan, settings, generator)
+            return [ProcessedScan(name, pixel_values, to_source, scan)]
+        return self._process_volume(name, scan, settings, generator)
+
+    def _process_volume(self, name, scan, settings, generator) -> list[ProcessedScan]:
+        label = f"scan {name!r}" if name is not None else "the scan"
+        volume, to_source, spacing = _depth_first(scan, label, settings)
+        depth, height, width = settings["scan_size"]
+        views = _intensities(volume, label, settings) if settings["do_rescale"] else {"": torch.from_numpy(_float32(volume))}
+        processed = []
+        for window, view in views.items():
+            transform = to_source
+            if settings["do_resize"]:
+                if settings["spacing"] is not None and spacing is not None:
+                    size = [max(int(n * s / t), 1) for n, s, t in zip(view.shape, spacing, settings["spacing"])]
+                    transform = transform @ scaling(view.shape, size)
+                    view = F.interpolate(view[None, None], size=size, mode="trilinear", align_corners=False)[0, 0]
+                if settings["fit"] == "slices":
+                    view, step = _fit_slices(view, settings["in_plane_size"], depth, (height, width))
+                elif settings["fit"] == "crop":
+                    view, step = pad_and_crop(view, (depth, height, width), generator=generator)
+                else:
+                    step = scaling(view.shape, (depth, height, width))
+                    view = F.interpolate(view[None, None], size=(depth, height, width), mode="trilinear", align_corners=False)[0, 0]
+                transform = transform @ step
+            pixel_values = _normalize(view[None], settings) if settings["do_normalize"] else view[None]
+            full_name = window if name is None and window else (f"{name}_{window}" if window else name)
+            processed.append(ProcessedScan(full_name, pixel_values.contiguous(), transform, scan))
+        return processed
+
+    def _process_picture(self, scan, settings, generator) -> tuple[torch.Tensor, np.ndarray]:
+        """(C, 1, H, W) and the index transform, with the picture as a (1, H, W) volume."""
+        picture = _channels_first(scan, settings["num_channels"], settings["do_convert_rgb"])
+        _, old_height, old_width = picture.shape
+        height, width = settings["scan_size"][1:]
+        to_source = np.eye(4)
+        if settings["do_resize"]:
+            if generator is not None and settings["train_crop_scale"] is not None:
+                top, left, rows, columns = draw_crop(old_height, old_width, settings["train_crop_scale"], generator)
+                picture = resize_picture(picture[:, top : top + rows, left : left + columns], (height, width))
+                to_source = shift((0, top, left)) @ scaling((1, rows, columns), (1, height, width))
+            else:
+                factor = max(height / old_height, width / old_width)
+                size = (max(round(old_height * factor), height), max(round(old_width * factor), width))
+                picture = resize_picture(picture, size)
+                top, left = (size[0] - height) // 2, (size[1] - width) // 2
+                picture = picture[:, top : top + height, left : left + width]
+                to_source = scaling((1, old_height, old_width), (1, *size)) @ shift((0, top, left))
+        pixel_values = picture.float()
+        if settings["do_rescale"]:
+            pixel_values = pixel_values * settings["rescale_factor"]
+        if settings["do_normalize"]:
+            pixel_values = _normalize(pixel_values, settings)
+        return pixel_values[:, None].contiguous(), to_source
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _depth_first(scan, label: str, settings) -> tuple[np.ndarray, np.ndarray, list[float] | None]:
+    """A volume with the depth first, its index transform and its spacing in mm, where known."""
+    if Image is not None and isinstance(scan, Image.Image):
+        raise ValueError(f"{label} is a picture; this processor takes volumes of {list(settings['scan_size'])} voxels.")
+    affine = getattr(scan, "affine", None) if _is_scan(scan) else None
+    array = scan.array if _is_scan(scan) else scan
+    array = array.numpy(force=True) if isinstance(array, torch.Tensor) else np.asarray(array)
+    if array.ndim == 4 and array.shape[0] == 1 and affine is None:
+        array = array[0]
+    if array.ndim != 3:
+        raise ValueError(
+            f"{label} has shape {array.shape}; expected a volume with three axes (depth, height, width). A series of volumes "
+            "has to be split first: choose one of them, or pass a list of scans."
+        )
+    if min(array.shape) < 1:
+        raise ValueError(f"{label} is empty: its shape is {array.shape}.")
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{label} holds values of type {array.dtype}, expected numbers.")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise ValueError(
+            f"{label} holds {bad} voxels that are NaN or infinite, of {array.size}; replace them first (np.nan_to_num with a "
+            "value that means air or background)."
+        )
+    if array.min() == array.max():
+        raise ValueError(f"{label} is constant (every voxel is {array.flat[0]}): there is nothing to see in it.")
+    if affine is None:
+        return array, np.eye(4), None
+    orientation = settings["orientation"]
+    spacing = axis_spacing(np.asarray(affine, float))
+    transform = np.eye(4)
+    if orientation is not None:
+        array, transform = reorient(array, np.asarray(affine, float), orientation)
+        spacing = np.abs(transform[:3, :3].T) @ spacing
+    order = (2, 1, 0)
+    if settings["thickest_axis_first"]:
+        order = {2: (2, 1, 0), 1: (1, 2, 0), 0: (0, 2, 1)}[max((2, 1, 0), key=lambda axis: round(float(spacing[axis]), 3))]
+    return array.transpose(order), transform @ permutation(order), [float(spacing[axis]) for axis in order]
+
+
+def _intensities(volume: np.ndarray, label: str, settings) -> dict[str, torch.Tensor]:
+    """Window name -> volume in [0, 1]."""
+    if volume.dtype == np.uint8:
+        return {"": torch.from_numpy(_float32(volume)) * settings["rescale_factor"]}
+    values = torch.from_numpy(_float32(volume))
+    windows = settings["windows"]
+    if windows:
+        return {name: ((values - low) / (high - low)).clamp(0, 1) for name, (low, high) in windows.items()}
+    if settings["percentiles"] is not None:
+        low, high = np.percentile(values.numpy(), settings["percentiles"])
+        if high <= low:
+            low, high = float(values.min()), float(values.max())
+        values = values.clamp(float(low), float(high))
+        return {"": (values - values.min()) / (values.max() - values.min() + 1e-8)}
+    return {"": values * settings["rescale_factor"]}
+
+
+def _fit_slices(volume, in_plane_size, depth, crop) -> tuple[torch.Tensor, np.ndarray]:
+    """Square padding and bilinear resize in the plane, nearest slices, centre crop (the Pub-Brain-5 recipe)."""
+    old_depth, height, width = volume.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    volume = F.pad(volume, (left, side - width - left, top, side - height - top))
+    transform = shift((0, -top, -left))
+    if side != in_plane_size:
+        volume = F.interpolate(volume[:, None], size=(in_plane_size,) * 2, mode="bilinear", align_corners=False)[:, 0]
+        transform = transform @ scaling((old_depth, side, side), (old_depth, in_plane_size, in_plane_size))
+    if old_depth != depth:
+        size = (depth, in_plane_size, in_plane_size)
+        volume = F.interpolate(volume[None, None], size=size, mode="nearest-exact")[0, 0]
+        transform = transform @ scaling((old_depth, 1, 1), (depth, 1, 1))
+    top, left = ((in_plane_size - size) // 2 for size in crop)
+    return volume[:, top : top + crop[0], left : left + crop[1]], transform @ shift((0, top, left))
+
+
+def pad_and_crop(
+    volume: torch.Tensor,
+    size: tuple[int, int, int],
+    generator: torch.Generator | None = None,
+    offsets: list[int] | None = None,
+) -> tuple[torch.Tensor, np.ndarray]:
+    """
+    Zero padding to at least `size`, then a crop of `size`: centred, drawn, or at given offsets.
+
+    Args:
+        volume: (D, H, W).
+        generator: draws the padding in front and the start of the crop, uniform over the whole free range.
+        offsets: the six of them: padding in front along depth, height, width, then start of the crop.
+
+    Returns:
+        the volume and its index transform.
+    """
+    pads = [max(wanted - found, 0) for wanted, found in zip(size, volume.shape)]
+    free = [found + pad - wanted for wanted, found, pad in zip(size, volume.shape, pads)]
+    if offsets is None:
+        if generator is None:
+            offsets = [room // 2 for room in (*pads, *free)]
+        else:
+            offsets = [int(torch.randint(room + 1, (1,), generator=generator)) for room in (*pads, *free)]
+    front, start = offsets[:3], offsets[3:]
+    padding = [x for pad, low in zip(pads[::-1], front[::-1]) for x in (low, pad - low)]
+    volume = F.pad(volume, padding)
+    volume = volume[tuple(slice(first, first + wanted) for first, wanted in zip(start, size))]
+    return volume, shift([first - low for first, low in zip(start, front)])
+
+
+def draw_crop(height: int, width: int, scale, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Top, left, rows and columns of a random crop: area share uniform in `scale`, aspect ratio in 3/4 .. 4/3."""
+    for _ in range(10):
+        share, aspect, y, x = torch.rand(4, generator=generator).tolist()
+        area = height * width * (scale[0] + share * (scale[1] - scale[0]))
+        ratio = np.exp(np.log(3 / 4) + aspect * (np.log(4 / 3) - np.log(3 / 4)))
+        rows, columns = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
+        if 0 < rows <= height and 0 < columns <= width:
+            return int(y * (height - rows + 1)), int(x * (width - columns + 1)), rows, columns
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def resize_picture(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bicubic with antialiasing; 8-bit pictures through Pillow, so that files give the same pixels as in common pipelines."""
+    if tuple(picture.shape[1:]) == tuple(size):
+        return picture
+    if picture.dtype == torch.uint8 and picture.shape[0] in (1, 3) and Image is not None:
+        array = picture.permute(1, 2, 0).contiguous().numpy()
+        image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+        resized = np.array(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+        return torch.from_numpy(resized).view(*size, -1).permute(2, 0, 1)
+    resized = F.interpolate(picture[None].float(), size=size, mode="bicubic", align_corners=False, antialias=True)[0]
+    return resized.round().clamp(0, 255).to(torch.uint8) if picture.dtype == torch.uint8 else resized
+
+
+def _channels_first(picture, num_channels: int, convert_rgb: bool) -> torch.Tensor:
+    """(C, H, W) of a PIL image or an array (H, W), (H, W, C) or (C, H, W)."""
+    if Image is not None and isinstance(picture, Image.Image):
+        if convert_rgb:
+            picture = picture.convert("RGB" if num_channels == 3 else "L")
+        picture = np.array(picture)
+    if _is_scan(picture):
+        raise ValueError(f"a volume of {np.shape(picture.array)} voxels was given for a picture.")
+    array = picture.numpy(force=True) if isinstance(picture, torch.Tensor) else np.asarray(picture)
+    if array.ndim == 2:
+        array = array[None]
+    elif array.ndim == 3 and array.shape[-1] in (1, 3, 4) and array.shape[0] not in (1, 3, 4):
+        array = array.transpose(2, 0, 1)
+    elif array.ndim == 3 and array.shape[0] not in (1, 3, 4) or array.ndim != 3:
+        raise ValueError(f"a picture has shape {array.shape}; expected (height, width), (height, width, channels) or channels first.")
+    if convert_rgb and array.shape[0] == 4:
+        array = array[:3]
+    if convert_rgb and array.shape[0] == 1 and num_channels == 3:
+        array = array.repeat(3, axis=0)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _normalize(pixel_values: torch.Tensor, settings) -> torch.Tensor:
+    """(x - mean) / std with the constants of each channel, axis 0."""
+
+    def constants(value):
+        value = torch.as_tensor(value, dtype=torch.float32).flatten()
+        return value.view(-1, *[1] * (pixel_values.ndim - 1))
+
+    return (pixel_values - constants(settings["image_mean"])) / constants(settings["image_std"])

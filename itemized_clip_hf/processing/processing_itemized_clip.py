@@ -1,0 +1,135 @@
+"""Studies and items -> everything that the model takes."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.tokenization_utils_base import BatchEncoding
+from transformers.utils import logging
+
+from .image_processing_itemized_clip import ItemizedCLIPImageProcessor
+
+logger = logging.get_logger(__name__)
+
+PLACEHOLDER = "placeholder"
+
+
+class ItemizedCLIPProcessorKwargs(ProcessingKwargs, total=False):
+    pass
+
+
+class ItemizedCLIPProcessor(ProcessorMixin):
+    """
+    Image processor and tokenizer of one domain.
+
+    Args:
+        image_processor ([`ItemizedCLIPImageProcessor`]).
+        tokenizer: any tokenizer of the library; must be that of the model's text tower.
+        lowercase (`bool`): lower-case items first (chest CT and 2-D domains).
+    """
+
+    valid_processor_kwargs = ItemizedCLIPProcessorKwargs
+    text_kwargs = {"padding": True, "truncation": True}
+    presets: ClassVar[Mapping[str, dict]] = {}
+
+    def __init__(self, image_processor=None, tokenizer=None, lowercase: bool = False, **kwargs):
+        self.lowercase = lowercase
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_domain(cls, domain: str, tokenizer, **image_settings) -> "ItemizedCLIPProcessor":
+        """
+        Processor with the preset of a domain.
+
+        Args:
+            domain: `brain-mri`, `head-ct`, `chest-ct`, `remote-sensing` or `natural-images`.
+            tokenizer: of the text tower; its `model_max_length` is lowered to the domain's context where it is longer.
+            image_settings: changes to the image preset, e.g. `scan_size=[8, 32, 32]`.
+        """
+        if domain not in cls.presets:
+            known = sorted(cls.presets) or "none: presets come with the installed package itemized-clip-hf"
+            raise ValueError(f"unknown domain {domain!r}; known: {known}.")
+        preset = cls.presets[domain]
+        tokenizer.model_max_length = min(tokenizer.model_max_length, preset["context_length"])
+        image_processor = ItemizedCLIPImageProcessor.from_domain(domain, **image_settings)
+        return cls(image_processor, tokenizer, lowercase=preset["lowercase"])
+
+    @property
+    def model_input_names(self) -> list[str]:
+        names = ["pixel_values", "scan_mask"]
+        if self.image_processor is not None and self.image_processor.use_scan_names:
+            names.append("scan_name_ids")
+        return [*names, "input_ids", "attention_mask", "item_mask"]
+
+    def __call__(self, images=None, text=None, **kwargs: Unpack[ItemizedCLIPProcessorKwargs]) -> BatchEncoding:
+        """
+        Args:
+            images: a scan (array or tensor (D, H, W), picture, path, scan object), a study (list, or dict of sequence name ->
+                scan), or a list of studies.
+            text: the items of each study (list of lists), or a flat list of prompts shared by all; a string is one prompt.
+
+        Returns:
+            `pixel_values` (B, N, C, D, H, W), `scan_mask` (B, N), `scan_name_ids` (B, N, 110) where used, `input_ids` and
+            `attention_mask` (B, K, T) with `item_mask` (B, K), or (M, T) with `item_mask` (M,) for a flat list.
+        """
+        if images is None and text is None:
+            raise ValueError("pass `images`, `text` or both.")
+        merged = self._merge_kwargs(
+            ItemizedCLIPProcessorKwargs, tokenizer_init_kwargs=getattr(self.tokenizer, "init_kwargs", {}), **kwargs
+        )
+        image_kwargs, text_kwargs = dict(merged["images_kwargs"]), dict(merged["text_kwargs"])
+        return_tensors = image_kwargs.pop("return_tensors", None) or text_kwargs.get("return_tensors")
+        text_kwargs.pop("return_tensors", None)
+        data = {}
+        if images is not None:
+            data.update(self.image_processor(images, **image_kwargs))
+        if text is not None:
+            data.update(self.encode_text(text, **text_kwargs))
+        return BatchEncoding(data, tensor_type=return_tensors)
+
+    def encode_text(self, text, **kwargs) -> dict[str, np.ndarray]:
+        """Token ids, attention mask and item mask of prompts or of lists of items, as in a call."""
+        text = [text] if isinstance(text, str) else list(text)
+        nested = any(not isinstance(entry, str) for entry in text)
+        if not text:
+            raise ValueError("`text` is an empty list: pass at least one item or prompt.")
+        if not nested:
+            return self._tokenize(text, np.ones(len(text), dtype=bool), kwargs)
+        lists = [[entry] if isinstance(entry, str) else list(entry) for entry in text]
+        empty = [i for i, items in enumerate(lists) if not items]
+        if empty:
+            raise ValueError(
+                f"studies {empty[:10]} have no item; every study needs at least one (a normal study has an item that says so)."
+            )
+        most = max(len(items) for items in lists)
+        item_mask = np.array([[k < len(items) for k in range(most)] for items in lists])
+        flat = [item for items in lists for item in items + [PLACEHOLDER] * (most - len(items))]
+        data = self._tokenize(flat, item_mask, kwargs)
+        return {name: x if x.ndim == 2 and name == "item_mask" else x.reshape(len(lists), most, -1) for name, x in data.items()}
+
+    def _tokenize(self, items: list[str], item_mask: np.ndarray, kwargs) -> dict[str, np.ndarray]:
+        strangers = [item for item in items if not isinstance(item, str)]
+        if strangers:
+            raise ValueError(f"items must be strings, found {type(strangers[0]).__name__}.")
+        blank = sum(not item.strip() for item in items)
+        if blank:
+            raise ValueError(f"{blank} of {len(items)} items are blank.")
+        items = [" ".join(item.split()) for item in items]
+        if self.lowercase:
+            items = [item.lower() for item in items]
+        limit = kwargs.get("max_length") or self.tokenizer.model_max_length
+        kwargs.setdefault("padding", True)
+        kwargs.setdefault("truncation", True)
+        encoded = self.tokenizer(items, return_attention_mask=True, **kwargs)
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        if kwargs["truncation"]:
+            full = [i for i, row in enumerate(mask) if sum(row) >= limit]
+            if full:
+                lengths = [len(row) for row in self.tokenizer([items[i] for i in full], truncation=False, padding=False)["input_ids"]]
+                longer = sum(length > limit for length in lengths)
+                if longer:
+                    logger.warning(
+                        f"{longer} of {len(items)} items were cut to the context of {limit} tokens (the longest has {max(lengths)})."
+                    )
+        return {"input_ids": np.asarray(ids), "attention_mask": np.asarray(mask), "item_mask": item_mask}

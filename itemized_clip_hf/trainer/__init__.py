@@ -1,0 +1,1 @@
+"""Training: objectives, the ragged collator and the Trainer."""

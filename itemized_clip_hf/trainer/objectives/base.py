@@ -1,0 +1,86 @@
+"""What every objective is: random draws apart from the maths, features in, a dictionary of terms out."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from ..gather import world_size
+from .functional import draw_keep_mask, draw_negatives
+
+
+@dataclass
+class Draws:
+    """
+    The random choices of one step.
+
+    Args:
+        negatives: (B, B + K - 1) row numbers into the flattened items, see `functional.draw_negatives`.
+        keep_mask: (B, heads, B + K - 1, L), True where a text may attend to a token, or None; in a group of W processes a
+            list of W of them, indexed by the rank whose texts are scored.
+    """
+
+    negatives: torch.Tensor | None = None
+    keep_mask: torch.Tensor | list[torch.Tensor | None] | None = None
+
+
+class Objective(ABC):
+    """
+    Base of all objectives. A subclass takes its weights as constructor arguments, which become attributes, and is found by
+    the name of its file.
+    """
+
+    def draw(
+        self, item_mask: torch.Tensor, num_tokens: int, num_heads: int, generator: torch.Generator | None = None
+    ) -> Draws:
+        """Every random choice of one step; objectives without any return empty draws."""
+        return Draws()
+
+    @abstractmethod
+    def __call__(
+        self,
+        image_embeds: torch.Tensor,
+        image_tokens: torch.Tensor,
+        item_embeds: torch.Tensor,
+        item_mask: torch.Tensor | None,
+        is_normal: torch.Tensor | None,
+        logit_scale: torch.Tensor,
+        logit_bias: torch.Tensor,
+        pooler,
+        draws: Draws | None = None,
+        token_mask: torch.Tensor | None = None,
+        **unused,
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            image_embeds: (B, P) global features.
+            image_tokens: (B, L, P).
+            item_embeds: (B, K, P).
+            item_mask: (B, K), True for real items; all real if None.
+            is_normal: (B,), studies without findings; none if None.
+            logit_scale, logit_bias: before exp, and as it is.
+            pooler: the item pooler.
+            draws: random choices; drawn here if None.
+            token_mask: (B, L), True for tokens of real scans; all real if None.
+
+        Returns:
+            `"loss"` and the unweighted terms it is made of. In a process group every rank returns its own sum over the local
+            and the remote blocks, so that averaging gradients over ranks gives the mean.
+        """
+
+    @staticmethod
+    def complete(item_embeds, item_mask, is_normal):
+        """Masks for what was left out."""
+        if item_mask is None:
+            item_mask = torch.ones(item_embeds.shape[:2], dtype=torch.bool, device=item_embeds.device)
+        if is_normal is None:
+            is_normal = torch.zeros(len(item_embeds), dtype=torch.bool, device=item_embeds.device)
+        return item_mask.bool(), is_normal.view(-1).bool()
+
+
+def draw_pairs(item_mask, num_tokens, num_heads, keep_rate, generator=None) -> Draws:
+    """Draws of the objectives that score sampled texts through the pooler."""
+    batch, slots = item_mask.shape
+    shape = (batch, num_heads, batch + slots - 1, num_tokens)
+    masks = [draw_keep_mask(shape, keep_rate, generator, item_mask.device) for _ in range(world_size())]
+    return Draws(draw_negatives(item_mask, generator), masks if world_size() > 1 else masks[0])

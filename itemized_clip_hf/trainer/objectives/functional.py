@@ -1,0 +1,156 @@
+"""Pure maths and pure draws of the objectives (spec 5 and 6). Shapes: B studies, K item slots, T = B + K - 1 texts of a
+study, L tokens, P width."""
+
+import torch
+from torch.nn import functional as F
+
+
+def cosine_logits(
+    pooled: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor, logit_bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """exp(logit_scale) * cos + logit_bias along the last axis, in float32 or wider; a zero vector has cosine 0."""
+    logits = (unit(pooled) * unit(texts)).sum(-1) * full(logit_scale).exp()
+    return logits if logit_bias is None else logits + full(logit_bias)
+
+
+def full(x: torch.Tensor) -> torch.Tensor:
+    """At least float32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """L2-normalised along the last axis."""
+    return F.normalize(full(x), dim=-1)
+
+
+def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """-sum of weights * log sigmoid(labels * logits), labels in {-1, +1}."""
+    losses = F.softplus(-labels * logits)
+    return (losses if weights is None else losses * weights).sum()
+
+
+def draw_negatives(item_mask: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """
+    One random real item of every other study for every study (spec 5.1).
+
+    Args:
+        item_mask: (B, K), True for real items; every study has at least one.
+
+    Returns:
+        (B, B + K - 1) row numbers into the flattened items, ascending: all K own slots at the columns i .. i + K - 1 of row
+        i, and between them one item of every other study.
+    """
+    batch, slots = item_mask.shape
+    device = item_mask.device
+    counts = item_mask.sum(1)
+    uniform = torch.rand(batch, batch, generator=generator, device=generator.device if generator else device).to(device)
+    nth = (uniform * counts).long().clamp(max=slots - 1)  # which of the real items of study j
+    real_first = (~item_mask.bool()).to(torch.uint8).argsort(dim=1, stable=True)
+    chosen = real_first[torch.arange(batch, device=device)[None], nth] + torch.arange(batch, device=device) * slots
+    columns = torch.arange(batch + slots - 1, device=device)[None]
+    row = torch.arange(batch, device=device)[:, None]
+    study = torch.where(columns < row, columns, torch.where(columns < row + slots, row, columns - slots + 1))
+    own = row * slots + columns - row
+    return torch.where(study == row, own, chosen.gather(1, study))
+
+
+def draw_keep_mask(
+    shape: tuple[int, ...], keep_rate: float, generator: torch.Generator | None = None, device=None
+) -> torch.Tensor | None:
+    """Random token mask, True = may attend, each entry with probability `keep_rate`; None where nothing is hidden."""
+    if keep_rate >= 1:
+        return None
+    count = torch.Size(shape).numel()
+    source = generator.device if generator is not None else device
+    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=source).random_(-(2**63), None, generator=generator)
+    threshold = min(round(keep_rate * 65536), 65535) - 32768  # four 16-bit draws a word: far cheaper than a float each
+    return (words.view(torch.int16)[:count] < threshold).view(shape).to(device)
+
+
+def key_tokens(attention: torch.Tensor, rate: float, token_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    The tokens that a text attends to most (spec 5.4).
+
+    Args:
+        attention: (B, T, L).
+        rate: share of the tokens of real scans; at least one token is taken.
+        token_mask: (B, L).
+
+    Returns:
+        (B, T, L) boolean.
+    """
+    attention = attention.detach()
+    length = attention.shape[-1]
+    most = max(1, int(rate * length))
+    if token_mask is None:
+        chosen = attention.topk(most, dim=-1).indices
+        return torch.zeros_like(attention, dtype=torch.bool).scatter_(-1, chosen, True)
+    count = (token_mask.sum(-1).double() * rate).floor().clamp(min=1)
+    chosen = attention.masked_fill(~token_mask[:, None], -1.0).topk(most, dim=-1).indices
+    wanted = torch.arange(most, device=attention.device) < count[:, None, None]
+    return torch.zeros_like(attention, dtype=torch.bool).scatter_(-1, chosen, wanted.expand_as(chosen))
+
+
+def worst_positive(
+    logits: torch.Tensor, own: torch.Tensor, column_mask: torch.Tensor, select: str = "reference"
+) -> torch.Tensor:
+    """
+    Column (B,) of the positive item that is scored lowest (spec 5.3).
+
+    Args:
+        logits: (B, T).
+        own: (B, T), columns of the study's own slots.
+        column_mask: (B, T), False for padded slots.
+        select: `"strict"`: among the real own items. `"reference"`: arg-min of logit - 10 * mask - 10 * label over all
+            columns, which can fall on a padded slot or a negative once logits span more than 10 (it then has no effect).
+    """
+    logits = logits.detach()
+    if select == "strict":
+        return logits.masked_fill(~(own & column_mask), float("inf")).argmin(1)
+    if select == "reference":
+        labels = own.to(logits.dtype) * 2 - 1
+        return (logits - 10 * column_mask.to(logits.dtype) - 10 * labels).argmin(1)
+    raise ValueError(f"worst_positive_select is {select!r}, expected 'reference' or 'strict'.")
+
+
+def multi_positive_loss(
+    image_embeds: torch.Tensor,
+    item_embeds: torch.Tensor,
+    item_mask: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor,
+    positive: bool = True,
+    dropped: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    MPS: sigmoid loss of global image embeddings (B, P) against all items (B', K, P), divided by B' * K (spec 5.5).
+
+    Args:
+        positive: own items are positives (the local block); False makes every pair a negative (remote blocks).
+        dropped: (B, B') pairs of studies left out.
+    """
+    studies, slots = item_mask.shape
+    logits = unit(image_embeds) @ unit(item_embeds).flatten(0, 1).t() * full(logit_scale).exp() + full(logit_bias)
+    logits = logits.unflatten(1, (studies, slots))
+    labels = torch.full((len(image_embeds), studies, 1), -1.0, device=logits.device, dtype=logits.dtype)
+    if positive:
+        labels = labels + 2 * torch.eye(studies, device=logits.device, dtype=logits.dtype)[..., None]
+    weights = item_mask.to(logits.dtype)[None]
+    if dropped is not None:
+        weights = weights * (~dropped).to(logits.dtype)[..., None]
+    return sigmoid_loss(logits, labels, weights) / (studies * slots)
+
+
+def item_separation_loss(
+    pooled: torch.Tensor,
+    item_embeds: torch.Tensor,
+    item_mask: torch.Tensor,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor,
+) -> torch.Tensor:
+    """IIS: what item k gathered (B, K, P) speaks for item k and against the study's other items (spec 5.6)."""
+    batch, slots = item_mask.shape
+    logits = unit(pooled) @ unit(item_embeds).transpose(1, 2) * full(logit_scale).exp() + full(logit_bias)
+    labels = 2 * torch.eye(slots, device=logits.device, dtype=logits.dtype) - 1
+    mask = item_mask.to(logits.dtype)
+    return sigmoid_loss(logits, labels, mask[:, :, None] * mask[:, None]) / (batch * slots)
