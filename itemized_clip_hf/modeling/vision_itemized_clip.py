@@ -72,14 +72,15 @@ class ItemizedCLIPVisionEmbeddings(nn.Module):
             bias=config.patch_bias,
         )
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden_size))
-        table = torch.zeros(*config.grid_size, config.hidden_size)
+        dtype = torch.get_default_dtype()
+        table = sincos_3d(config.grid_size, config.hidden_size).to(dtype)
         if config.position_embedding_type == "learned":
             self.position_embedding = nn.Parameter(table)
         else:
             self.register_buffer("position_embedding", table)
         self.scan_name_encoder = ItemizedCLIPScanNameEncoder(config) if config.use_scan_name_encoder else None
         if config.max_num_scans > 1 and not config.use_scan_name_encoder:
-            self.register_buffer("scan_embedding", torch.zeros(config.max_num_scans, config.hidden_size))
+            self.register_buffer("scan_embedding", sincos_1d(config.max_num_scans, config.hidden_size).to(dtype))
         else:
             self.scan_embedding = None
 

@@ -88,8 +88,14 @@ class ItemizedCLIPProcessor(ProcessorMixin):
             data.update(self.encode_text(text, **text_kwargs))
         return BatchEncoding(data, tensor_type=return_tensors)
 
-    def encode_text(self, text, **kwargs) -> dict[str, np.ndarray]:
-        """Token ids, attention mask and item mask of prompts or of lists of items, as in a call."""
+    def encode_text(self, text, num_slots: int | None = None, **kwargs) -> dict[str, np.ndarray]:
+        """
+        Token ids, attention mask and item mask of prompts or of lists of items, as in a call.
+
+        Args:
+            text: as in a call.
+            num_slots: item slots of every study; as many as the longest list if None.
+        """
         text = [text] if isinstance(text, str) else list(text)
         nested = any(not isinstance(entry, str) for entry in text)
         if not text:
@@ -103,6 +109,10 @@ class ItemizedCLIPProcessor(ProcessorMixin):
                 f"studies {empty[:10]} have no item; every study needs at least one (a normal study has an item that says so)."
             )
         most = max(len(items) for items in lists)
+        if num_slots is not None:
+            if most > num_slots:
+                raise ValueError(f"a study has {most} items, more than the {num_slots} slots.")
+            most = num_slots
         item_mask = np.array([[k < len(items) for k in range(most)] for items in lists])
         flat = [item for items in lists for item in items + [PLACEHOLDER] * (most - len(items))]
         data = self._tokenize(flat, item_mask, kwargs)

@@ -1,0 +1,72 @@
+"""Entry point of the command line: lists the verbs without importing the package, so that `--help` answers at once."""
+
+import ast
+import importlib.util
+import os
+from pathlib import Path
+
+import click
+
+
+input_option = click.option(
+    "-i", "--input", "inputs", multiple=True, required=True, metavar="PATH", help="What to read; repeat for several."
+)
+model_option = click.option(
+    "-m",
+    "--model",
+    required=True,
+    metavar="DIR",
+    help="Folder or Hub name of a model; 'untrained:DOMAIN' builds one with random weights.",
+)
+tokenizer_option = click.option("--tokenizer", metavar="PATH", help="Tokenizer folder, BERT vocab.txt or CLIP merges.")
+device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps or auto.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+volume_option = click.option("--volume-index", type=int, help="Which volume of a 4-D file to take; 0 is the first.")
+prompt_option = click.option("-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="Item to look for; repeat.")
+
+
+def _verbs_folder() -> Path:
+    package = importlib.util.find_spec("itemized_clip_hf")
+    return Path(package.submodule_search_locations[0]) / "cli"
+
+
+class Verbs(click.Group):
+    """One verb per file of `itemized_clip_hf/cli`; the file's name is the verb, its first docstring line the help."""
+
+    def list_commands(self, context) -> list[str]:
+        return sorted(path.stem for path in _verbs_folder().glob("*.py") if not path.stem.startswith("_"))
+
+    def get_command(self, context, name: str):
+        if name not in self.list_commands(context):
+            return None
+        spec = importlib.util.spec_from_file_location(f"itemized_clip_cli_{name}", _verbs_folder() / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.command
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except (OSError, ValueError, ImportError) as error:
+            if os.environ.get("ITEMIZED_CLIP_TRACEBACK"):
+                raise
+            raise click.ClickException(str(error)) from error
+
+    def format_commands(self, context, formatter):
+        rows = []
+        for name in self.list_commands(context):
+            doc = ast.get_docstring(ast.parse((_verbs_folder() / f"{name}.py").read_text()))
+            rows.append((name, (doc or "").splitlines()[0]))
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+def main():
+    """Score, explain and train on images whose text is a list of independent findings."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    main()

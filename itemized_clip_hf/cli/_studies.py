@@ -1,0 +1,86 @@
+"""Studies named on the command line, read one at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from itemized_clip_hf.data.records import read_records
+from itemized_clip_hf.data.study import PICTURE_SUFFIXES, Study, read_file
+from itemized_clip_hf.domains import load_domain
+
+
+def read_inputs(inputs: tuple[str, ...]) -> list[dict]:
+    """Records of all inputs; images stay paths until they are opened."""
+    return [record for source in inputs for record in read_records(source)]
+
+
+def open_images(images, volume_index: int | None = None):
+    """Paths of volumes -> scans; files of a folder that cannot be read are named on the error stream."""
+    if isinstance(images, dict):
+        return {name: open_images(image, volume_index) for name, image in images.items()}
+    if isinstance(images, list):
+        return [open_images(image, volume_index) for image in images]
+    if not isinstance(images, str) or images.lower().endswith(PICTURE_SUFFIXES):
+        return images
+    opened = read_file(images, volume_index)
+    if isinstance(opened, Study):
+        for name, reason in opened.skipped:
+            click.echo(f"skipped {name}: {reason}", err=True)
+    return opened
+
+
+class OpenOneByOne:
+    """Iterates over the studies of records, opening each when its turn comes."""
+
+    def __init__(self, records, volume_index: int | None = None):
+        self.records = records
+        self.volume_index = volume_index
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator:
+        for record in self.records:
+            try:
+                yield open_images(record["images"], self.volume_index)
+            except (OSError, ValueError) as error:
+                yield Unreadable(error)
+
+
+class Unreadable:
+    """Stands for a study whose file could not be read, so that the run reports it in its place."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    @property
+    def scans(self):
+        raise ValueError(str(self.error)) from self.error
+
+
+def choose_prompts(prompts: tuple[str, ...], prompt_file: str | None, domain: str | None) -> dict[str, list[str]]:
+    """Prompts of the command line, of a file (JSON or YAML: label -> texts, or a list), or of the model's domain."""
+    if prompt_file:
+        import yaml
+
+        loaded = yaml.safe_load(Path(prompt_file).read_text())
+        if isinstance(loaded, list):
+            return {text: [text] for text in loaded}
+        return {label: [texts] if isinstance(texts, str) else list(texts) for label, texts in loaded.items()}
+    if prompts:
+        return {text: [text] for text in prompts}
+    known = load_domain(domain).prompts if domain else {}
+    if not known:
+        raise ValueError("no prompts: pass -p TEXT or --prompts FILE (the model's domain has none of its own).")
+    return known
+
+
+def format_table(header: list[str], rows: list[list]) -> str:
+    """Plain columns, numbers with four digits."""
+    text = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in text) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+        for row in text
+    )

@@ -1,0 +1,64 @@
+"""What is installed and known, or what a model folder holds."""
+
+import json
+
+import click
+from itemized_clip_cli import json_option
+
+
+@click.command()
+@click.option("-m", "--model", metavar="DIR", help="Describe this model instead.")
+@json_option
+def command(model, as_json):
+    """Versions, domains, objectives and recipes; or the facts of a model folder."""
+    facts = model_facts(model) if model else package_facts()
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    for name, value in facts.items():
+        click.echo(f"{name:<22}{', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def package_facts() -> dict:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    import itemized_clip_hf
+    from itemized_clip_hf.domains import available_domains
+    from itemized_clip_hf.recipes import available_recipes
+    from itemized_clip_hf.trainer.objectives import available_objectives
+
+    facts = {"itemized-clip-hf": itemized_clip_hf.__version__, "python": platform.python_version()}
+    for package in ("torch", "transformers", "accelerate", "nibabel", "datasets", "scikit-learn", "matplotlib"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["devices"] = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    facts["domains"] = available_domains()
+    facts["objectives"] = available_objectives()
+    facts["recipes"] = available_recipes()
+    return facts
+
+
+def model_facts(model: str) -> dict:
+    from itemized_clip_hf.hub.load import load
+
+    loaded, processor = load(model, "cpu")
+    config, vision = loaded.config, loaded.config.vision_config
+    scans = "sequence names" if vision.use_scan_name_encoder else f"{vision.max_num_scans} positions"
+    return {
+        "domain": config.domain or "none",
+        "parameters": f"{sum(p.numel() for p in loaded.parameters()):,}",
+        "input of a scan": f"{vision.num_channels} x {' x '.join(map(str, vision.image_size))}",
+        "patch": " x ".join(map(str, vision.patch_size)),
+        "tokens of a scan": vision.grid_size[0] * vision.grid_size[1] * vision.grid_size[2],
+        "scans told apart by": scans,
+        "attention": " ".join(vision.attention_scopes),
+        "text tower": f"{config.text_config.model_type}, {config.text_config.num_hidden_layers} layers",
+        "longest item": f"{processor.tokenizer.model_max_length} tokens",
+        "fit": processor.image_processor.fit,
+        "orientation": processor.image_processor.orientation or "as stored",
+    }

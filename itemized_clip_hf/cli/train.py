@@ -1,0 +1,60 @@
+"""Train or fine-tune from a recipe and a list of studies."""
+
+import click
+from itemized_clip_cli import device_option, json_option, tokenizer_option
+
+
+@click.command()
+@click.option("--recipe", required=True, metavar="NAME", help="A recipe of the package (see info) or a YAML file.")
+@click.option("--variant", help="A variant that the recipe names, e.g. paper-table-12.")
+@click.option("-i", "--input", "--data", "data", required=True, metavar="PATH", help=".jsonl or .parquet file (or a glob), or a folder.")
+@click.option("--eval-data", metavar="PATH", help="The same, for evaluation during training.")
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False))
+@click.option("-m", "--model", metavar="DIR", help="Start from this model instead of fresh weights.")
+@tokenizer_option
+@click.option("--items-column", help="Column of the items, if not items, captions_unique, captions, sentences or report.")
+@click.option("--images-column", help="Column of the images, if not images, image, scans, file or path.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training argument, e.g. max_steps=100; repeat.")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the output folder.")
+@device_option
+@json_option
+def command(recipe, variant, data, eval_data, output, model, tokenizer, items_column, images_column, settings, resume, device, as_json):
+    """
+    Train a model and save it with its processor.
+
+    A line of a .jsonl list names a study: {"id": "...", "images": {"AX_T2": "scan.nii.gz"}, "items": ["...", "..."]}. A
+    study that cannot be read is left out of its batch and listed in quarantine.csv.
+    """
+    import json
+
+    import yaml
+
+    from itemized_clip_hf.recipes import load_recipe
+    from itemized_clip_hf.trainer.run import train_recipe
+
+    overrides = {}
+    for setting in settings:
+        name, found, value = setting.partition("=")
+        if not found:
+            raise click.BadParameter(f"{setting!r} is not NAME=VALUE", param_hint="--set")
+        overrides[name] = yaml.safe_load(value)
+    if device == "cpu":
+        overrides["use_cpu"] = True
+    loaded = load_recipe(recipe)
+    if variant:
+        loaded = loaded.variant(variant)
+    trainer = train_recipe(
+        loaded,
+        data,
+        output,
+        tokenizer=tokenizer,
+        eval_data=eval_data,
+        resume=resume,
+        items_column=items_column,
+        images_column=images_column,
+        model_folder=model,
+        **overrides,
+    )
+    last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
+    summary = {"output": output, "steps": trainer.state.global_step, "left_out": trainer.data_collator.lost, **last}
+    click.echo(json.dumps(summary) if as_json else "\n".join(f"{name:<16}{value}" for name, value in summary.items()))

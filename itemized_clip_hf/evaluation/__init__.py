@@ -1,0 +1,1 @@
+"""Scores and metrics; models and processors come in as arguments."""

@@ -1,0 +1,150 @@
+"""Attention of every item over the tokens of a study -> one volume per scan, in the grid of the scan as it came in."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+
+@dataclass
+class HeatMap:
+    """
+    Attention of one item in one scan.
+
+    Args:
+        item: the text.
+        scan_name: name of the processed scan (with its window, where a series is shown in several).
+        values: attention per voxel of the source, in the source's axis order and shape, in units of the mean attention of
+            a token: 1 is what even attention over the whole study would give.
+        affine: of the source, (4, 4), or None for arrays.
+        source: the source's voxels.
+        share: part of the item's attention over the study that falls on this scan, in [0, 1].
+    """
+
+    item: str
+    scan_name: str | None
+    values: np.ndarray
+    affine: np.ndarray | None
+    source: np.ndarray
+    share: float
+
+
+def token_map_to_source(
+    token_map: np.ndarray, to_source: np.ndarray, scan_size, source_shape, order: str = "linear"
+) -> np.ndarray:
+    """
+    A map over the token grid, resampled to the grid of the source.
+
+    Args:
+        token_map: (D, H, W) tokens.
+        to_source: (4, 4), voxel indices of the processed scan -> voxel indices of the source.
+        scan_size: voxels of the processed scan.
+        source_shape: of the array that came in.
+        order: `"linear"` interpolates between token centres, `"nearest"` paints blocks.
+
+    Returns:
+        array of `source_shape`; 0 outside the field that the model saw.
+    """
+    patch = np.asarray(scan_size, float) / np.asarray(token_map.shape, float)
+    voxel_to_token = np.diag([*(1 / patch), 1.0])
+    voxel_to_token[:3, 3] = 0.5 / patch - 0.5
+    source_to_token = voxel_to_token @ np.linalg.inv(to_source)
+    axes = [torch.arange(n, dtype=torch.float32) for n in source_shape]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    matrix = torch.from_numpy(source_to_token).float()
+    tokens = grid @ matrix[:3, :3].t() + matrix[:3, 3]
+    size = torch.tensor(token_map.shape, dtype=torch.float32)
+    inside = ((tokens >= -0.5 - 1e-4) & (tokens <= size - 0.5 + 1e-4)).all(-1)
+    # grid_sample counts faces at -1 and 1, x (the last axis) first
+    coordinates = ((tokens + 0.5) / size * 2 - 1).flip(-1)
+    values = F.grid_sample(
+        torch.from_numpy(np.ascontiguousarray(token_map)).float()[None, None],
+        coordinates[None],
+        mode="bilinear" if order == "linear" else "nearest",
+        padding_mode="border",
+        align_corners=False,
+    )[0, 0]
+    return (values * inside).numpy()
+
+
+@torch.no_grad()
+def attention_maps(model, inputs, item_embeds: torch.Tensor, normalize_queries: bool = True) -> torch.Tensor:
+    """
+    Attention (B, M, L) of M items over the tokens of each study, mean over heads, without the empty slot.
+
+    Args:
+        inputs: image inputs of the processor, on the model's device.
+        item_embeds: (M, P).
+        normalize_queries: L2-normalise the items before the pooler, as the reference's figures do.
+    """
+    features = model.get_image_features(
+        inputs["pixel_values"], scan_mask=inputs.get("scan_mask"), scan_name_ids=inputs.get("scan_name_ids")
+    )
+    tokens = model.visual_projection(features.last_hidden_state)
+    queries = F.normalize(item_embeds, dim=-1) if normalize_queries else item_embeds
+    keep_mask = None
+    if inputs.get("scan_mask") is not None:
+        scan_mask = inputs["scan_mask"].bool()
+        keep_mask = scan_mask.repeat_interleave(tokens.shape[1] // scan_mask.shape[1], dim=1)[:, None, None]
+    _, attention = model.item_pooler(queries.expand(len(tokens), -1, -1), tokens, keep_mask, output_attentions=True)
+    return attention
+
+
+def explain_study(model, processor, study, items: list[str], order: str = "linear") -> list[HeatMap]:
+    """
+    Heat maps of every item in every scan of one study.
+
+    Args:
+        study: anything the processor takes as one study.
+        items: texts to look for.
+        order: `"linear"` or `"nearest"`, see `token_map_to_source`.
+    """
+    image_processor = processor.image_processor
+    scans = image_processor.process_study(study)
+    inputs = image_processor.collate([scans], return_tensors="pt").to(model.device)
+    encoded = processor(text=items, return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        item_embeds = model.get_text_features(encoded["input_ids"], encoded["attention_mask"]).pooler_output
+    attention = attention_maps(model, inputs, item_embeds)[0].float().cpu().numpy()
+
+    scan_size = tuple(scans[0].pixel_values.shape[1:])
+    patch = model.config.vision_config.patch_size
+    grid = tuple(voxels // size for voxels, size in zip(scan_size, patch))
+    attention = attention.reshape(len(items), len(scans), *grid)
+    total = attention.sum(axis=(1, 2, 3, 4), keepdims=True)
+    relative = attention / np.maximum(total, 1e-12) * attention[0].size
+    picture = scan_size[0] == 1
+    maps = []
+    for k, item in enumerate(items):
+        for n, scan in enumerate(scans):
+            source = source_array(scan)
+            shape = (1, *source.shape[:2]) if picture else source.shape
+            values = token_map_to_source(relative[k, n], scan.to_source, scan_size, shape, order)
+            maps.append(
+                HeatMap(
+                    item=item,
+                    scan_name=scan.name,
+                    values=values[0] if picture else values,
+                    affine=getattr(scan.source, "affine", None),
+                    source=source,
+                    share=float(attention[k, n].sum() / max(total[k].item(), 1e-12)),
+                )
+            )
+    return maps
+
+
+def source_array(scan) -> np.ndarray:
+    """Voxels of what a processed scan was made from; pictures as (H, W[, C])."""
+    source = scan.source
+    if hasattr(source, "array") and hasattr(source, "affine"):
+        return np.asarray(source.array)
+    if isinstance(source, torch.Tensor):
+        source = source.numpy(force=True)
+    array = np.asarray(source)
+    if scan.pixel_values.shape[1] > 1:  # a volume
+        return array[0] if array.ndim == 4 else array
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    return array
+

@@ -1,0 +1,74 @@
+"""A model and its processor, ready to use, from a folder or a name."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from ..data.tokenizer import load_tokenizer
+from ..domains import load_domain
+from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+
+UNTRAINED = "untrained:"
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def build_untrained(domain: str, tokenizer, seed: int = 0) -> tuple[ItemizedCLIPModel, ItemizedCLIPProcessor]:
+    """Full-size model of a domain with random weights: its scores mean nothing, its shapes and costs do."""
+    facts = load_domain(domain)
+    processor = ItemizedCLIPProcessor.from_domain(domain, tokenizer=tokenizer)
+    torch.manual_seed(seed)
+    config = ItemizedCLIPConfig(domain=domain, **facts.architecture)
+    if len(tokenizer) > config.text_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} entries, the text tower of {domain} {config.text_config.vocab_size}: "
+            f"the domain uses {facts.text['tokenizer']}."
+        )
+    return ItemizedCLIPModel(config), processor
+
+
+def load(
+    model: str | os.PathLike, device: str = "auto", tokenizer: str | os.PathLike | None = None, dtype="auto"
+) -> tuple[ItemizedCLIPModel, ItemizedCLIPProcessor]:
+    """
+    Args:
+        model: folder, Hub name, or `untrained:DOMAIN` (needs a tokenizer).
+        device: as torch names it, or `auto`.
+        tokenizer: takes the place of the one in the folder.
+
+    Raises:
+        ValueError: if the folder holds a model of another architecture.
+    """
+    name = str(model)
+    if name.startswith(UNTRAINED):
+        domain = name.removeprefix(UNTRAINED)
+        context = load_domain(domain).text["context_length"]
+        if tokenizer is None:
+            raise ValueError(f"an untrained model needs a tokenizer: pass --tokenizer ({load_domain(domain).text['tokenizer']}).")
+        loaded, processor = build_untrained(domain, load_tokenizer(tokenizer, context))
+        return loaded.eval().to(pick_device(device)), processor
+    if os.path.sep in name and not Path(name).exists() and name.count("/") != 1:
+        raise FileNotFoundError(f"there is no model folder {name}.")
+    if Path(name).exists() and not (Path(name) / "config.json").exists():
+        raise FileNotFoundError(f"{name} is no model folder: it has no config.json. Checkpoints (.pt) have to be converted first.")
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type != ItemizedCLIPConfig.model_type:
+        raise ValueError(
+            f"{name} holds a model of type {config.model_type!r}, expected {ItemizedCLIPConfig.model_type!r}: this is not an "
+            "ItemizedCLIP checkpoint."
+        )
+    processor = AutoProcessor.from_pretrained(name)
+    if tokenizer is not None:
+        processor.tokenizer = load_tokenizer(tokenizer, processor.tokenizer.model_max_length)
+    loaded = AutoModel.from_pretrained(name, dtype=dtype)
+    return loaded.eval().to(pick_device(device)), processor

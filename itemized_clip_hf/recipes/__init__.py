@@ -1,0 +1,76 @@
+"""Training runs, one YAML file each: domain, changes to architecture and preprocessing, tokenizer, training arguments."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..domains import load_domain
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass
+class Recipe:
+    """
+    Args:
+        domain: whose facts the run starts from.
+        model: changes to the domain's architecture, nested as the arguments of `ItemizedCLIPConfig`.
+        image: changes to the domain's image preset.
+        tokenizer: `{"vocab_size": n, "context_length": m}` to learn one from the items; a path on the command line wins.
+        training: arguments of `ItemizedCLIPTrainingArguments`.
+        global_batch_size: studies of one optimiser step over all processes.
+        cache_pictures: shortest side in pixels at which decoded pictures are kept in memory; None reads files every time.
+        variants: name -> changes, laid out as a recipe.
+        note: what a reader should know.
+    """
+
+    domain: str
+    model: dict = field(default_factory=dict)
+    image: dict = field(default_factory=dict)
+    tokenizer: dict | None = None
+    training: dict = field(default_factory=dict)
+    global_batch_size: int | None = None
+    cache_pictures: int | None = None
+    variants: dict = field(default_factory=dict)
+    note: str = ""
+
+    def variant(self, name: str) -> "Recipe":
+        """This recipe with the changes of one of its variants."""
+        if name not in self.variants:
+            raise ValueError(f"the recipe has no variant {name!r}; it has {sorted(self.variants)}.")
+        return Recipe(**merge({**vars(self), "variants": {}}, self.variants[name]))
+
+    def architecture(self) -> dict:
+        """Arguments of `ItemizedCLIPConfig`."""
+        return merge(load_domain(self.domain).architecture, self.model)
+
+
+def merge(base: dict, changes: dict) -> dict:
+    """`changes` over `base`, dictionaries within dictionaries too."""
+    merged = dict(base)
+    for name, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
+def available_recipes() -> list[str]:
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A recipe of the package by name, or any YAML file; a file may start from another with `base: NAME`."""
+    import yaml
+
+    path = Path(name_or_path)
+    if not path.exists():
+        path = _FOLDER / f"{name_or_path}.yaml"
+    if not path.exists():
+        raise ValueError(f"there is no recipe {name_or_path!r}; choose one of {available_recipes()} or a YAML file.")
+    content = yaml.safe_load(path.read_text())
+    base = content.pop("base", None)
+    if base is not None:
+        content = merge({**vars(load_recipe(base)), "variants": {}}, content)
+    unknown = sorted(set(content) - set(Recipe.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"{path.name}: unknown keys {unknown}; a recipe has {sorted(Recipe.__dataclass_fields__)}.")
+    return Recipe(**content)

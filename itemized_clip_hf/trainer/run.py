@@ -1,0 +1,131 @@
+"""One training run from a recipe and a list of studies to a model folder."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from ..data.cache import CachedPictures
+from ..data.records import read_records
+from ..data.tokenizer import load_tokenizer, train_tokenizer
+from ..domains import load_domain
+from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+from ..recipes import Recipe
+from .gather import world_size
+from .trainer import ItemizedCLIPTrainer
+from .training_args import ItemizedCLIPTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+
+def build_processor(recipe: Recipe, items, tokenizer_path: str | None = None) -> ItemizedCLIPProcessor:
+    """Processor of the recipe; the tokenizer is loaded from a path or learned from the items (an iterable of lists)."""
+    settings = recipe.tokenizer or {}
+    context = settings.get("context_length", load_domain(recipe.domain).text["context_length"])
+    if tokenizer_path is not None:
+        tokenizer = load_tokenizer(tokenizer_path, context)
+    elif "vocab_size" in settings:
+        tokenizer = train_tokenizer((item for row in items for item in row), settings["vocab_size"], context)
+    else:
+        raise ValueError(
+            "this recipe needs a tokenizer: pass its path (--tokenizer; the domain uses "
+            f"{load_domain(recipe.domain).text['tokenizer']}), or give the recipe `tokenizer: {{vocab_size: 4096}}` to learn one."
+        )
+    return ItemizedCLIPProcessor.from_domain(recipe.domain, tokenizer=tokenizer, **recipe.image)
+
+
+def build_model(recipe: Recipe, tokenizer, seed: int = 0) -> ItemizedCLIPModel:
+    """Model of the recipe with fresh weights; vocabulary and special tokens of the text tower are the tokenizer's."""
+    architecture = recipe.architecture()
+    text = dict(architecture["text_config"])
+    if recipe.tokenizer and "vocab_size" in recipe.tokenizer:
+        text["vocab_size"] = len(tokenizer)
+    text["max_position_embeddings"] = max(text.get("max_position_embeddings", 0), tokenizer.model_max_length)
+    text["pad_token_id"] = tokenizer.pad_token_id
+    if text["model_type"] == "clip_text_model":
+        text["bos_token_id"] = first_known(tokenizer.bos_token_id, tokenizer.cls_token_id)
+        text["eos_token_id"] = first_known(tokenizer.eos_token_id, tokenizer.sep_token_id)
+    if len(tokenizer) > text["vocab_size"]:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the text tower {text['vocab_size']}: they do not belong together.")
+    torch.manual_seed(seed)
+    return ItemizedCLIPModel(ItemizedCLIPConfig(**{**architecture, "text_config": text}, domain=recipe.domain))
+
+
+def first_known(*values):
+    return next(value for value in values if value is not None)
+
+
+def train_recipe(
+    recipe: Recipe,
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    tokenizer: str | None = None,
+    eval_data: str | os.PathLike | None = None,
+    resume: bool = False,
+    items_column: str | None = None,
+    images_column: str | None = None,
+    model_folder: str | None = None,
+    **overrides,
+) -> ItemizedCLIPTrainer:
+    """
+    Trains and saves a model folder (weights, processor, trainer state) at `output`.
+
+    Args:
+        recipe: from `load_recipe`.
+        data, eval_data: as in `read_records`.
+        tokenizer: path; see `build_processor`.
+        resume: continue from the last checkpoint in `output`.
+        items_column, images_column: of the list, where their names are not the usual ones.
+        model_folder: start from this model and its processor instead of fresh weights.
+        overrides: training arguments that win over the recipe's.
+    """
+    records = read_records(data, items_column=items_column, images_column=images_column)
+    if records.items_column is None or records.images_column is None:
+        raise ValueError(
+            f"{data}: no column of items or of images among {records.columns}; name them with --items-column and --images-column."
+        )
+    logger.warning(f"{len(records)} studies; images from {records.images_column!r}, items from {records.items_column!r}")
+    settings = {"logging_strategy": "steps", **recipe.training, **overrides}
+    if recipe.global_batch_size is not None and "per_device_train_batch_size" not in settings:
+        processes = int(os.environ.get("WORLD_SIZE", world_size()))
+        settings["per_device_train_batch_size"] = recipe.global_batch_size // processes
+    if settings.get("bf16") and not torch.cuda.is_available():
+        logger.warning("no GPU: training in float32 instead of bf16")
+        settings["bf16"] = False
+    if settings.get("dataloader_num_workers", 0) > (os.cpu_count() or 1):
+        settings["dataloader_num_workers"] = os.cpu_count() or 1
+    args = ItemizedCLIPTrainingArguments(output_dir=str(output), **settings)
+    if model_folder is not None:
+        from ..hub.load import load
+
+        model, processor = load(model_folder, "cpu", tokenizer)
+    else:
+        processor = build_processor(recipe, records.items(), tokenizer)
+        model = build_model(recipe, processor.tokenizer, args.seed)
+    if recipe.cache_pictures:
+        records = cache(records, recipe.cache_pictures)
+    eval_records = None
+    if eval_data is not None:
+        eval_records = read_records(eval_data, items_column=items_column, images_column=images_column)
+        eval_records = cache(eval_records, recipe.cache_pictures) if recipe.cache_pictures else eval_records
+    trainer = ItemizedCLIPTrainer(
+        model, args, train_dataset=records, eval_dataset=eval_records, processing_class=processor
+    )
+    checkpoint = get_last_checkpoint(str(output)) if resume and Path(output).is_dir() else None
+    if resume and checkpoint is None:
+        logger.warning(f"there is no checkpoint in {output}: starting from the beginning")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(output))
+    trainer.save_state()
+    return trainer
+
+
+def cache(records, shortest_side: int) -> CachedPictures:
+    cached = CachedPictures(records, shortest_side)
+    for name, reason in cached.skipped:
+        logger.warning(f"record {name} is left out: {reason}")
+    return cached

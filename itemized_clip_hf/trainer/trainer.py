@@ -1,0 +1,144 @@
+"""The library's Trainer with an objective inside the model, its terms in the log, and the papers' schedule."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback
+
+from ..domains import load_domain
+from .collator import ItemizedCLIPCollator
+from .objectives import Objective, load_objective
+from .sampler import SeededDataset, SeededSampler
+from .training_args import ItemizedCLIPTrainingArguments
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+def freeze_text_tower(model, mode: bool | str) -> None:
+    """
+    Args:
+        model: with `text_model`.
+        mode: False, True, or `"except_layernorm"`, which keeps the parameters of LayerNorms trainable (chest CT).
+    """
+    if not mode:
+        return
+    for module in model.text_model.modules():
+        trainable = mode == "except_layernorm" and isinstance(module, nn.LayerNorm)
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad = trainable
+
+
+class ClampLogitScale(TrainerCallback):
+    """Keeps the logit scale in [0, ln 100] after every optimiser step."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+class ItemizedCLIPTrainer(Trainer):
+    """
+    Args:
+        model: [`ItemizedCLIPModel`].
+        args: [`ItemizedCLIPTrainingArguments`].
+        train_dataset, eval_dataset: map-style; examples as the collator takes them.
+        processing_class: [`ItemizedCLIPProcessor`]; builds the collator where none is given.
+        objective: an [`Objective`] instead of the one that `args` name.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model=None,
+        args: ItemizedCLIPTrainingArguments | None = None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        objective: Objective | None = None,
+        **kwargs,
+    ):
+        args = args if args is not None else ItemizedCLIPTrainingArguments(output_dir="itemized-clip-output")
+        domain = load_domain(model.config.domain) if model.config.domain else None
+        if data_collator is None:
+            if processing_class is None:
+                raise ValueError("pass the processor as processing_class, or a data_collator.")
+            data_collator = ItemizedCLIPCollator(
+                processing_class,
+                max_items=args.max_items,
+                max_scans=args.max_scans,
+                scan_fill=args.scan_fill,
+                diverse_sampling=args.diverse_sampling,
+                is_normal=domain.is_normal if domain else None,
+                quarantine=Path(args.output_dir) / "quarantine.csv",
+            )
+        if objective is None:
+            weights = dict(args.objective_weights or {})
+            if args.objective == "itemized_clip" and domain:
+                weights = {**domain.objective, **weights}
+            objective = load_objective(args.objective, **weights)
+        self.objective = objective
+        model.loss_function = objective
+        freeze_text_tower(model, args.freeze_text)
+        self._terms: dict[str, list] = {}
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=None if train_dataset is None else SeededDataset(train_dataset),
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.add_callback(ClampLogitScale())
+        # Evaluation asks the model for a loss although there are no labels.
+        self.can_return_loss = True
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SeededSampler(len(train_dataset if train_dataset is not None else self.train_dataset), self.args.seed)
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """Matrices and embeddings only: no decay on norms, biases, scale and the like."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Cosine to zero after a linear warm-up that starts at lr / warmup instead of 0; other types are the library's."""
+        if self.args.lr_scheduler_type != "cosine" or self.args.lr_scheduler_kwargs:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+
+            def factor(step: int) -> float:
+                if step < warmup:
+                    return (step + 1) / warmup
+                return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, num_training_steps - warmup))))
+
+            self.lr_scheduler = LambdaLR(optimizer if optimizer is not None else self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs, return_loss=True, return_logits=return_outputs)
+        phase = "" if model.training else "eval_"
+        for name, term in (outputs.loss_terms or {}).items():
+            total = self._terms.setdefault(f"{phase}loss_{name}", [0.0, 0])
+            total[0] = total[0] + term.detach().float()
+            total[1] += 1
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Adds the mean of every loss term since the last entry, and the scale and bias of the logits."""
+        phase = "eval_" if any(name.startswith("eval_") for name in logs) else ""
+        if "loss" in logs or phase:
+            for name in [name for name in self._terms if name.startswith("eval_") == bool(phase)]:
+                total, count = self._terms.pop(name)
+                logs[name] = round(float(total) / count, 6)
+        if "loss" in logs:
+            model = self.accelerator.unwrap_model(self.model)
+            logs["logit_scale"] = round(float(model.logit_scale.detach().exp()), 4)
+            logs["logit_bias"] = round(float(model.logit_bias.detach()), 4)
+        super().log(logs, *args, **kwargs)

@@ -1,0 +1,98 @@
+"""Tiny configurations, generated volumes, no downloads."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+DATA = Path(os.environ.get("ITEMIZED_CLIP_DATA", Path(__file__).parents[2] / "shared" / "data"))
+ITEMS = ["left frontal mass", "small bleed in the right parietal lobe", "enlarged ventricles", "no significant abnormalities."]
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real data, where it is at hand."""
+    if not DATA.exists():
+        pytest.skip(f"real data is not at {DATA}; set ITEMIZED_CLIP_DATA")
+    return DATA
+
+
+@pytest.fixture
+def tokenizer():
+    from itemized_clip_hf.data.tokenizer import train_tokenizer
+
+    return train_tokenizer(ITEMS, vocab_size=120, context_length=24)
+
+
+def tiny_config(vocab_size: int = 120, text: str = "bert", **vision):
+    """A model of some thousand parameters."""
+    from itemized_clip_hf import ItemizedCLIPConfig
+
+    text_config = {
+        "model_type": {"bert": "bert", "clip": "clip_text_model"}[text],
+        "vocab_size": vocab_size,
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 24,
+    }
+    if text == "clip":
+        text_config |= {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1, "pad_token_id": 0}
+    else:
+        text_config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return ItemizedCLIPConfig(
+        vision_config={
+            "hidden_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "num_channels": 1,
+            "image_size": [8, 16, 16],
+            "patch_size": [4, 8, 8],
+            "attention_scopes": ["slice", "scan", "study"],
+            **vision,
+        },
+        text_config=text_config,
+        projection_dim=16,
+        num_pooler_heads=2,
+    )
+
+
+@pytest.fixture
+def make_model():
+    """Builds a tiny model in evaluation mode from changes to the vision config."""
+    from itemized_clip_hf import ItemizedCLIPModel
+
+    def make(seed: int = 0, **changes):
+        torch.manual_seed(seed)
+        return ItemizedCLIPModel(tiny_config(**changes)).eval()
+
+    return make
+
+
+@pytest.fixture
+def write_volume(tmp_path):
+    """Writes a NIfTI file: seeded smooth noise unless an array is given."""
+    nibabel = pytest.importorskip("nibabel")
+
+    def write(name: str = "scan.nii.gz", array=None, shape=(20, 24, 10), affine=None, seed: int = 0) -> Path:
+        if array is None:
+            array = np.random.default_rng(seed).normal(100, 30, shape).astype(np.float32)
+        if affine is None:
+            affine = np.diag([2.0, 2.0, 6.0, 1.0])
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array, affine), path)
+        return path
+
+    return write
