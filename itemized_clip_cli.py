@@ -4,9 +4,9 @@ import ast
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import click
-
 
 input_option = click.option(
     "-i", "--input", "inputs", multiple=True, required=True, metavar="PATH", help="What to read; repeat for several."
@@ -22,11 +22,13 @@ tokenizer_option = click.option("--tokenizer", metavar="PATH", help="Tokenizer f
 device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps or auto.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 volume_option = click.option("--volume-index", type=int, help="Which volume of a 4-D file to take; 0 is the first.")
-prompt_option = click.option("-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="Item to look for; repeat.")
+prompt_option = click.option(
+    "-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="Item to look for; repeat."
+)
 
 
 def _verbs_folder() -> Path:
-    package = importlib.util.find_spec("itemized_clip_hf")
+    package: Any = importlib.util.find_spec("itemized_clip_hf")
     return Path(package.submodule_search_locations[0]) / "cli"
 
 
@@ -39,7 +41,7 @@ class Verbs(click.Group):
     def get_command(self, context, name: str):
         if name not in self.list_commands(context):
             return None
-        spec = importlib.util.spec_from_file_location(f"itemized_clip_cli_{name}", _verbs_folder() / f"{name}.py")
+        spec: Any = importlib.util.spec_from_file_location(f"itemized_clip_cli_{name}", _verbs_folder() / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module.command

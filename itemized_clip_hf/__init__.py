@@ -2,7 +2,13 @@
 
 import importlib
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from .domains import Presets
@@ -10,7 +16,6 @@ from .modeling.configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCL
 from .modeling.modeling_itemized_clip import ItemizedCLIPModel, ItemizedCLIPPreTrainedModel, ItemizedCLIPVisionModel
 from .processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
 from .processing.processing_itemized_clip import ItemizedCLIPProcessor
-
 from .version import __version__
 
 _LAZY = {
@@ -26,6 +31,7 @@ __all__ = [
     "ItemizedCLIPProcessor",
     "ItemizedCLIPVisionConfig",
     "ItemizedCLIPVisionModel",
+    "__version__",
     *_LAZY,
 ]
 

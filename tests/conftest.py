@@ -15,7 +15,12 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 DATA = Path(os.environ.get("ITEMIZED_CLIP_DATA", Path(__file__).parents[2] / "shared" / "data"))
-ITEMS = ["left frontal mass", "small bleed in the right parietal lobe", "enlarged ventricles", "no significant abnormalities."]
+ITEMS = [
+    "left frontal mass",
+    "small bleed in the right parietal lobe",
+    "enlarged ventricles",
+    "no significant abnormalities.",
+]
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import click
+
 from itemized_clip_cli import (
     device_option,
     input_option,

@@ -1,8 +1,10 @@
 """What is installed and known, or what a model folder holds."""
 
 import json
+from typing import Any
 
 import click
+
 from itemized_clip_cli import json_option
 
 
@@ -30,7 +32,7 @@ def package_facts() -> dict:
     from itemized_clip_hf.recipes import available_recipes
     from itemized_clip_hf.trainer.objectives import available_objectives
 
-    facts = {"itemized-clip-hf": itemized_clip_hf.__version__, "python": platform.python_version()}
+    facts: dict[str, Any] = {"itemized-clip-hf": itemized_clip_hf.__version__, "python": platform.python_version()}
     for package in ("torch", "transformers", "accelerate", "nibabel", "datasets", "scikit-learn", "matplotlib"):
         try:
             facts[package] = version(package)

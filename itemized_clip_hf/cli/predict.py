@@ -4,6 +4,7 @@ import json
 import sys
 
 import click
+
 from itemized_clip_cli import (
     device_option,
     input_option,
@@ -19,7 +20,9 @@ from itemized_clip_cli import (
 @input_option
 @model_option
 @prompt_option
-@click.option("--prompts", "prompt_file", type=click.Path(exists=True), help="JSON or YAML file: label -> prompt or prompts.")
+@click.option(
+    "--prompts", "prompt_file", type=click.Path(exists=True), help="JSON or YAML file: label -> prompt or prompts."
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="CSV file of the scores.")
 @click.option("--batch-size", default=4, show_default=True)
 @tokenizer_option
@@ -70,7 +73,9 @@ def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, 
             writer.writerows([name, *row] for name, row in zip(ids, scores.tolist()))
     if as_json:
         results = [
-            {"id": name, "scores": dict(zip(labels, row))} if number not in failed else {"id": name, "error": failed[number]}
+            {"id": name, "scores": dict(zip(labels, row))}
+            if number not in failed
+            else {"id": name, "error": failed[number]}
             for number, (name, row) in enumerate(zip(ids, scores.tolist()))
         ]
         click.echo(json.dumps({"results": results, **({"metrics": metrics} if metrics else {})}, indent=1))

@@ -1,24 +1,51 @@
 """Train or fine-tune from a recipe and a list of studies."""
 
 import click
+
 from itemized_clip_cli import device_option, json_option, tokenizer_option
 
 
 @click.command()
 @click.option("--recipe", required=True, metavar="NAME", help="A recipe of the package (see info) or a YAML file.")
 @click.option("--variant", help="A variant that the recipe names, e.g. paper-table-12.")
-@click.option("-i", "--input", "--data", "data", required=True, metavar="PATH", help=".jsonl or .parquet file (or a glob), or a folder.")
+@click.option(
+    "-i",
+    "--input",
+    "--data",
+    "data",
+    required=True,
+    metavar="PATH",
+    help=".jsonl or .parquet file (or a glob), or a folder.",
+)
 @click.option("--eval-data", metavar="PATH", help="The same, for evaluation during training.")
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False))
 @click.option("-m", "--model", metavar="DIR", help="Start from this model instead of fresh weights.")
 @tokenizer_option
-@click.option("--items-column", help="Column of the items, if not items, captions_unique, captions, sentences or report.")
+@click.option(
+    "--items-column", help="Column of the items, if not items, captions_unique, captions, sentences or report."
+)
 @click.option("--images-column", help="Column of the images, if not images, image, scans, file or path.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training argument, e.g. max_steps=100; repeat.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training argument, e.g. max_steps=100; repeat."
+)
 @click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the output folder.")
 @device_option
 @json_option
-def command(recipe, variant, data, eval_data, output, model, tokenizer, items_column, images_column, settings, resume, device, as_json):
+def command(
+    recipe,
+    variant,
+    data,
+    eval_data,
+    output,
+    model,
+    tokenizer,
+    items_column,
+    images_column,
+    settings,
+    resume,
+    device,
+    as_json,
+):
     """
     Train a model and save it with its processor.
 

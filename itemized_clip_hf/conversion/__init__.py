@@ -23,7 +23,15 @@ _HEAD_DIM = 64
 
 def _merge(given: dict, facts: dict, what: str) -> dict:
     """Facts of the checkpoint win; a size that was given and differs is an error."""
-    sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_channels", "patch_size", "image_size", "vocab_size")
+    sizes = (
+        "hidden_size",
+        "num_hidden_layers",
+        "intermediate_size",
+        "num_channels",
+        "patch_size",
+        "image_size",
+        "vocab_size",
+    )
     for name in sizes:
         if name in given and name in facts and list_or(given[name]) != list_or(facts[name]):
             raise ValueError(f"{what}.{name} is {given[name]} in the config, but the checkpoint's is {facts[name]}.")

@@ -58,7 +58,13 @@ def projection_dim(state: dict[str, torch.Tensor]) -> int:
 def _map_blocks(keys: Keys, source: str, target: str, fused: bool) -> dict[str, torch.Tensor | None]:
     """CLIP's residual blocks; `fused` keeps query, key and value in one matrix."""
     mapped = {}
-    modules = {"ln_1": "layer_norm1", "attn.out_proj": "self_attn.out_proj", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    modules = {
+        "ln_1": "layer_norm1",
+        "attn.out_proj": "self_attn.out_proj",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
     for layer in range(count_layers(keys.left, source)):
         for kind in ("weight", "bias"):
             for module, name in modules.items():

@@ -44,7 +44,14 @@ def vision_facts(state: dict[str, torch.Tensor], trunk: str = "visual.trunk.") -
     patch = state[f"{trunk}patch_embed.proj.weight"]
     grid = list(state[f"{trunk}spatial_posemb"].shape[1:4])
     patch_size = list(patch.shape[2:])
-    scans = next((state[f"{trunk}{name}"].shape[1] for name in ("series_posemb", "sequential_posemb") if f"{trunk}{name}" in state), 1)
+    scans = next(
+        (
+            state[f"{trunk}{name}"].shape[1]
+            for name in ("series_posemb", "sequential_posemb")
+            if f"{trunk}{name}" in state
+        ),
+        1,
+    )
     named = f"{trunk}sne_proj.weight" in state
     facts = {
         "hidden_size": patch.shape[0],
@@ -123,7 +130,10 @@ def map_trunk(keys: Keys, layers: int, trunk: str = "visual.trunk.", target: str
 def map_keys(keys: Keys) -> dict[str, torch.Tensor | None]:
     """Whole model. A checkpoint without pooler and bias is HLIP's; both then keep their initial values."""
     mapped = map_trunk(keys, count_layers(keys.left, "visual.trunk.blocks."))
-    for source, target in (("visual.head.proj.weight", "visual_projection.weight"), ("text.proj.weight", "text_projection.weight")):
+    for source, target in (
+        ("visual.head.proj.weight", "visual_projection.weight"),
+        ("text.proj.weight", "text_projection.weight"),
+    ):
         mapped[target] = keys.take(source, target)
     for name in [name for name in keys.left if name.startswith("text.transformer.")]:
         target = "text_model." + name.removeprefix("text.transformer.")

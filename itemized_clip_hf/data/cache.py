@@ -45,5 +45,7 @@ def shrink(picture, shortest_side: int) -> np.ndarray:
     picture = picture.convert("RGB")
     factor = shortest_side / min(picture.size)
     if factor < 1:
-        picture = picture.resize([max(round(side * factor), shortest_side) for side in picture.size], Image.Resampling.BICUBIC)
+        picture = picture.resize(
+            [max(round(side * factor), shortest_side) for side in picture.size], Image.Resampling.BICUBIC
+        )
     return np.asarray(picture)

@@ -3,6 +3,7 @@
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from .study import Scan, strip_suffix
 try:
     import nibabel
 except ImportError:
-    nibabel = None
+    nibabel = None  # type: ignore[assignment]
 
 
 def _require_nibabel():
@@ -36,7 +37,7 @@ def read_nifti(path: str | os.PathLike, volume_index: int | None = None) -> Scan
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}.")
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         array = np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         raise ValueError(f"{path.name} cannot be read: it is truncated, damaged or no NIfTI file ({error}).") from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .study import NIFTI_SUFFIXES, PICTURE_SUFFIXES, strip_suffix
+from .study import PICTURE_SUFFIXES, is_nifti, strip_suffix
 
 ITEM_COLUMNS = ("items", "captions_unique", "captions", "sentences", "report")
 IMAGE_COLUMNS = ("images", "image", "scans", "file", "path")
@@ -27,7 +27,9 @@ class Records:
     def __init__(self, rows, folder: Path | None = None, items_column=None, images_column=None, id_column=None):
         self.rows = rows
         self.folder = folder
-        columns = list(rows.column_names) if hasattr(rows, "column_names") else sorted({key for row in rows for key in row})
+        columns = (
+            list(rows.column_names) if hasattr(rows, "column_names") else sorted({key for row in rows for key in row})
+        )
         self.columns = columns
         self.items_column = self._find("items", items_column, ITEM_COLUMNS)
         self.images_column = self._find("images", images_column, IMAGE_COLUMNS)
@@ -48,7 +50,7 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = dict(self.rows[index])
-        record = {"id": str(row.get(self.id_column, index)) if self.id_column else str(index)}
+        record: dict[str, Any] = {"id": str(row.get(self.id_column, index)) if self.id_column else str(index)}
         if self.images_column is not None and row.get(self.images_column) is not None:
             record["images"] = self._open(row[self.images_column])
         if self.items_column is not None and row.get(self.items_column) is not None:
@@ -62,7 +64,11 @@ class Records:
         """Items of every record, images left closed."""
         if self.items_column is None:
             raise ValueError(f"none of the columns {self.columns} holds items; name one.")
-        column = self.rows[self.items_column] if hasattr(self.rows, "column_names") else (r.get(self.items_column) for r in self.rows)
+        column = (
+            self.rows[self.items_column]
+            if hasattr(self.rows, "column_names")
+            else (r.get(self.items_column) for r in self.rows)
+        )
         return (as_items(value) for value in column)
 
     def _open(self, images):
@@ -89,7 +95,10 @@ def as_items(value) -> list[str]:
 
 
 def read_records(
-    source: str | os.PathLike, items_column: str | None = None, images_column: str | None = None, id_column: str | None = None
+    source: str | os.PathLike,
+    items_column: str | None = None,
+    images_column: str | None = None,
+    id_column: str | None = None,
 ) -> Records:
     """
     Args:
@@ -126,7 +135,7 @@ def read_records(
 
 
 def _has_scans(folder: Path) -> bool:
-    return any(file.name.lower().endswith(NIFTI_SUFFIXES) for file in folder.iterdir())
+    return any(is_nifti(path) for path in folder.iterdir())
 
 
 def _read_jsonl(path: Path) -> list[dict]:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,11 @@ def strip_suffix(path: str | os.PathLike) -> str:
     return name
 
 
+def is_nifti(path: Path) -> bool:
+    """A visible file with a NIfTI suffix."""
+    return path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")
+
+
 def read_file(path: str | os.PathLike, volume_index: int | None = None) -> Scan | Study:
     """
     A NIfTI file as a scan, or a folder of them as a study.
@@ -72,20 +78,20 @@ def read_file(path: str | os.PathLike, volume_index: int | None = None) -> Scan 
 
         return read_nifti(path, volume_index)
     raise ValueError(
-        f"{path.name} is not a known kind of image file; known: {', '.join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES))}, or a folder of "
-        "NIfTI files."
+        f"{path.name} is not a known kind of image file; known: {', '.join((*NIFTI_SUFFIXES, *PICTURE_SUFFIXES))}, or a "
+        "folder of NIfTI files."
     )
 
 
 def read_folder(path: Path, volume_index: int | None = None) -> Study:
     """All NIfTI files of a folder, by name; one that cannot be read is left out and listed in `skipped`."""
-    files = sorted(p for p in path.iterdir() if p.name.lower().endswith(NIFTI_SUFFIXES) and not p.name.startswith("."))
+    files = sorted(file for file in path.iterdir() if is_nifti(file))
     if not files:
         raise ValueError(f"the folder {path} holds no NIfTI file ({', '.join(NIFTI_SUFFIXES)}).")
     study = Study({}, id=path.name)
     for file in files:
         try:
-            scan = read_file(file, volume_index)
+            scan: Any = read_file(file, volume_index)
         except (OSError, ValueError) as error:
             study.skipped.append((file.name, str(error)))
             continue

@@ -4,6 +4,7 @@ import gzip
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -53,7 +54,7 @@ def load_tokenizer(path: str | os.PathLike, context_length: int = 512) -> PreTra
     if not path.exists():
         raise FileNotFoundError(f"there is no tokenizer at {path}.")
     if path.is_dir():
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path)
         tokenizer.model_max_length = min(tokenizer.model_max_length, context_length)
         return tokenizer
     if path.suffix == ".gz":
@@ -79,7 +80,9 @@ def _clip_tokenizer(path: Path, context_length: int) -> PreTrainedTokenizerFast:
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>", continuing_subword_prefix="")
+        models.BPE(
+            vocabulary, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>", continuing_subword_prefix=""
+        )
     )
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,9 +1,10 @@
 """Metrics as pure functions of numpy arrays."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
+def auroc(labels: ArrayLike, scores: np.ndarray) -> float:
     """Area under the ROC curve; NaN where only one class is present. labels (S,), scores (S,)."""
     labels = np.asarray(labels).astype(bool)
     if labels.all() or not labels.any():
@@ -15,7 +16,7 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(roc_auc_score(labels, scores))
 
 
-def true_class_ranks(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def true_class_ranks(scores: np.ndarray, classes: ArrayLike) -> np.ndarray:
     """1-based rank of the true class by descending score; among equal scores the lower class number comes first.
 
     scores (S, C), classes (S,) of class numbers.
@@ -24,7 +25,7 @@ def true_class_ranks(scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return (order == np.asarray(classes)[:, None]).argmax(1) + 1
 
 
-def classification_summary(scores: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+def classification_summary(scores: np.ndarray, classes: ArrayLike) -> dict[str, float]:
     """`top1` and `top5` as shares, and `mean_rank`."""
     ranks = true_class_ranks(scores, classes)
     return {"top1": float((ranks == 1).mean()), "top5": float((ranks <= 5).mean()), "mean_rank": float(ranks.mean())}

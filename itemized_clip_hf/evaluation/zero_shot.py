@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 
 @torch.no_grad()
-def encode_prompts(model, processor, prompts: Mapping[str, list[str] | str] | Iterable[str]) -> tuple[list[str], torch.Tensor]:
+def encode_prompts(
+    model, processor, prompts: Mapping[str, list[str] | str] | Iterable[str]
+) -> tuple[list[str], torch.Tensor]:
     """
     Args:
         prompts: texts, or label -> text or templates; several templates are normalised, averaged and normalised again.
@@ -107,4 +109,6 @@ def score_studies(
             flush()
     flush()
     missing = np.full(len(labels), np.nan, dtype=np.float32)
-    return labels, np.stack([scores.get(number, missing) for number in range(count)]) if count else np.zeros((0, len(labels)))
+    return labels, np.stack([scores.get(number, missing) for number in range(count)]) if count else np.zeros(
+        (0, len(labels))
+    )

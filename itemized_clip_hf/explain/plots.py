@@ -42,7 +42,9 @@ def display_slices(volume: np.ndarray, affine: np.ndarray | None) -> tuple[np.nd
     return slices, float(spacing[rows] / spacing[columns])
 
 
-def plot_item(maps: list[HeatMap], path: str | Path, masks: list[np.ndarray | None] | None = None, num_slices: int = 6) -> None:
+def plot_item(
+    maps: list[HeatMap], path: str | Path, masks: list[np.ndarray | None] | None = None, num_slices: int = 6
+) -> None:
     """
     One picture of one item: a row per scan, its hottest slice among evenly spread ones.
 

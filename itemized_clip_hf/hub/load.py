@@ -54,13 +54,17 @@ def load(
         domain = name.removeprefix(UNTRAINED)
         context = load_domain(domain).text["context_length"]
         if tokenizer is None:
-            raise ValueError(f"an untrained model needs a tokenizer: pass --tokenizer ({load_domain(domain).text['tokenizer']}).")
+            raise ValueError(
+                f"an untrained model needs a tokenizer: pass --tokenizer ({load_domain(domain).text['tokenizer']})."
+            )
         loaded, processor = build_untrained(domain, load_tokenizer(tokenizer, context))
         return loaded.eval().to(pick_device(device)), processor
     if os.path.sep in name and not Path(name).exists() and name.count("/") != 1:
         raise FileNotFoundError(f"there is no model folder {name}.")
     if Path(name).exists() and not (Path(name) / "config.json").exists():
-        raise FileNotFoundError(f"{name} is no model folder: it has no config.json. Checkpoints (.pt) have to be converted first.")
+        raise FileNotFoundError(
+            f"{name} is no model folder: it has no config.json. Checkpoints (.pt) have to be converted first."
+        )
     config = AutoConfig.from_pretrained(name)
     if config.model_type != ItemizedCLIPConfig.model_type:
         raise ValueError(

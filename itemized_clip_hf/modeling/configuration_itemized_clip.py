@@ -97,7 +97,7 @@ class ItemizedCLIPVisionConfig(PreTrainedConfig):
     @property
     def grid_size(self) -> list[int]:
         """Tokens of one scan at the configured size, `[depth, height, width]`."""
-        return [size // patch for size, patch in zip(self.image_size, self.patch_size)]
+        return [size // patch for size, patch in zip(self.image_size, self.patch_size)]  # type: ignore[arg-type]
 
 
 @strict
@@ -119,7 +119,7 @@ class ItemizedCLIPConfig(PreTrainedConfig):
 
     model_type = "itemized_clip"
     sub_configs_defaults = {
-        "vision_config": ItemizedCLIPVisionConfig,
+        "vision_config": ItemizedCLIPVisionConfig,  # type: ignore[dict-item]
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model"),
     }
 

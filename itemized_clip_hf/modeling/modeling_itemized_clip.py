@@ -45,17 +45,17 @@ class ItemizedCLIPOutput(ModelOutput):
         text_model_output, vision_model_output: of the towers; text rows are the real items.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    item_embeds: torch.FloatTensor | None = None
-    image_embeds: torch.FloatTensor | None = None
-    image_tokens: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    item_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
     loss_terms: dict[str, torch.Tensor] | None = None
 
-    def to_tuple(self) -> tuple[Any]:
+    def to_tuple(self) -> tuple[Any, ...]:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
@@ -63,7 +63,7 @@ class ItemizedCLIPPreTrainedModel(PreTrainedModel):
     config: ItemizedCLIPConfig
     base_model_prefix = "itemized_clip"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["ItemizedCLIPVisionEmbeddings", "ItemizedCLIPVisionLayer", "ItemizedCLIPItemPooler"]
     _supports_sdpa = True
@@ -100,9 +100,9 @@ class ItemizedCLIPPreTrainedModel(PreTrainedModel):
 class ItemizedCLIPVisionModel(ItemizedCLIPPreTrainedModel):
     """The vision tower alone, before the projection."""
 
-    config: ItemizedCLIPVisionConfig
+    config: ItemizedCLIPVisionConfig  # type: ignore[assignment]
     base_model_prefix = "vision_model"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     _input_embed_layer = "patch_embedding"
     _can_record_outputs = {"hidden_states": ItemizedCLIPVisionLayer, "attentions": ItemizedCLIPVisionAttention}
 
@@ -158,7 +158,7 @@ class ItemizedCLIPVisionModel(ItemizedCLIPPreTrainedModel):
                 "them inherit that. Pass accept_license=True to use them on these terms."
             )
         if isinstance(weights, dict):
-            state_dict = weights
+            state_dict: Any = weights
         elif str(weights).endswith(".safetensors"):
             from safetensors.torch import load_file
 
@@ -315,7 +315,7 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
         return F.cosine_similarity(pooled.float(), item_embeds.float()[None], dim=-1, eps=1e-6)
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]
         self,
         pixel_values: torch.Tensor,
         input_ids: torch.Tensor,
@@ -374,7 +374,9 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
                     f"return_loss needs the items of each study, input_ids of shape (B, K, T), got {tuple(input_ids.shape)}."
                 )
             if getattr(self, "_loss_function", None) is None and self.loss_type not in LOSS_MAPPING:
-                raise ImportError("Training losses are part of the package: pip install itemized-clip-hf, then import it.")
+                raise ImportError(
+                    "Training losses are part of the package: pip install itemized-clip-hf, then import it."
+                )
             terms = self.loss_function(
                 image_embeds=image_embeds,
                 image_tokens=image_tokens,

@@ -54,7 +54,8 @@ class ItemizedCLIPItemPooler(nn.Module):
             pooled = F.scaled_dot_product_attention(query, F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1)), mask)
             return self.out_proj(pooled.transpose(1, 2).flatten(2))
 
-        scores = (query @ key.transpose(-1, -2)).float() * self.head_dim**-0.5
+        scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5
+        scores = scores if scores.dtype == torch.float64 else scores.float()
         if keep_mask is not None:
             scores = scores.masked_fill(~keep_mask, float("-inf"))
         weights = F.softmax(F.pad(scores, (0, 1)), dim=-1)[..., :-1]

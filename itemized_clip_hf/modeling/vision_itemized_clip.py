@@ -1,6 +1,7 @@
 """Vision tower: patches of one or more scans, attention within slices, scans or the whole study (spec 2)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -308,7 +309,7 @@ class ItemizedCLIPVisionEncoder(nn.Module):
 
     def study_mask(
         self, hidden_states: torch.Tensor, grid: tuple[int, int, int], scan_mask: torch.Tensor | None
-    ) -> torch.Tensor | None:
+    ) -> Any:
         """Mask of the study's tokens (class token first) in the form that the attention implementation takes."""
         if scan_mask is None or grid[0] == 1 or "study" not in self.config.attention_scopes:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Anatomy:
 
     def enlarged_ventricles(self, factor: float) -> Union:
         """Return the ventricles grown by ``factor`` (1 leaves them as they are), mostly in width."""
-        return Union(tuple(_grow_ventricle(part, factor) for part in self.ventricles.parts))
+        return Union(tuple(_grow_ventricle(cast(Ellipsoid, part), factor) for part in self.ventricles.parts))
 
     def head_points(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
         """Return the voxel centres in head coordinates, ``(3, D, H, W)``, and the voxel size (x, y, z), both in mm."""
@@ -71,7 +72,9 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     )
     axes = np.array(jitter((62.0, 78.0, 64.0), 0.04))
     phase, white_phase, tilt = rng.uniform(0, 2 * np.pi, 3).tolist()
-    nested = [Ellipsoid((0.0, 0.0, 0.0), tuple((axes + extra).tolist())) for extra in (15.0, 7.0, 0.0)]
+    head, skull, intracranial = (
+        Ellipsoid((0.0, 0.0, 0.0), tuple((axes + extra).tolist())) for extra in (15.0, 7.0, 0.0)
+    )
     brain = Ellipsoid((0.0, 0.0, 0.0), tuple((axes - 3).tolist()), ripple=0.02, ripple_frequency=9, ripple_phase=phase)
     white = Ellipsoid(
         (0.0, 0.0, 0.0), tuple((axes - 13).tolist()), ripple=0.07, ripple_frequency=8, ripple_phase=white_phase
@@ -88,7 +91,7 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
         for side in sides
     )
     pineal = Ellipsoid((0.0, -24.0 + 2 * float(np.sin(tilt)), -6.0), jitter((5.0, 5.0, 8.0), 0.2))
-    return Anatomy(pose, *nested, brain, white, Union(ventricles), Union(nuclei), pineal)
+    return Anatomy(pose, head, skull, intracranial, brain, white, Union(ventricles), Union(nuclei), pineal)
 
 
 def tissue_fractions(anatomy: Anatomy, ventricles: Shape, points: np.ndarray, voxel: np.ndarray) -> np.ndarray:

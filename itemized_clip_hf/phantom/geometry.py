@@ -29,7 +29,7 @@ class Grid:
     spacing: tuple[float, float, float]
 
     @classmethod
-    def covering(cls, shape: tuple[int, int, int], spacing: tuple[float, float, float] | None = None) -> Grid:
+    def covering(cls, shape: tuple[int, ...], spacing: tuple[float, ...] | None = None) -> Grid:
         """Make a grid of ``shape``; without ``spacing`` (mm, depth first) it covers `FIELD_OF_VIEW`."""
         shape = tuple(int(n) for n in shape)
         if len(shape) != 3 or min(shape) < 1:

@@ -56,7 +56,7 @@ def acquire(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         float32 array of the same shape, without negative values, in arbitrary units.
     """
     count, shape = len(images), images.shape[1:]
-    field = 0.16 * smooth_field(rng, count, (2, 3, 3), shape)
+    field = 0.12 * smooth_field(rng, count, (2, 3, 3), shape)
     field += 0.04 * smooth_field(rng, count, (5, 9, 9), shape)
     scans = images * np.exp(field)
     noise = rng.standard_normal(images.shape, dtype=np.float32)

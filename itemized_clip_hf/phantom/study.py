@@ -49,7 +49,7 @@ class PhantomStudy:
 
 def generate_study(
     seed: int | np.random.SeedSequence,
-    shape: tuple[int, int, int] = DEFAULT_SHAPE,
+    shape: tuple[int, ...] = DEFAULT_SHAPE,
     *,
     spacing: tuple[float, float, float] | None = None,
     findings: Iterable[str] | None = None,

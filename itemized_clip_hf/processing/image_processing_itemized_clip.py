@@ -1,4 +1,4 @@
-"""Pictures, scans and studies -> `pixel_values`, `scan_mask`, `scan_name_ids`: intensities, geometry, normalisation (spec 7.5)."""
+"""Pictures, scans and studies -> `pixel_values`, `scan_mask`, `scan_name_ids` (spec 7.5)."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from .sequence_names_itemized_clip import encode_scan_name
 try:
     from PIL import Image
 except ImportError:
-    Image = None
+    Image = None  # type: ignore[assignment]
 
 FITS = ("slices", "crop", "stretch", "picture")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -37,7 +37,7 @@ class ProcessedScan:
 
     name: str | None
     pixel_values: torch.Tensor
-    to_source: np.ndarray
+    to_source: np.ndarray | None
     source: Any
 
 
@@ -139,7 +139,9 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             raise ValueError(f"unknown domain {domain!r}; known: {known}.")
         return cls(**{**cls.presets[domain], "domain": domain, **kwargs})
 
-    def _validate_preprocess_kwargs(self, do_rescale=None, rescale_factor=None, do_normalize=None, image_mean=None, image_std=None, **kwargs):
+    def _validate_preprocess_kwargs(
+        self, do_rescale=None, rescale_factor=None, do_normalize=None, image_mean=None, image_std=None, **kwargs
+    ):
         if do_rescale and rescale_factor is None:
             raise ValueError("do_rescale needs a rescale_factor.")
         if do_normalize and (image_mean is None or image_std is None):
@@ -161,7 +163,9 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         settings = {**{name: getattr(self, name, None) for name in self._valid_kwargs_names}, **settings}
         return self._process_study(study, self._standardize_kwargs(**settings), generator)
 
-    def collate(self, studies: list[list[ProcessedScan]], return_tensors=None, use_scan_names: bool | None = None) -> BatchFeature:
+    def collate(
+        self, studies: list[list[ProcessedScan]], return_tensors=None, use_scan_names: bool | None = None
+    ) -> BatchFeature:
         """Processed studies, padded to the largest number of scans and masked."""
         if not studies:
             raise ValueError("there is no study to process: `images` is empty.")
@@ -205,7 +209,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     def _named_scans(self, study) -> list[tuple[str | None, Any]]:
         study = getattr(study, "scans", study)
         if isinstance(study, Mapping):
-            scans = [(str(name), scan) for name, scan in study.items()]
+            scans: list[tuple[str | None, Any]] = [(str(name), scan) for name, scan in study.items()]
         elif isinstance(study, (list, tuple)):
             scans = [(getattr(scan, "name", None) if _is_scan(scan) else None, scan) for scan in study]
         else:
@@ -243,7 +247,11 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         label = f"scan {name!r}" if name is not None else "the scan"
         volume, to_source, spacing = _depth_first(scan, label, settings)
         depth, height, width = settings["scan_size"]
-        views = _intensities(volume, label, settings) if settings["do_rescale"] else {"": torch.from_numpy(_float32(volume))}
+        views = (
+            _intensities(volume, label, settings)
+            if settings["do_rescale"]
+            else {"": torch.from_numpy(_float32(volume))}
+        )
         processed = []
         for window, view in views.items():
             transform = to_source
@@ -258,7 +266,9 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
                     view, step = pad_and_crop(view, (depth, height, width), generator=generator)
                 else:
                     step = scaling(view.shape, (depth, height, width))
-                    view = F.interpolate(view[None, None], size=(depth, height, width), mode="trilinear", align_corners=False)[0, 0]
+                    view = F.interpolate(
+                        view[None, None], size=(depth, height, width), mode="trilinear", align_corners=False
+                    )[0, 0]
                 transform = transform @ step
             pixel_values = _normalize(view[None], settings) if settings["do_normalize"] else view[None]
             full_name = window if name is None and window else (f"{name}_{window}" if window else name)
@@ -331,7 +341,9 @@ def _depth_first(scan, label: str, settings) -> tuple[np.ndarray, np.ndarray, li
         spacing = np.abs(transform[:3, :3].T) @ spacing
     order = (2, 1, 0)
     if settings["thickest_axis_first"]:
-        order = {2: (2, 1, 0), 1: (1, 2, 0), 0: (0, 2, 1)}[max((2, 1, 0), key=lambda axis: round(float(spacing[axis]), 3))]
+        order = {2: (2, 1, 0), 1: (1, 2, 0), 0: (0, 2, 1)}[
+            max((2, 1, 0), key=lambda axis: round(float(spacing[axis]), 3))
+        ]
     return array.transpose(order), transform @ permutation(order), [float(spacing[axis]) for axis in order]
 
 
@@ -421,8 +433,8 @@ def resize_picture(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     if picture.dtype == torch.uint8 and picture.shape[0] in (1, 3) and Image is not None:
         array = picture.permute(1, 2, 0).contiguous().numpy()
         image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-        resized = np.array(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
-        return torch.from_numpy(resized).view(*size, -1).permute(2, 0, 1)
+        pixels = np.array(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+        return torch.from_numpy(pixels).view(*size, -1).permute(2, 0, 1)
     resized = F.interpolate(picture[None].float(), size=size, mode="bicubic", align_corners=False, antialias=True)[0]
     return resized.round().clamp(0, 255).to(torch.uint8) if picture.dtype == torch.uint8 else resized
 
@@ -441,7 +453,9 @@ def _channels_first(picture, num_channels: int, convert_rgb: bool) -> torch.Tens
     elif array.ndim == 3 and array.shape[-1] in (1, 3, 4) and array.shape[0] not in (1, 3, 4):
         array = array.transpose(2, 0, 1)
     elif array.ndim == 3 and array.shape[0] not in (1, 3, 4) or array.ndim != 3:
-        raise ValueError(f"a picture has shape {array.shape}; expected (height, width), (height, width, channels) or channels first.")
+        raise ValueError(
+            f"a picture has shape {array.shape}; expected (height, width), (height, width, channels) or channels first."
+        )
     if convert_rgb and array.shape[0] == 4:
         array = array[:3]
     if convert_rgb and array.shape[0] == 1 and num_channels == 3:

@@ -76,7 +76,9 @@ class ItemizedCLIPProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError("pass `images`, `text` or both.")
         merged = self._merge_kwargs(
-            ItemizedCLIPProcessorKwargs, tokenizer_init_kwargs=getattr(self.tokenizer, "init_kwargs", {}), **kwargs
+            ItemizedCLIPProcessorKwargs,  # type: ignore[arg-type]
+            tokenizer_init_kwargs=getattr(self.tokenizer, "init_kwargs", {}),
+            **kwargs,
         )
         image_kwargs, text_kwargs = dict(merged["images_kwargs"]), dict(merged["text_kwargs"])
         return_tensors = image_kwargs.pop("return_tensors", None) or text_kwargs.get("return_tensors")
@@ -116,7 +118,10 @@ class ItemizedCLIPProcessor(ProcessorMixin):
         item_mask = np.array([[k < len(items) for k in range(most)] for items in lists])
         flat = [item for items in lists for item in items + [PLACEHOLDER] * (most - len(items))]
         data = self._tokenize(flat, item_mask, kwargs)
-        return {name: x if x.ndim == 2 and name == "item_mask" else x.reshape(len(lists), most, -1) for name, x in data.items()}
+        return {
+            name: x if x.ndim == 2 and name == "item_mask" else x.reshape(len(lists), most, -1)
+            for name, x in data.items()
+        }
 
     def _tokenize(self, items: list[str], item_mask: np.ndarray, kwargs) -> dict[str, np.ndarray]:
         strangers = [item for item in items if not isinstance(item, str)]
@@ -136,10 +141,14 @@ class ItemizedCLIPProcessor(ProcessorMixin):
         if kwargs["truncation"]:
             full = [i for i, row in enumerate(mask) if sum(row) >= limit]
             if full:
-                lengths = [len(row) for row in self.tokenizer([items[i] for i in full], truncation=False, padding=False)["input_ids"]]
+                lengths = [
+                    len(row)
+                    for row in self.tokenizer([items[i] for i in full], truncation=False, padding=False)["input_ids"]
+                ]
                 longer = sum(length > limit for length in lengths)
                 if longer:
                     logger.warning(
-                        f"{longer} of {len(items)} items were cut to the context of {limit} tokens (the longest has {max(lengths)})."
+                        f"{longer} of {len(items)} items were cut to the context of {limit} tokens (the longest has "
+                        f"{max(lengths)})."
                     )
         return {"input_ids": np.asarray(ids), "attention_mask": np.asarray(mask), "item_mask": item_mask}

@@ -67,7 +67,9 @@ class ItemizedCLIPCollator:
                 flag = self.is_normal(example["items"]) if self.is_normal else False
             normal.append(bool(flag))
         if not studies:
-            raise ValueError(f"none of the {len(examples)} studies of this batch could be used; the last error: {last_error}")
+            raise ValueError(
+                f"none of the {len(examples)} studies of this batch could be used; the last error: {last_error}"
+            )
         batch = dict(self.processor.image_processor.collate(studies, return_tensors="pt"))
         batch.update(self._tokenize(items))
         batch["is_normal"] = torch.tensor(normal)
@@ -92,7 +94,7 @@ class ItemizedCLIPCollator:
         elif isinstance(study, (list, tuple)):
             study = [study[i] for i in self._choose(len(study), generator)]
         scans = self.processor.image_processor.process_study(study, generator)
-        order = self._choose(len(scans), generator) if len(scans) > self.max_scans else range(len(scans))
+        order = self._choose(len(scans), generator) if len(scans) > self.max_scans else list(range(len(scans)))
         scans = [scans[i] for i in order]
         if self.scan_fill == "repeat":
             scans = [scans[i % len(scans)] for i in range(self.max_scans)]

@@ -8,7 +8,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..data.cache import CachedPictures
-from ..data.records import read_records
+from ..data.records import Records, read_records
 from ..data.tokenizer import load_tokenizer, train_tokenizer
 from ..domains import load_domain
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
@@ -33,7 +33,8 @@ def build_processor(recipe: Recipe, items, tokenizer_path: str | None = None) ->
     else:
         raise ValueError(
             "this recipe needs a tokenizer: pass its path (--tokenizer; the domain uses "
-            f"{load_domain(recipe.domain).text['tokenizer']}), or give the recipe `tokenizer: {{vocab_size: 4096}}` to learn one."
+            f"{load_domain(recipe.domain).text['tokenizer']}), or give the recipe `tokenizer: {{vocab_size: 4096}}` to learn "
+            "one."
         )
     return ItemizedCLIPProcessor.from_domain(recipe.domain, tokenizer=tokenizer, **recipe.image)
 
@@ -50,7 +51,9 @@ def build_model(recipe: Recipe, tokenizer, seed: int = 0) -> ItemizedCLIPModel:
         text["bos_token_id"] = first_known(tokenizer.bos_token_id, tokenizer.cls_token_id)
         text["eos_token_id"] = first_known(tokenizer.eos_token_id, tokenizer.sep_token_id)
     if len(tokenizer) > text["vocab_size"]:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the text tower {text['vocab_size']}: they do not belong together.")
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} entries, the text tower {text['vocab_size']}: they do not belong together."
+        )
     torch.manual_seed(seed)
     return ItemizedCLIPModel(ItemizedCLIPConfig(**{**architecture, "text_config": text}, domain=recipe.domain))
 
@@ -83,12 +86,15 @@ def train_recipe(
         model_folder: start from this model and its processor instead of fresh weights.
         overrides: training arguments that win over the recipe's.
     """
-    records = read_records(data, items_column=items_column, images_column=images_column)
+    records: Records | CachedPictures = read_records(data, items_column=items_column, images_column=images_column)
     if records.items_column is None or records.images_column is None:
         raise ValueError(
-            f"{data}: no column of items or of images among {records.columns}; name them with --items-column and --images-column."
+            f"{data}: no column of items or of images among {records.columns}; name them with --items-column and "
+            "--images-column."
         )
-    logger.warning(f"{len(records)} studies; images from {records.images_column!r}, items from {records.items_column!r}")
+    logger.warning(
+        f"{len(records)} studies; images from {records.images_column!r}, items from {records.items_column!r}"
+    )
     settings = {"logging_strategy": "steps", **recipe.training, **overrides}
     if recipe.global_batch_size is not None and "per_device_train_batch_size" not in settings:
         processes = int(os.environ.get("WORLD_SIZE", world_size()))
@@ -108,7 +114,7 @@ def train_recipe(
         model = build_model(recipe, processor.tokenizer, args.seed)
     if recipe.cache_pictures:
         records = cache(records, recipe.cache_pictures)
-    eval_records = None
+    eval_records: Records | CachedPictures | None = None
     if eval_data is not None:
         eval_records = read_records(eval_data, items_column=items_column, images_column=images_column)
         eval_records = cache(eval_records, recipe.cache_pictures) if recipe.cache_pictures else eval_records

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -72,16 +73,16 @@ class ItemizedCLIPTrainer(Trainer):
                 max_items=args.max_items,
                 max_scans=args.max_scans,
                 scan_fill=args.scan_fill,
-                diverse_sampling=args.diverse_sampling,
+                diverse_sampling=cast(dict | None, args.diverse_sampling),
                 is_normal=domain.is_normal if domain else None,
-                quarantine=Path(args.output_dir) / "quarantine.csv",
+                quarantine=Path(cast(str, args.output_dir)) / "quarantine.csv",
             )
         if objective is None:
-            weights = dict(args.objective_weights or {})
+            weights = dict(cast(dict | None, args.objective_weights) or {})
             if args.objective == "itemized_clip" and domain:
                 weights = {**domain.objective, **weights}
             objective = load_objective(args.objective, **weights)
-        self.objective = objective
+        self.objective: Objective = objective
         model.loss_function = objective
         freeze_text_tower(model, args.freeze_text)
         self._terms: dict[str, list] = {}
@@ -117,7 +118,8 @@ class ItemizedCLIPTrainer(Trainer):
                     return (step + 1) / warmup
                 return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, num_training_steps - warmup))))
 
-            self.lr_scheduler = LambdaLR(optimizer if optimizer is not None else self.optimizer, factor)
+            chosen = optimizer if optimizer is not None else self.optimizer
+            self.lr_scheduler = LambdaLR(cast(torch.optim.Optimizer, chosen), factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 

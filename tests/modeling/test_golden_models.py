@@ -174,7 +174,9 @@ def test_hlipsn_tiny():
     assert_close(encoder(io["in.series_ids"]), io["out.series_embedding"], "scan embedding")
     assert_close(out.vision_model_output.last_hidden_state, io["out.trunk_tokens"], "trunk")
     size = io["in.posemb_resample.size"].tolist()
-    assert_close(resample_grid(model.vision_model.embeddings.position_embedding, size), io["out.posemb_resample"], "resampled")
+    assert_close(
+        resample_grid(model.vision_model.embeddings.position_embedding, size), io["out.posemb_resample"], "resampled"
+    )
     assert_close(sincos_3d([2, 2, 2], 48), io["init.spatial_posemb"], "initial positions", 1e-6)
     table = sincos_1d(40, 48)
     assert_close(table, io["init.series_posemb_40"], "initial scan table", 1e-6)
@@ -227,14 +229,19 @@ def test_init_inflate(name):
     meta, tensors, _ = case("init_inflate")
     geometry = meta["cases"][name]
     config = ItemizedCLIPVisionConfig(
-        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, num_channels=1, **{
-            "image_size": geometry["img_size"], "patch_size": geometry["patch_size"]
-        }
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        num_channels=1,
+        **{"image_size": geometry["img_size"], "patch_size": geometry["patch_size"]},
     )
     state = {key.removeprefix("in."): value for key, value in tensors.items() if key.startswith("in.")}
     inflated = inflate_mae(state, config)
     assert_close(inflated["embeddings.class_embedding"], tensors[f"out.{name}.cls_token"].flatten(), "class token")
-    assert_close(inflated["embeddings.patch_embedding.weight"], tensors[f"out.{name}.patch_embed.proj.weight"], "patches")
+    assert_close(
+        inflated["embeddings.patch_embedding.weight"], tensors[f"out.{name}.patch_embed.proj.weight"], "patches"
+    )
     assert_close(inflated["embeddings.patch_embedding.bias"], tensors[f"out.{name}.patch_embed.proj.bias"], "bias")
     assert_close(inflated["embeddings.position_embedding"], tensors[f"out.{name}.spatial_posemb"][0], "positions")
     if f"out.{name}.series_posemb" in tensors:

@@ -89,7 +89,8 @@ def test_itemized_clip(name):
 
 
 @pytest.mark.parametrize(
-    "name, objective", [("baseline_flair_tcs_mps", "flair"), ("baseline_mps_only_2d", "mps"), ("baseline_mps_only_rad", "mps")]
+    "name, objective",
+    [("baseline_flair_tcs_mps", "flair"), ("baseline_mps_only_2d", "mps"), ("baseline_mps_only_rad", "mps")],
 )
 def test_baselines(name, objective):
     meta, tensors, _ = case(name)

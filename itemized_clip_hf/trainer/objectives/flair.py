@@ -1,8 +1,9 @@
 """
 FLAIR (spec 6.4): text-conditioned sigmoid loss over sampled texts plus the multi-positive sigmoid loss, equal weights.
 
-Data: an image and K strings, all of them real (diverse sampling of captions); padding and normal studies are not known to
-it. TCS is divided by its K + B - 1 texts, where ItemizedCLIP's ILA is divided by the studies.
+Data: an image and K strings, all of them real in the original (diverse sampling of captions). For ragged items padded slots
+are dropped from both terms and never drawn [inferred]; normal studies are not known to it. TCS is divided by its K + B - 1
+texts, where ItemizedCLIP's ILA is divided by the studies.
 """
 
 import torch
@@ -23,7 +24,7 @@ class FLAIRObjective(Objective):
         self.mps_weight = mps_weight
 
     def draw(self, item_mask, num_tokens, num_heads, generator=None) -> Draws:
-        return draw_pairs(torch.ones_like(item_mask), num_tokens, num_heads, 1.0, generator)
+        return draw_pairs(item_mask, num_tokens, num_heads, 1.0, generator)
 
     def __call__(
         self,
@@ -39,22 +40,23 @@ class FLAIRObjective(Objective):
         token_mask=None,
         **unused,
     ):
-        batch, slots = item_embeds.shape[:2]
-        every_slot = torch.ones(batch, slots, dtype=torch.bool, device=item_embeds.device)
+        item_mask, _ = self.complete(item_embeds, item_mask, is_normal)
+        batch, slots = item_mask.shape
         no_normal = torch.zeros(batch, dtype=torch.bool, device=item_embeds.device)
         if draws is None:
-            draws = self.draw(every_slot, image_tokens.shape[1], pooler.num_heads)
+            draws = self.draw(item_mask, image_tokens.shape[1], pooler.num_heads)
         key, value = pooler.project_tokens(image_tokens)
         keep_mask = None if token_mask is None else token_mask[:, None, None]
         tcs = mps = 0.0
         for source, (items, mask, _, negatives) in enumerate(
-            gather_texts(item_embeds, every_slot, no_normal, draws.negatives)
+            gather_texts(item_embeds, item_mask, no_normal, draws.negatives)
         ):
             local = source == rank()
             query = pooler.project_queries(items.flatten(0, 1)[None])[0][:, negatives].transpose(0, 1)
             pooled = pooler.attend(query, key, value, keep_mask)
             logits = cosine_logits(pooled, items.flatten(0, 1)[negatives], logit_scale, logit_bias)
             own = (negatives // slots == torch.arange(batch, device=items.device)[:, None]) & local
-            tcs = tcs + sigmoid_loss(logits, own.to(logits.dtype) * 2 - 1) / negatives.shape[1]
+            real = mask.flatten()[negatives].to(logits.dtype)
+            tcs = tcs + sigmoid_loss(logits, own.to(logits.dtype) * 2 - 1, real) / negatives.shape[1]
             mps = mps + multi_positive_loss(image_embeds, items, mask, logit_scale, logit_bias, local)
         return {"loss": self.tcs_weight * tcs + self.mps_weight * mps, "tcs": tcs, "mps": mps}

@@ -5,6 +5,9 @@ import torch
 from torch.nn import functional as F
 
 
+WORST_POSITIVE_RULES = ("reference", "strict")
+
+
 def cosine_logits(
     pooled: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor, logit_bias: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -25,7 +28,7 @@ def unit(x: torch.Tensor) -> torch.Tensor:
 
 def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """-sum of weights * log sigmoid(labels * logits), labels in {-1, +1}."""
-    losses = F.softplus(-labels * logits)
+    losses = -F.logsigmoid(labels * logits)
     return (losses if weights is None else losses * weights).sum()
 
 
@@ -88,7 +91,8 @@ def key_tokens(attention: torch.Tensor, rate: float, token_mask: torch.Tensor | 
     count = (token_mask.sum(-1).double() * rate).floor().clamp(min=1)
     chosen = attention.masked_fill(~token_mask[:, None], -1.0).topk(most, dim=-1).indices
     wanted = torch.arange(most, device=attention.device) < count[:, None, None]
-    return torch.zeros_like(attention, dtype=torch.bool).scatter_(-1, chosen, wanted.expand_as(chosen))
+    picked = torch.zeros_like(attention, dtype=torch.bool).scatter_(-1, chosen, wanted.expand_as(chosen))
+    return picked & token_mask[:, None]
 
 
 def worst_positive(
@@ -107,10 +111,8 @@ def worst_positive(
     logits = logits.detach()
     if select == "strict":
         return logits.masked_fill(~(own & column_mask), float("inf")).argmin(1)
-    if select == "reference":
-        labels = own.to(logits.dtype) * 2 - 1
-        return (logits - 10 * column_mask.to(logits.dtype) - 10 * labels).argmin(1)
-    raise ValueError(f"worst_positive_select is {select!r}, expected 'reference' or 'strict'.")
+    labels = own.to(logits.dtype) * 2 - 1
+    return (logits - 10 * column_mask.to(logits.dtype) - 10 * labels).argmin(1)
 
 
 def multi_positive_loss(

@@ -10,11 +10,14 @@ ILA and KTA are sums over the texts of a study divided by the studies, MPS and I
 included (as released; the paper prints 1/B for IIS).
 """
 
+from typing import Any
+
 import torch
 
 from ..gather import gather_texts, rank
 from .base import Draws, Objective, draw_pairs
 from .functional import (
+    WORST_POSITIVE_RULES,
     cosine_logits,
     item_separation_loss,
     key_tokens,
@@ -27,7 +30,7 @@ from .functional import (
 class ItemizedCLIPObjective(Objective):
     """
     Args:
-        ila_weight, mps_weight, kta_weight, iis_weight: of the terms; a term of weight 0 is not computed.
+        ila_weight, mps_weight, kta_weight, iis_weight: of the terms; a term of weight 0 or None is left out.
         keep_rate: probability of keeping a token in the ILA pass (1 - p_mask).
         key_token_rate: share of a study's tokens that are key tokens.
         worst_positive_factor: weight of the lowest-scored item of each study in ILA and KTA; 1 switches it off.
@@ -50,10 +53,16 @@ class ItemizedCLIPObjective(Objective):
     ):
         if not 0 < keep_rate <= 1 or not 0 < key_token_rate <= 1:
             raise ValueError(f"keep_rate {keep_rate} and key_token_rate {key_token_rate} must lie in (0, 1].")
-        self.ila_weight = ila_weight
-        self.mps_weight = mps_weight
-        self.kta_weight = kta_weight
-        self.iis_weight = iis_weight
+        if worst_positive_select not in WORST_POSITIVE_RULES:
+            raise ValueError(
+                f"worst_positive_select is {worst_positive_select!r}, expected one of {list(WORST_POSITIVE_RULES)}."
+            )
+        self.ila_weight = ila_weight or 0.0
+        self.mps_weight = mps_weight or 0.0
+        self.kta_weight = kta_weight or 0.0
+        self.iis_weight = iis_weight or 0.0
+        if not (self.ila_weight or self.mps_weight or self.kta_weight or self.iis_weight):
+            raise ValueError("all weights are 0: there is nothing to train.")
         self.keep_rate = keep_rate
         self.key_token_rate = key_token_rate
         self.worst_positive_factor = worst_positive_factor
@@ -99,10 +108,11 @@ class ItemizedCLIPObjective(Objective):
                 dropped = dropped & ~torch.eye(len(dropped), dtype=torch.bool, device=dropped.device)
             if self.mps_weight:
                 add("mps", multi_positive_loss(image_embeds, items, mask, *scale_and_bias, local, dropped))
-            for name, term in self.pooled_terms(
-                pooler, key, value, items, mask, negatives, keep_mask, token_mask, dropped, local, scale_and_bias
-            ).items():
-                add(name, term)
+            if self.ila_weight or self.kta_weight or self.iis_weight:
+                for name, term in self.pooled_terms(
+                    pooler, key, value, items, mask, negatives, keep_mask, token_mask, dropped, local, scale_and_bias
+                ).items():
+                    add(name, term)
 
         weights = {"ila": self.ila_weight, "kta": self.kta_weight, "iis": self.iis_weight, "mps": self.mps_weight}
         return {"loss": sum(weights[name] * term for name, term in terms.items()), **terms}
@@ -114,11 +124,8 @@ class ItemizedCLIPObjective(Objective):
         batch, slots = item_mask.shape
         study = negatives // slots
         row = torch.arange(batch, device=items.device)[:, None]
-        aligned = study == row
-        own = aligned & local
-        column_mask = item_mask.flatten()[negatives] | ~aligned
-        weights = (column_mask & ~dropped.gather(1, study)).float()
-        labels = own.float() * 2 - 1
+        own = (study == row) & local
+        column_mask = item_mask.flatten()[negatives]
 
         texts = items.flatten(0, 1)[negatives]
         # A query depends on its text alone: project every text once, then look up.
@@ -126,17 +133,21 @@ class ItemizedCLIPObjective(Objective):
         if token_mask is not None:
             real = token_mask[:, None, None]
             keep_mask = real if keep_mask is None else keep_mask & real
-        attention = None
+        attention: Any = None
         if self.kta_weight:
             pooled, attention = pooler.attend(query, key, value, keep_mask, output_attentions=True)
         else:
             pooled = pooler.attend(query, key, value, keep_mask)
         logits = cosine_logits(pooled, texts, *scale_and_bias)
+        weights = (column_mask & ~dropped.gather(1, study)).to(logits.dtype)
+        labels = own.to(logits.dtype) * 2 - 1
         if local and self.worst_positive_factor > 1:
             worst = worst_positive(logits, own, column_mask, self.worst_positive_select)[:, None]
             weights = weights.scatter(1, worst, weights.gather(1, worst) * self.worst_positive_factor)
 
-        terms = {"ila": sigmoid_loss(logits, labels, weights) / batch}
+        terms = {}
+        if self.ila_weight:
+            terms["ila"] = sigmoid_loss(logits, labels, weights) / batch
         if self.kta_weight:
             chosen = key_tokens(attention, self.key_token_rate, token_mask)[:, None]
             pooled_keys = pooler.attend(query, key, value, chosen)

@@ -21,7 +21,17 @@ class MPSObjective(Objective):
         self.normal_check = normal_check
 
     def __call__(
-        self, image_embeds, image_tokens, item_embeds, item_mask, is_normal, logit_scale, logit_bias, pooler, draws=None, **unused
+        self,
+        image_embeds,
+        image_tokens,
+        item_embeds,
+        item_mask,
+        is_normal,
+        logit_scale,
+        logit_bias,
+        pooler,
+        draws=None,
+        **unused,
     ):
         item_mask, is_normal = self.complete(item_embeds, item_mask, is_normal)
         if not self.normal_check:

@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: demo test test-slow check bench clean
+
+demo: $(READY)
+	$(BIN)/itemized-clip demo -o demo-output
+
+test: $(READY)
+	$(BIN)/python tests/transformers_common/fetch.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-slow: $(READY)
+	$(BIN)/python tests/transformers_common/fetch.py
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy itemized_clip_hf itemized_clip_cli.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/step.py
+
+# torch is pinned first and by itself: an unpinned torch would bring gigabytes of GPU libraries to a machine without one.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -U pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo-output build *.egg-info

@@ -1,0 +1,119 @@
+"""Ragged batches: chosen, padded, masked, never duplicated; bad studies are left out and listed."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from conftest import ITEMS
+
+from itemized_clip_hf import ItemizedCLIPProcessor
+from itemized_clip_hf.data.items import choose_items, sample_diverse
+from itemized_clip_hf.domains import load_domain
+from itemized_clip_hf.trainer.collator import ItemizedCLIPCollator
+from itemized_clip_hf.trainer.sampler import SeededDataset, SeededSampler
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return ItemizedCLIPProcessor.from_domain("brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16)
+
+
+def example(index, scans, items, **more):
+    return {
+        "id": str(index),
+        "pixel_values": torch.stack([torch.full((1, 8, 16, 16), 10.0 * index + n) for n in range(scans)]),
+        "scan_names": [f"AX_{n}" for n in range(scans)],
+        "items": items,
+        **more,
+    }
+
+
+def test_scans_and_items_are_chosen_not_repeated(processor):
+    collator = ItemizedCLIPCollator(processor, max_items=3, max_scans=4, is_normal=load_domain("brain-mri").is_normal)
+    batch = collator([example(0, 9, ITEMS[:3] * 2, seed=5), example(1, 2, ITEMS[3:], seed=6)])
+    assert batch["pixel_values"].shape == (2, 4, 1, 8, 16, 16)
+    assert batch["scan_mask"].tolist() == [[True] * 4, [True, True, False, False]]
+    chosen = batch["pixel_values"][0, :, 0, 0, 0, 0].tolist()
+    assert len(set(chosen)) == 4 and chosen == sorted(chosen)
+    assert batch["item_mask"].tolist() == [[True] * 3, [True, False, False]]
+    assert batch["is_normal"].tolist() == [False, True]
+    assert not batch["pixel_values"][1, 2:].any()
+
+
+def test_every_scan_is_chosen_equally_often(processor):
+    collator = ItemizedCLIPCollator(processor, max_items=1, max_scans=2)
+    counts = np.zeros(5)
+    for seed in range(500):
+        values = collator([example(0, 5, ITEMS[:1], seed=seed)])["pixel_values"][0, :, 0, 0, 0, 0]
+        counts[values.long()] += 1
+    assert np.abs(counts - 200).max() < 50
+
+
+def test_without_a_seed_nothing_is_random(processor):
+    collator = ItemizedCLIPCollator(processor, max_items=2, max_scans=2)
+    first, second = (collator([example(0, 5, ITEMS)]) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first["pixel_values"][0, :, 0, 0, 0, 0].tolist() == [0, 1]
+    assert torch.equal(first["input_ids"], torch.as_tensor(processor(text=[ITEMS[:2]])["input_ids"]))
+
+
+def test_repeat_reproduces_the_reference(processor):
+    collator = ItemizedCLIPCollator(processor, max_items=2, max_scans=5, scan_fill="repeat")
+    study = {"AX_T1": np.random.default_rng(0).normal(size=(6, 16, 16)), "AX_T2": np.random.default_rng(1).normal(size=(6, 16, 16))}
+    batch = collator([{"images": study, "items": ITEMS[:1], "seed": 1}])
+    assert batch["scan_mask"].all() and batch["pixel_values"].shape[1] == 5
+    assert torch.equal(batch["pixel_values"][0, 0], batch["pixel_values"][0, 2])
+    with pytest.raises(ValueError, match="scan_fill"):
+        ItemizedCLIPCollator(processor, scan_fill="copy")
+
+
+def test_bad_studies_are_quarantined(processor, tmp_path):
+    collator = ItemizedCLIPCollator(processor, max_items=2, max_scans=2, quarantine=tmp_path / "quarantine.csv")
+    bad = [
+        {"id": "gone", "images": {"AX_T1": str(tmp_path / "gone.nii.gz")}, "items": ITEMS[:1]},
+        {"id": "nan", "images": [np.full((4, 8, 8), np.nan, np.float32)], "items": ITEMS[:1]},
+        {"id": "mute", "images": [np.random.default_rng(0).normal(size=(4, 8, 8))], "items": []},
+    ]
+    batch = collator([example(1, 1, ITEMS[:1]), *bad, example(2, 1, ITEMS[1:2])])
+    assert len(batch["pixel_values"]) == 2 and collator.lost == 3
+    rows = list(csv.reader((tmp_path / "quarantine.csv").open()))
+    assert rows[0] == ["study", "reason"] and [row[0] for row in rows[1:]] == ["gone", "nan", "mute"]
+    assert "NaN" in rows[2][1] and "no item" in rows[3][1]
+    with pytest.raises(ValueError, match="none of the 3 studies of this batch"):
+        collator(bad)
+
+
+def test_diverse_sampling():
+    items = ["a", "b", "c", "d"]
+    generator = torch.Generator().manual_seed(0)
+    strings = sample_diverse(items, 4000, generator)
+    lengths = np.bincount([string.count(".") + 1 for string in strings], minlength=4)[1:]
+    assert np.abs(lengths / 4000 - 1 / 3).max() < 0.04
+    runs = {s for s in strings if s.count(".") == 1 and ord(s[-1]) - ord(s[0]) == 1}
+    assert {"a. b", "b. c"} <= runs
+    # The last window of neighbours is left out by the released sampler: "c. d" then comes from random pairs alone.
+    pairs = [s for s in strings if s.count(".") == 1]
+    assert pairs.count("c. d") < 0.5 * pairs.count("a. b")
+    fixed = sample_diverse(items, 4000, torch.Generator().manual_seed(0), last_window=True)
+    pairs = [s for s in fixed if s.count(".") == 1]
+    assert pairs.count("c. d") > 0.7 * pairs.count("a. b")
+    assert set(sample_diverse(["only one"], 10, generator)) == {"only one"}
+    assert all(len(set(s.split(". "))) == len(s.split(". ")) for s in strings)
+
+
+def test_choose_items():
+    assert choose_items(ITEMS, 2) == ITEMS[:2]
+    drawn = [tuple(choose_items(ITEMS, 2, torch.Generator().manual_seed(seed))) for seed in range(50)]
+    assert len(set(drawn)) > 8 and all(len(set(pair)) == 2 for pair in drawn)
+
+
+def test_sampler_repeats_itself_and_changes_with_the_epoch():
+    sampler = SeededSampler(50, seed=3)
+    first = list(sampler)
+    assert first == list(SeededSampler(50, seed=3)) and first != list(SeededSampler(50, seed=4))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(i for i, _ in second) == list(range(50)) and second != first
+    assert dict(first) != dict(second)
+    assert SeededDataset([{"x": 1}])[(0, 7)] == {"x": 1, "seed": 7}

@@ -1,0 +1,225 @@
+"""The Trainer: learns, logs every term, freezes, clamps, decays, accumulates, resumes."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ITEMS, tiny_config
+
+from itemized_clip_hf import (
+    ItemizedCLIPModel,
+    ItemizedCLIPProcessor,
+    ItemizedCLIPTrainer,
+    ItemizedCLIPTrainingArguments,
+)
+from itemized_clip_hf.trainer.objectives import available_objectives, load_objective
+
+
+def dataset(count=24, seed=0):
+    """Studies in which item k is a bright block at place k."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for index in range(count):
+        present = rng.permutation(3)[: 1 + index % 2]
+        scans = torch.from_numpy(rng.normal(0, 0.3, (1 + index % 3, 1, 8, 16, 16)).astype(np.float32))
+        for place in present:
+            scans[:, :, 4 * (place % 2) : 4 * (place % 2) + 4, 8 * (place // 2) : 8 * (place // 2) + 8, :8] += 2
+        rows.append({"id": str(index), "pixel_values": scans, "items": [ITEMS[place] for place in present]})
+    return rows
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return ItemizedCLIPProcessor.from_domain("brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16)
+
+
+def make_trainer(processor, folder, model=None, rows=None, **settings):
+    torch.manual_seed(0)
+    model = model or ItemizedCLIPModel(tiny_config(attention_scopes=["scan", "scan", "study"]))
+    defaults = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 3e-3,
+        "warmup_steps": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "max_items": 3,
+        "max_scans": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    args = ItemizedCLIPTrainingArguments(output_dir=str(folder), **{**defaults, **settings})
+    return ItemizedCLIPTrainer(model, args, train_dataset=rows or dataset(), processing_class=processor)
+
+
+def test_learns_and_logs_every_term(processor, tmp_path):
+    trainer = make_trainer(processor, tmp_path, max_steps=60, learning_rate=5e-3, logging_steps=10)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert {"loss_ila", "loss_kta", "loss_iis", "loss_mps", "logit_scale", "logit_bias"} <= set(logs[0])
+    assert float(logs[-1]["loss"]) < 0.75 * float(logs[0]["loss"])
+    weights = trainer.objective
+    total = sum(getattr(weights, f"{name}_weight") * float(logs[2][f"loss_{name}"]) for name in ("ila", "kta", "iis", "mps"))
+    assert abs(total - float(logs[2]["loss"])) < 2e-3 * total
+
+
+@pytest.mark.parametrize("objective", available_objectives())
+def test_every_objective_trains_by_its_name(processor, tmp_path, objective):
+    trainer = make_trainer(processor, tmp_path, objective=objective, max_steps=2)
+    before = trainer.model.visual_projection.weight.detach().clone()
+    trainer.train()
+    assert np.isfinite(float(trainer.state.log_history[0]["loss"]))
+    assert not torch.equal(before, trainer.model.visual_projection.weight)
+
+
+@pytest.mark.parametrize("mode", [False, True, "except_layernorm"])
+def test_freeze_text(processor, tmp_path, mode):
+    trainer = make_trainer(processor, tmp_path, freeze_text=mode, weight_decay=0.1)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    text = {name for name in before if name.startswith("text_model.")}
+    norms = {name for name in text if "LayerNorm" in name}
+    # Position and type embeddings of unused rows and the key biases get no gradient whatever the mode.
+    assert bool(moved & (text - norms)) == (mode is False)
+    assert (moved & norms == norms) == (mode is not True)
+    assert "text_projection.weight" in moved
+
+
+def test_scale_is_clamped(processor, tmp_path):
+    for start, expected in ((9.0, math.log(100)), (-2.0, 0.0)):
+        model = ItemizedCLIPModel(tiny_config())
+        with torch.no_grad():
+            model.logit_scale.fill_(start)
+        trainer = make_trainer(processor, tmp_path, model=model, learning_rate=1e-9, max_steps=1)
+        trainer.train()
+        assert trainer.model.logit_scale.item() == pytest.approx(expected)
+
+
+def test_no_decay_on_norms_biases_and_scale(processor, tmp_path):
+    trainer = make_trainer(processor, tmp_path, weight_decay=0.3)
+    trainer.create_optimizer()
+    groups = {group["weight_decay"]: {id(p) for p in group["params"]} for group in trainer.optimizer.param_groups}
+    for name, parameter in trainer.model.named_parameters():
+        plain = name.endswith("bias") or "norm" in name.lower() or name.startswith("logit_")
+        if plain:
+            assert id(parameter) in groups[0.0], name
+        elif parameter.ndim >= 2:
+            assert id(parameter) in groups[0.3], name
+    assert trainer.optimizer.defaults["betas"] == (0.9, 0.98)
+
+
+def test_schedule(processor, tmp_path):
+    trainer = make_trainer(processor, tmp_path, learning_rate=1.0, warmup_steps=4)
+    trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(10)
+    rates = []
+    for _ in range(11):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    expected = [(s + 1) / 4 if s < 4 else 0.5 * (1 + np.cos(np.pi * (s - 4) / 6)) for s in range(11)]
+    np.testing.assert_allclose(rates, expected, atol=1e-9)
+
+
+def test_accumulation_averages(processor, tmp_path):
+    """Two micro-batches of the same study order give the mean of their gradients."""
+    gradients = []
+    for steps in (1, 2):
+        trainer = make_trainer(
+            processor, tmp_path, max_steps=1, gradient_accumulation_steps=steps, per_device_train_batch_size=8, optim="sgd",
+            learning_rate=1e-3, warmup_steps=0, objective="mps", weight_decay=0.0,
+        )
+        before = trainer.model.visual_projection.weight.detach().clone()
+        trainer.train()
+        gradients.append((before - trainer.model.visual_projection.weight.detach()) / 1e-3)
+    assert 0.4 < gradients[1].norm() / gradients[0].norm() < 2.0
+
+
+def test_unknown_settings_are_named(processor, tmp_path):
+    with pytest.raises(ValueError, match="no objective 'flare'.*flair"):
+        make_trainer(processor, tmp_path, objective="flare")
+    with pytest.raises(ValueError, match="takes no \\['kta'\\]"):
+        load_objective("itemized_clip", kta=1)
+    with pytest.raises(ValueError, match="freeze_text"):
+        ItemizedCLIPTrainingArguments(output_dir=str(tmp_path), freeze_text="partly")
+
+
+def test_evaluation_loss(processor, tmp_path):
+    trainer = make_trainer(processor, tmp_path)
+    metrics = trainer.evaluate(dataset(8, seed=1))
+    assert np.isfinite(metrics["eval_loss"])
+    assert any("eval_loss_ila" in entry for entry in trainer.state.log_history)
+
+
+def test_default_loss_uses_the_domain(processor):
+    """Without a Trainer, `return_loss=True` is ItemizedCLIP with the weights of the model's domain."""
+    config = tiny_config()
+    config.domain = "head-ct"
+    torch.manual_seed(0)
+    model = ItemizedCLIPModel(config).eval()
+    inputs = processor(
+        images=[[torch.randn(6, 16, 16)], [torch.randn(6, 16, 16)]], text=[ITEMS[:2], ITEMS[2:3]], return_tensors="pt"
+    )
+    torch.manual_seed(1)
+    out = model(**inputs, return_loss=True)
+    expected = out.loss_terms["ila"] + 0.1 * out.loss_terms["mps"] + out.loss_terms["kta"] + out.loss_terms["iis"]
+    torch.testing.assert_close(out.loss.detach(), expected)
+
+
+def run_in_process(*arguments):
+    script = (
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from test_trainer import resume_run\n"
+        "resume_run(*sys.argv[3:])\n"
+    )
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-c", script, here, os.path.dirname(here), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return done
+
+
+def resume_run(folder, stop_after, resume):
+    """Ten steps over two and a half epochs; dies hard after `stop_after` steps."""
+    from transformers import TrainerCallback
+
+    from itemized_clip_hf.data.tokenizer import train_tokenizer
+
+    class Die(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == int(stop_after):
+                os._exit(9)
+
+    processor = ItemizedCLIPProcessor.from_domain(
+        "brain-mri", tokenizer=train_tokenizer(ITEMS, 120, 24), scan_size=[8, 16, 16], in_plane_size=16
+    )
+    torch.manual_seed(0)
+    model = ItemizedCLIPModel(tiny_config(attention_scopes=["scan", "scan", "study"], max_num_scans=4, drop_path_rate=0.2))
+    trainer = make_trainer(
+        processor, folder, model=model, max_steps=10, save_strategy="steps", save_steps=3, per_device_train_batch_size=6
+    )
+    trainer.add_callback(Die())
+    trainer.train(resume_from_checkpoint=resume == "True")
+    torch.save(trainer.model.state_dict(), os.path.join(folder, "final.pt"))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    with open(os.path.join(folder, "losses.json"), "w") as file:
+        json.dump(losses, file)
+
+
+def test_killed_and_resumed_run_equals_an_undisturbed_one(tmp_path):
+    """Bitwise: same scans, items, negatives, token masks and dropped paths after the restart."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = run_in_process(whole, 0, False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert run_in_process(broken, 5, False).returncode == 9
+    done = run_in_process(broken, 0, True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((whole / "losses.json").read_text()) == json.loads((broken / "losses.json").read_text())
+    expected, got = torch.load(whole / "final.pt"), torch.load(broken / "final.pt")
+    for name in expected:
+        assert torch.equal(expected[name], got[name]), name
