@@ -54,8 +54,6 @@ def command(
     """
     import json
 
-    import yaml
-
     from itemized_clip_hf.recipes import load_recipe
     from itemized_clip_hf.trainer.run import train_recipe
 
@@ -64,7 +62,10 @@ def command(
         name, found, value = setting.partition("=")
         if not found:
             raise click.BadParameter(f"{setting!r} is not NAME=VALUE", param_hint="--set")
-        overrides[name] = yaml.safe_load(value)
+        try:
+            overrides[name] = json.loads(value)
+        except json.JSONDecodeError:
+            overrides[name] = value
     if device == "cpu":
         overrides["use_cpu"] = True
     loaded = load_recipe(recipe)

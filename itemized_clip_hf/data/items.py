@@ -47,5 +47,5 @@ def sample_diverse(
                 chosen = items[start : start + merged]
         else:
             chosen = [items[i] for i in torch.randperm(count, generator=generator)[:merged].tolist()]
-        strings.append(". ".join(item.strip().rstrip(".") for item in chosen))
+        strings.append(". ".join(item.strip().rstrip(".") or item for item in chosen))
     return strings

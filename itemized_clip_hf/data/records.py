@@ -89,9 +89,9 @@ class Records:
 
 
 def as_items(value) -> list[str]:
-    """Items as a list of stripped strings; a plain string is one item."""
+    """Items as a list of stripped strings; a plain string is one item, and what has no letter or digit is none."""
     items = [value] if isinstance(value, str) else list(value)
-    return [item.strip() for item in items if isinstance(item, str) and item.strip()]
+    return [item.strip() for item in items if isinstance(item, str) and any(map(str.isalnum, item))]
 
 
 def read_records(

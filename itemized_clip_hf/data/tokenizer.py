@@ -2,11 +2,12 @@
 
 import gzip
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -35,13 +36,22 @@ def _bert_like(tokenizer: Tokenizer, context_length: int) -> PreTrainedTokenizer
 
 
 def train_tokenizer(items: Iterable[str], vocab_size: int = 4096, context_length: int = 77) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer (lower-casing, `[CLS]` ... `[SEP]`) whose vocabulary is learned from the items."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=_SPECIAL, show_progress=False)
-    tokenizer.train_from_iterator(items, trainer)
-    return _bert_like(tokenizer, context_length)
+    """
+    A WordPiece tokenizer (lower-casing, `[CLS]` ... `[SEP]`) whose vocabulary is learned from the items.
+
+    The vocabulary is the special tokens, every character alone and as a continuation, and the most frequent words; rarer words
+    are spelled. The same items give the same vocabulary, in any process.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for item in items:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(item)))
+    characters = sorted({character for word in words for character in word})
+    tokens = [*_SPECIAL, *characters, *(f"##{character}" for character in characters)]
+    common = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    tokens += common[: max(vocab_size - len(tokens), 0)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    return _bert_like(Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")), context_length)
 
 
 def load_tokenizer(path: str | os.PathLike, context_length: int = 512) -> PreTrainedTokenizerFast:
@@ -108,6 +118,4 @@ def _clip_tokenizer(path: Path, context_length: int) -> PreTrainedTokenizerFast:
 
 
 def _clip_pattern():
-    from tokenizers import Regex
-
     return Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")

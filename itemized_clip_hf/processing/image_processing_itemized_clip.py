@@ -60,6 +60,7 @@ class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     use_scan_names (`bool`): return `scan_name_ids`.
     num_channels (`int`): 1 for volumes, 3 for pictures.
     train_crop_scale (`list[float]`): smallest and largest share of a picture's area in a random training crop.
+    train_turns (`bool`): random quarter turns and flips of square pictures in training; true of pictures from above only.
     """
 
     domain: str | None
@@ -75,6 +76,7 @@ class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     use_scan_names: bool | None
     num_channels: int | None
     train_crop_scale: list[float] | tuple[float, ...] | None
+    train_turns: bool | None
 
 
 def _is_scan(x) -> bool:
@@ -113,6 +115,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     use_scan_names = False
     num_channels = 3
     train_crop_scale = None
+    train_turns = False
     do_resize = True
     do_rescale = True
     rescale_factor = 1 / 255
@@ -293,6 +296,9 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
                 top, left = (size[0] - height) // 2, (size[1] - width) // 2
                 picture = picture[:, top : top + height, left : left + width]
                 to_source = scaling((1, old_height, old_width), (1, *size)) @ shift((0, top, left))
+        if generator is not None and settings["train_turns"]:
+            picture, step = turn_picture(picture, generator)
+            to_source = to_source @ step
         pixel_values = picture.float()
         if settings["do_rescale"]:
             pixel_values = pixel_values * settings["rescale_factor"]
@@ -424,6 +430,21 @@ def draw_crop(height: int, width: int, scale, generator: torch.Generator) -> tup
             return int(y * (height - rows + 1)), int(x * (width - columns + 1)), rows, columns
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
+
+
+def turn_picture(picture: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, np.ndarray]:
+    """One of the eight quarter turns and mirror images of a square picture (C, S, S), and its index transform."""
+    side = picture.shape[1]
+    if picture.shape[2] != side:
+        raise ValueError(f"train_turns needs square pictures, got {side} x {picture.shape[2]}.")
+    turns, mirror = torch.randint(4, (1,), generator=generator).item(), torch.randint(2, (1,), generator=generator).item()
+    quarter = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, side - 1], [0, 0, 0, 1]])
+    transform = np.linalg.matrix_power(quarter, int(turns))
+    picture = picture.rot90(int(turns), (1, 2))
+    if mirror:
+        picture = picture.flip(2)
+        transform = transform @ np.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, side - 1], [0, 0, 0, 1]])
+    return picture, transform
 
 
 def resize_picture(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

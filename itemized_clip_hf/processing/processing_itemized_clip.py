@@ -96,7 +96,8 @@ class ItemizedCLIPProcessor(ProcessorMixin):
 
         Args:
             text: as in a call.
-            num_slots: item slots of every study; as many as the longest list if None.
+            num_slots: item slots of every study, as in training, where items that are too long are reported once only; as
+                many as the longest list if None.
         """
         text = [text] if isinstance(text, str) else list(text)
         nested = any(not isinstance(entry, str) for entry in text)
@@ -117,13 +118,13 @@ class ItemizedCLIPProcessor(ProcessorMixin):
             most = num_slots
         item_mask = np.array([[k < len(items) for k in range(most)] for items in lists])
         flat = [item for items in lists for item in items + [PLACEHOLDER] * (most - len(items))]
-        data = self._tokenize(flat, item_mask, kwargs)
+        data = self._tokenize(flat, item_mask, kwargs, quiet=num_slots is not None)
         return {
             name: x if x.ndim == 2 and name == "item_mask" else x.reshape(len(lists), most, -1)
             for name, x in data.items()
         }
 
-    def _tokenize(self, items: list[str], item_mask: np.ndarray, kwargs) -> dict[str, np.ndarray]:
+    def _tokenize(self, items: list[str], item_mask: np.ndarray, kwargs, quiet: bool = False) -> dict[str, np.ndarray]:
         strangers = [item for item in items if not isinstance(item, str)]
         if strangers:
             raise ValueError(f"items must be strings, found {type(strangers[0]).__name__}.")
@@ -138,17 +139,15 @@ class ItemizedCLIPProcessor(ProcessorMixin):
         kwargs.setdefault("truncation", True)
         encoded = self.tokenizer(items, return_attention_mask=True, **kwargs)
         ids, mask = encoded["input_ids"], encoded["attention_mask"]
-        if kwargs["truncation"]:
-            full = [i for i, row in enumerate(mask) if sum(row) >= limit]
-            if full:
-                lengths = [
-                    len(row)
-                    for row in self.tokenizer([items[i] for i in full], truncation=False, padding=False)["input_ids"]
-                ]
-                longer = sum(length > limit for length in lengths)
-                if longer:
-                    logger.warning(
-                        f"{longer} of {len(items)} items were cut to the context of {limit} tokens (the longest has "
-                        f"{max(lengths)})."
-                    )
+        full = [i for i, row in enumerate(mask) if sum(row) >= limit] if kwargs["truncation"] else []
+        if full and quiet:
+            logger.warning_once(f"items longer than the context of {limit} tokens are cut")
+        elif full:
+            uncut = self.tokenizer([items[i] for i in full], truncation=False, padding=False)["input_ids"]
+            lengths = [len(row) for row in uncut]
+            longer = sum(length > limit for length in lengths)
+            if longer:
+                logger.warning(
+                    f"{longer} of {len(items)} items were cut to the context of {limit} tokens (the longest has {max(lengths)})."
+                )
         return {"input_ids": np.asarray(ids), "attention_mask": np.asarray(mask), "item_mask": item_mask}

@@ -40,8 +40,12 @@ class Recipe:
         return Recipe(**merge({**vars(self), "variants": {}}, self.variants[name]))
 
     def architecture(self) -> dict:
-        """Arguments of `ItemizedCLIPConfig`."""
-        return merge(load_domain(self.domain).architecture, self.model)
+        """Arguments of `ItemizedCLIPConfig`; a text tower of another type takes nothing from the domain's."""
+        base = load_domain(self.domain).architecture
+        text = self.model.get("text_config", {})
+        if text.get("model_type", base["text_config"]["model_type"]) != base["text_config"]["model_type"]:
+            base = {**base, "text_config": {}}
+        return merge(base, self.model)
 
 
 def merge(base: dict, changes: dict) -> dict:

@@ -11,6 +11,7 @@ from ..data.cache import CachedPictures
 from ..data.records import Records, read_records
 from ..data.tokenizer import load_tokenizer, train_tokenizer
 from ..domains import load_domain
+from ..hub.load import load
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -105,10 +106,11 @@ def train_recipe(
     if settings.get("dataloader_num_workers", 0) > (os.cpu_count() or 1):
         settings["dataloader_num_workers"] = os.cpu_count() or 1
     args = ItemizedCLIPTrainingArguments(output_dir=str(output), **settings)
-    if model_folder is not None:
-        from ..hub.load import load
-
-        model, processor = load(model_folder, "cpu", tokenizer)
+    checkpoint = get_last_checkpoint(str(output)) if resume and Path(output).is_dir() else None
+    if resume and checkpoint is None:
+        logger.warning(f"there is no checkpoint in {output}: starting from the beginning")
+    if checkpoint is not None or model_folder is not None:
+        model, processor = load(checkpoint or model_folder, "cpu", tokenizer)
     else:
         processor = build_processor(recipe, records.items(), tokenizer)
         model = build_model(recipe, processor.tokenizer, args.seed)
@@ -121,9 +123,6 @@ def train_recipe(
     trainer = ItemizedCLIPTrainer(
         model, args, train_dataset=records, eval_dataset=eval_records, processing_class=processor
     )
-    checkpoint = get_last_checkpoint(str(output)) if resume and Path(output).is_dir() else None
-    if resume and checkpoint is None:
-        logger.warning(f"there is no checkpoint in {output}: starting from the beginning")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(output))
     trainer.save_state()
