@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import click
+
 from itemized_clip_cli import json_option
 
 SCAN_SIZE = [8, 32, 32]
@@ -82,7 +83,9 @@ def command(output, seed, steps, studies, test_studies, as_json):
 
     train = [
         study
-        for study in tqdm(PhantomDataset("train", studies, seed=seed, shape=tuple(SCAN_SIZE)), desc="generating", unit="study")
+        for study in tqdm(
+            PhantomDataset("train", studies, seed=seed, shape=tuple(SCAN_SIZE)), desc="generating", unit="study"
+        )
     ]
     tokenizer = train_tokenizer((item for study in train for item in study.items), vocab_size=512, context_length=32)
     processor = ItemizedCLIPProcessor.from_domain(
@@ -91,7 +94,9 @@ def command(output, seed, steps, studies, test_studies, as_json):
     rows = [
         {
             "id": study.id,
-            "pixel_values": torch.stack([s.pixel_values for s in processor.image_processor.process_study(study.scans)]),
+            "pixel_values": torch.stack(
+                [s.pixel_values for s in processor.image_processor.process_study(as_scans(study))]
+            ),
             "scan_names": list(study.scans),
             "items": study.items,
             "is_normal": study.is_normal,
@@ -131,6 +136,13 @@ def command(output, seed, steps, studies, test_studies, as_json):
     click.echo(json.dumps(results, indent=1) if as_json else report(results, folder))
 
 
+def as_scans(study) -> dict:
+    """Scans of a generated study with their geometry, as from files."""
+    from itemized_clip_hf.data.study import Scan
+
+    return {name: Scan(scan.transpose(2, 1, 0), study.affine, name) for name, scan in study.scans.items()}
+
+
 def evaluate(model, processor, test, folder: Path) -> dict:
     """Zero-shot AUC of every finding, pointing game of every item, and pictures of three studies."""
     import numpy as np
@@ -138,7 +150,6 @@ def evaluate(model, processor, test, folder: Path) -> dict:
 
     from itemized_clip_hf.cli.explain import slug
     from itemized_clip_hf.data.nifti import write_nifti
-    from itemized_clip_hf.data.study import Scan
     from itemized_clip_hf.evaluation.grounding import PointingGame
     from itemized_clip_hf.evaluation.metrics import auroc
     from itemized_clip_hf.evaluation.zero_shot import score_studies
@@ -147,46 +158,44 @@ def evaluate(model, processor, test, folder: Path) -> dict:
     from itemized_clip_hf.phantom import ZERO_SHOT_PROMPTS, write_study
 
     studies = list(test)
-    labels, scores = score_studies(model, processor, (study.scans for study in studies), ZERO_SHOT_PROMPTS, batch_size=32)
-    game = PointingGame()
-    drawn = 0
+    labels, scores = score_studies(
+        model, processor, (as_scans(study) for study in studies), ZERO_SHOT_PROMPTS, batch_size=32
+    )
+    game, focal, drawn = PointingGame(), set(), 0
     for study in tqdm(studies, desc="explaining", unit="study"):
-        if all(mask is None for mask in study.masks):
+        if study.is_normal:
             continue
+        maps = explain_study(model, processor, as_scans(study), study.items)
         draw = drawn < 3 and len(study.items) >= 2
         if draw:
-            # With geometry, as from a file: the maps then come out as NIfTI in the scan's own space.
-            scans = {name: Scan(scan.transpose(2, 1, 0), study.affine, name) for name, scan in study.scans.items()}
-            write_study(study, folder / "studies" / study.id)
             drawn += 1
-        maps = explain_study(model, processor, scans if draw else study.scans, study.items)
-        per_item = len(maps) // len(study.items)
+            write_study(study, folder / "studies" / study.id)
+            place = folder / "heat-maps" / study.id
+            place.mkdir(parents=True, exist_ok=True)
+        per_item = len(study.scans)
         for number, (finding, mask) in enumerate(zip(study.item_findings, study.masks)):
             of_item = maps[number * per_item : (number + 1) * per_item]
-            total = sum(heat.values for heat in of_item)
+            outline = [mask.transpose(2, 1, 0)] * per_item
+            game.add(finding, of_item, outline)
+            if "lobe" in study.attributes[number]:
+                focal.add(finding)
             if draw:
-                place = folder / "heat-maps" / study.id
-                place.mkdir(parents=True, exist_ok=True)
-                outline = None if mask is None else [mask.transpose(2, 1, 0)] * per_item
                 plot_item(of_item, place / f"{number}_{slug(study.items[number])}.png", outline)
                 for heat in of_item:
                     write_nifti(place / f"{number}_{slug(finding)}__{heat.scan_name}.nii.gz", heat.values, heat.affine)
-                total = total.transpose(2, 1, 0)
-            if mask is not None:
-                game.add(finding, total, mask)
     findings = {}
-    pointing = {name: values for name, *values in game.table()}
     for j, label in enumerate(labels):
         truth = np.array([study.labels[label] for study in studies])
-        items, hit, chance = pointing.get(label, (0, float("nan"), float("nan")))
+        _, hit, chance = game.rates([label])
         findings[label] = {
             "prompt": ZERO_SHOT_PROMPTS[label],
             "positive": int(truth.sum()),
             "auc": auroc(truth, scores[:, j]),
+            "localised": label in focal,
             "pointing": hit,
             "chance": chance,
         }
-    _, hit, chance = game.rates()
+    _, hit, chance = game.rates(focal)
     mean = float(np.mean([finding["auc"] for finding in findings.values()]))
     return {"studies": len(studies), "findings": findings, "mean_auc": mean, "pointing": hit, "chance": chance}
 
@@ -195,16 +204,19 @@ def report(results: dict, folder: Path) -> str:
     from itemized_clip_hf.cli._studies import format_table
 
     rows = [
-        [name, f["prompt"], f["positive"], f["auc"], f["pointing"], f["chance"]] for name, f in results["findings"].items()
+        [name, f["prompt"], f["positive"], f["auc"], f["pointing"], f["chance"]]
+        for name, f in results["findings"].items()
     ]
     table = format_table(["finding", "prompt", "positive", "AUC", "pointing", "chance"], rows)
+    local = ", ".join(name for name, f in results["findings"].items() if f["localised"])
     ratio = results["pointing"] / results["chance"]
     return (
         f"\nZero-shot on {results['studies']} unseen studies\n{table}\n\n"
-        f"mean AUC {results['mean_auc']:.3f}; the hottest voxel lies in the finding in {results['pointing']:.1%} of the items, "
-        f"{ratio:.1f} times chance ({results['chance']:.1%})\n"
+        f"mean AUC {results['mean_auc']:.3f}\n"
+        f"pointing game of the localised findings ({local}): the hottest patch touches the finding in "
+        f"{results['pointing']:.1%} of the items, {ratio:.1f} times chance ({results['chance']:.1%})\n"
         f"seed {results['seed']}, {results['steps']} steps, {results['train_seconds']} s of training, "
         f"{results['seconds']} s in all\n\n"
         f"model      {folder / 'model'}\nheat maps  {folder / 'heat-maps'}\nstudies    {folder / 'studies'}\n"
-        f"next       itemized-clip predict -m {folder / 'model'} -i {folder / 'studies'}/* -p 'mass in the brain'"
+        f"next       itemized-clip predict -m {folder / 'model'} -i {folder / 'studies'} -p 'mass in the brain'"
     )

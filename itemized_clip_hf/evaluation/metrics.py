@@ -29,8 +29,3 @@ def classification_summary(scores: np.ndarray, classes: ArrayLike) -> dict[str, 
     """`top1` and `top5` as shares, and `mean_rank`."""
     ranks = true_class_ranks(scores, classes)
     return {"top1": float((ranks == 1).mean()), "top5": float((ranks <= 5).mean()), "mean_rank": float(ranks.mean())}
-
-
-def pointing_hit(heat_map: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether the hottest voxel lies in the mask. Both (D, H, W)."""
-    return bool(np.asarray(mask).astype(bool).flat[int(np.argmax(heat_map))])

@@ -20,6 +20,8 @@ class HeatMap:
         affine: of the source, (4, 4), or None for arrays.
         source: the source's voxels.
         share: part of the item's attention over the study that falls on this scan, in [0, 1].
+        tokens: (D, H, W), the same attention per token.
+        voxel_to_token: (4, 4), voxel indices of the source -> token indices, centres at integers.
     """
 
     item: str
@@ -28,6 +30,33 @@ class HeatMap:
     affine: np.ndarray | None
     source: np.ndarray
     share: float
+    tokens: np.ndarray
+    voxel_to_token: np.ndarray
+
+    def touched_tokens(self, mask: np.ndarray) -> np.ndarray:
+        """Tokens (D, H, W) that hold at least one voxel of a mask in the source's grid."""
+        voxels = np.argwhere(mask.reshape(mask.shape if mask.ndim == 3 else (1, *mask.shape)))
+        homogeneous = np.concatenate([voxels, np.ones((len(voxels), 1))], axis=1)
+        indices = np.floor(homogeneous @ self.voxel_to_token.T + 0.5 + 1e-6)[:, :3].astype(int)
+        inside = ((indices >= 0) & (indices < self.tokens.shape)).all(axis=1)
+        touched = np.zeros(self.tokens.shape, dtype=bool)
+        touched[tuple(indices[inside].T)] = True
+        return touched
+
+
+def source_to_token(to_source: np.ndarray, scan_size, grid) -> np.ndarray:
+    """
+    Index transform (4, 4) from the voxels of a source to the tokens of its processed scan.
+
+    Args:
+        to_source: voxel indices of the processed scan -> voxel indices of the source.
+        scan_size: voxels of the processed scan.
+        grid: tokens of the processed scan.
+    """
+    patch = np.asarray(scan_size, float) / np.asarray(grid, float)
+    voxel_to_token = np.diag([*(1 / patch), 1.0])
+    voxel_to_token[:3, 3] = 0.5 / patch - 0.5
+    return voxel_to_token @ np.linalg.inv(to_source)
 
 
 def token_map_to_source(
@@ -46,13 +75,9 @@ def token_map_to_source(
     Returns:
         array of `source_shape`; 0 outside the field that the model saw.
     """
-    patch = np.asarray(scan_size, float) / np.asarray(token_map.shape, float)
-    voxel_to_token = np.diag([*(1 / patch), 1.0])
-    voxel_to_token[:3, 3] = 0.5 / patch - 0.5
-    source_to_token = voxel_to_token @ np.linalg.inv(to_source)
     axes = [torch.arange(n, dtype=torch.float32) for n in source_shape]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    matrix = torch.from_numpy(source_to_token).float()
+    matrix = torch.from_numpy(source_to_token(to_source, scan_size, token_map.shape)).float()
     tokens = grid @ matrix[:3, :3].t() + matrix[:3, 3]
     size = torch.tensor(token_map.shape, dtype=torch.float32)
     inside = ((tokens >= -0.5 - 1e-4) & (tokens <= size - 0.5 + 1e-4)).all(-1)
@@ -129,6 +154,8 @@ def explain_study(model, processor, study, items: list[str], order: str = "linea
                     affine=getattr(scan.source, "affine", None),
                     source=source,
                     share=float(attention[k, n].sum() / max(total[k].item(), 1e-12)),
+                    tokens=relative[k, n],
+                    voxel_to_token=source_to_token(scan.to_source, scan_size, grid),
                 )
             )
     return maps

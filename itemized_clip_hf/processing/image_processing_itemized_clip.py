@@ -437,7 +437,10 @@ def turn_picture(picture: torch.Tensor, generator: torch.Generator) -> tuple[tor
     side = picture.shape[1]
     if picture.shape[2] != side:
         raise ValueError(f"train_turns needs square pictures, got {side} x {picture.shape[2]}.")
-    turns, mirror = torch.randint(4, (1,), generator=generator).item(), torch.randint(2, (1,), generator=generator).item()
+    turns, mirror = (
+        torch.randint(4, (1,), generator=generator).item(),
+        torch.randint(2, (1,), generator=generator).item(),
+    )
     quarter = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, side - 1], [0, 0, 0, 1]])
     transform = np.linalg.matrix_power(quarter, int(turns))
     picture = picture.rot90(int(turns), (1, 2))

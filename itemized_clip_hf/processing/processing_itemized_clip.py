@@ -148,6 +148,7 @@ class ItemizedCLIPProcessor(ProcessorMixin):
             longer = sum(length > limit for length in lengths)
             if longer:
                 logger.warning(
-                    f"{longer} of {len(items)} items were cut to the context of {limit} tokens (the longest has {max(lengths)})."
+                    f"{longer} of {len(items)} items were cut to the context of {limit} tokens (the longest has "
+                    f"{max(lengths)})."
                 )
         return {"input_ids": np.asarray(ids), "attention_mask": np.asarray(mask), "item_mask": item_mask}

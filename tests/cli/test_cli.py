@@ -52,7 +52,9 @@ def studies(tmp_path_factory) -> Path:
         place.mkdir()
         for name, shape in (("AX_T1", (20, 24, 10)), ("AX_T2", (26, 22, 12))):
             affine = np.diag([-2.0, 2.0, 6.0, 1.0])
-            nibabel.save(nibabel.Nifti1Image(rng.normal(100, 30, shape).astype(np.float32), affine), place / f"{name}.nii.gz")
+            nibabel.save(
+                nibabel.Nifti1Image(rng.normal(100, 30, shape).astype(np.float32), affine), place / f"{name}.nii.gz"
+            )
         images = {name: f"study{number}/{name}.nii.gz" for name in ("AX_T1", "AX_T2")}
         labels = {"Glioma": number == 1, "Stroke": number != 1}
         lines.append({"id": f"study{number}", "images": images, "items": ITEMS[number : number + 2], "labels": labels})
@@ -70,7 +72,11 @@ def test_help_is_fast_and_lists_every_verb():
     assert min(times) < 1.0
     for verb in ("demo", "predict", "explain", "train", "info"):
         assert verb in done.stdout
-    code = "import sys, itemized_clip_cli as c; c.main(['predict', '--help'], standalone_mode=False); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, itemized_clip_cli as c\n"
+        "c.main(['predict', '-h'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert run("fly", check=False).returncode == 2
 
@@ -119,7 +125,20 @@ def test_one_bad_study_does_not_end_the_run(model_folder, studies, tmp_path):
 
 
 def test_explain_writes_maps_in_the_scans_own_space(model_folder, studies, tmp_path):
-    done = run("explain", "-m", model_folder, "-i", studies / "study0", "-p", ITEMS[0], "-p", ITEMS[1], "-o", tmp_path, "--json")
+    done = run(
+        "explain",
+        "-m",
+        model_folder,
+        "-i",
+        studies / "study0",
+        "-p",
+        ITEMS[0],
+        "-p",
+        ITEMS[1],
+        "-o",
+        tmp_path,
+        "--json",
+    )
     entries = json.loads(done.stdout)
     assert len(entries) == 4
     assert len(list((tmp_path / "study0").glob("*.png"))) == 2
@@ -155,7 +174,17 @@ global_batch_size: 2
     summary = json.loads(done.stdout.strip().splitlines()[-1])
     assert summary["steps"] == 2 and summary["left_out"] == 0
     done = run(
-        "train", "--recipe", recipe, "-i", studies / "studies.jsonl", "-o", out, "--set", "max_steps=3", "--resume", "--json"
+        "train",
+        "--recipe",
+        recipe,
+        "-i",
+        studies / "studies.jsonl",
+        "-o",
+        out,
+        "--set",
+        "max_steps=3",
+        "--resume",
+        "--json",
     )
     assert json.loads(done.stdout.strip().splitlines()[-1])["steps"] == 3
     scored = json.loads(run("predict", "-m", out, "-i", studies / "study1", "--json").stdout)

@@ -3,87 +3,17 @@
 import pytest
 import torch
 from golden_cases import assert_close, case
+from golden_models import picture_model, radiology_model, vision_arguments
 from torch.nn import functional as F
 
-from itemized_clip_hf import ItemizedCLIPConfig, ItemizedCLIPVisionConfig, ItemizedCLIPVisionModel
-from itemized_clip_hf.conversion import convert_checkpoint, radiology
+from itemized_clip_hf import ItemizedCLIPVisionConfig, ItemizedCLIPVisionModel
+from itemized_clip_hf.conversion import radiology
 from itemized_clip_hf.conversion.checkpoint import Keys
 from itemized_clip_hf.evaluation.metrics import classification_summary
 from itemized_clip_hf.evaluation.zero_shot import encode_prompts
 from itemized_clip_hf.explain.maps import attention_maps
 from itemized_clip_hf.modeling.inflation_itemized_clip import inflate_mae
 from itemized_clip_hf.modeling.vision_itemized_clip import resample_grid, scan_positions, sincos_1d, sincos_3d
-
-
-def scopes(vision: dict) -> list[str]:
-    found = []
-    for layer in range(vision["depth"]):
-        named = [scope for scope in ("study", "scan", "slice") if layer in vision.get(f"{scope}_attn_indexes", ())]
-        found.append(named[0] if named else "scan")
-    return found
-
-
-def vision_arguments(vision: dict, **more) -> dict:
-    return {
-        "hidden_size": vision["embed_dim"],
-        "num_hidden_layers": vision["depth"],
-        "num_attention_heads": vision["num_heads"],
-        "intermediate_size": int(vision["embed_dim"] * vision["mlp_ratio"]),
-        "num_channels": vision["in_chans"],
-        "image_size": vision["img_size"],
-        "patch_size": vision["patch_size"],
-        "attention_scopes": scopes(vision),
-        **more,
-    }
-
-
-def radiology_model(name: str, domain: str, **vision):
-    meta, io, state = case(name)
-    text = meta["text"]
-    sizes = (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-        "pad_token_id",
-        "layer_norm_eps",
-    )
-    config = ItemizedCLIPConfig(
-        vision_config=vision_arguments(meta["vision"], **vision),
-        text_config={"model_type": "bert", **{size: text[size] for size in sizes}},
-        projection_dim=meta["clip_dim"],
-        num_pooler_heads=8,
-    )
-    return meta, io, convert_checkpoint({f"module.{k}": v for k, v in state.items()}, domain, config=config)
-
-
-def picture_model():
-    meta, io, state = case("model2d_tiny")
-    vision, text = meta["config"]["vision_cfg"], meta["config"]["text_cfg"]
-    config = ItemizedCLIPConfig(
-        vision_config={
-            "hidden_size": vision["width"],
-            "num_hidden_layers": vision["layers"],
-            "num_attention_heads": vision["width"] // vision["head_width"],
-            "intermediate_size": 4 * vision["width"],
-            "image_size": [1, vision["image_size"], vision["image_size"]],
-            "patch_size": [1, vision["patch_size"], vision["patch_size"]],
-        },
-        text_config={
-            "model_type": "clip_text_model",
-            "vocab_size": text["vocab_size"],
-            "hidden_size": text["width"],
-            "num_hidden_layers": text["layers"],
-            "num_attention_heads": text["heads"],
-            "intermediate_size": 4 * text["width"],
-            "max_position_embeddings": text["context_length"],
-            "hidden_act": "gelu",
-        },
-        projection_dim=meta["config"]["embed_dim"],
-    )
-    return meta, io, convert_checkpoint(state, "remote-sensing", config=config)
 
 
 def zero_shot(model, prompts, tokens):

@@ -18,7 +18,9 @@ AFFINE = np.array([[-0.9, 0.1, 0.0, 90.0], [0.1, 0.9, 0.2, -120.0], [0.0, -0.15,
 def smooth_volume(shape, seed=0) -> np.ndarray:
     noise = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 1, 5, 6, 4)))
     size = tuple(shape)
-    return torch.nn.functional.interpolate(noise, size=size, mode="trilinear")[0, 0].numpy().astype(np.float32) * 100 + 500
+    return (
+        torch.nn.functional.interpolate(noise, size=size, mode="trilinear")[0, 0].numpy().astype(np.float32) * 100 + 500
+    )
 
 
 def stored_otherwise(array, affine, order, flips):
@@ -72,8 +74,15 @@ def test_reorient_keeps_every_voxel_where_it_is():
 
 def test_first_axis_is_the_thickest():
     """Axis with the largest spacing first: z -> (z, y, x), y -> (y, z, x), x -> (x, z, y); z wins ties."""
-    processor = ItemizedCLIPImageProcessor.from_domain("brain-mri", scan_size=[4, 4, 4], do_resize=False, do_rescale=False)
-    for spacing, order in (((1, 1, 5), (2, 1, 0)), ((1, 5, 1), (1, 2, 0)), ((5, 1, 1), (0, 2, 1)), ((1, 1, 1), (2, 1, 0))):
+    processor = ItemizedCLIPImageProcessor.from_domain(
+        "brain-mri", scan_size=[4, 4, 4], do_resize=False, do_rescale=False
+    )
+    for spacing, order in (
+        ((1, 1, 5), (2, 1, 0)),
+        ((1, 5, 1), (1, 2, 0)),
+        ((5, 1, 1), (0, 2, 1)),
+        ((1, 1, 1), (2, 1, 0)),
+    ):
         array = smooth_volume((4, 5, 6))
         scan = processor.process_study(Scan(array, np.diag([*spacing, 1.0]), "x"), do_normalize=False)[0]
         rpi = array[:, ::-1, ::-1]
@@ -100,7 +109,9 @@ def test_token_grid_to_scanner_and_back(domain):
 @pytest.mark.parametrize("domain", ["brain-mri", "chest-ct"])
 def test_a_spot_comes_back_to_its_place(domain):
     """A bright ball is found by the token that contains it, and the painted map peaks at the ball."""
-    settings = {"scan_size": [16, 64, 64], "in_plane_size": 64} if domain == "brain-mri" else {"scan_size": [32, 96, 96]}
+    settings = (
+        {"scan_size": [16, 64, 64], "in_plane_size": 64} if domain == "brain-mri" else {"scan_size": [32, 96, 96]}
+    )
     processor = ItemizedCLIPImageProcessor.from_domain(domain, **settings)
     shape, affine = (60, 70, 20), np.diag([-1.2, 1.2, 4.0, 1.0])
     for centre in ((20, 30, 6), (35, 45, 14), (30, 20, 10)):
@@ -137,7 +148,9 @@ def test_resampling_to_spacing():
     array[10:20, 5:15, 3:7] = 350
     scan = processor.process_study(Scan(array, np.diag([-1.5, -2.0, 5.0, 1.0]), "s"), do_normalize=False)[0]
     assert abs(scan.pixel_values.sum().item() - 10 * 1.5 * 10 * 2.0 * 4 * 5 / 3) < 400
-    np.testing.assert_allclose(np.linalg.norm((np.diag([-1.5, -2.0, 5.0, 1.0]) @ scan.to_source)[:3, :3], axis=0)[0], 50 / 16)
+    np.testing.assert_allclose(
+        np.linalg.norm((np.diag([-1.5, -2.0, 5.0, 1.0]) @ scan.to_source)[:3, :3], axis=0)[0], 50 / 16
+    )
 
 
 @pytest.mark.parametrize("suffix", ["mri_tcga_fg_6692/flair.nii.gz", "mri_decubitus_hfs/t1_sag.nii.gz"])

@@ -28,7 +28,11 @@ def volume(seed=0, shape=(6, 18, 20)):
 def test_studies_of_different_sizes(brain, write_volume):
     path = str(write_volume("AX_T2.nii.gz"))
     batch = brain(
-        images=[{"AX_T1": volume(0), "AX_FLAIR": torch.from_numpy(volume(1))}, [volume(2)], [path, volume(3), volume(4)]],
+        images=[
+            {"AX_T1": volume(0), "AX_FLAIR": torch.from_numpy(volume(1))},
+            [volume(2)],
+            [path, volume(3), volume(4)],
+        ],
         text=[ITEMS[:2], ITEMS[2:3], ITEMS[3:]],
         return_tensors="pt",
     )
@@ -49,7 +53,14 @@ def test_one_scan_one_study_or_many(brain):
     chest = ItemizedCLIPImageProcessor.from_domain("chest-ct", scan_size=[8, 16, 16])
     assert chest([volume(), volume(1)], return_tensors="pt")["pixel_values"].shape[:2] == (2, 1)
     pictures = ItemizedCLIPImageProcessor.from_domain("remote-sensing")
-    assert pictures([Image.new("RGB", (300, 200))] * 3, return_tensors="pt")["pixel_values"].shape == (3, 1, 3, 1, 224, 224)
+    assert pictures([Image.new("RGB", (300, 200))] * 3, return_tensors="pt")["pixel_values"].shape == (
+        3,
+        1,
+        3,
+        1,
+        224,
+        224,
+    )
 
 
 def test_prompts_are_shared(brain):
@@ -226,3 +237,17 @@ def test_saved_and_loaded(domain, tokenizer, tmp_path):
     assert again.lowercase == processor.lowercase
     assert again.tokenizer.model_max_length == processor.tokenizer.model_max_length
     assert type(AutoProcessor.from_pretrained(tmp_path)).__name__ == "ItemizedCLIPProcessor"
+
+
+def test_quarter_turns_carry_their_transform():
+    from itemized_clip_hf.processing.image_processing_itemized_clip import turn_picture
+
+    picture = torch.arange(25.0).view(1, 5, 5)
+    seen = set()
+    for seed in range(60):
+        turned, transform = turn_picture(picture, torch.Generator().manual_seed(seed))
+        seen.add(tuple(turned.flatten().tolist()))
+        for row, column in np.ndindex(5, 5):
+            _, y, x, _ = np.rint(transform @ [0, row, column, 1]).astype(int)
+            assert turned[0, row, column] == picture[0, y, x]
+    assert len(seen) == 8

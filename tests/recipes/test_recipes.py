@@ -58,7 +58,9 @@ def test_values_of_the_papers(domain):
 
 def test_windows_and_constants():
     windows = protocol("windows")
-    assert load_domain("chest-ct").image["windows"] == {"": [windows["chest_ct"]["hu_min"], windows["chest_ct"]["hu_max"]]}
+    assert load_domain("chest-ct").image["windows"] == {
+        "": [windows["chest_ct"]["hu_min"], windows["chest_ct"]["hu_max"]]
+    }
     for name, key in (("BrainWindow", "brain"), ("BloodWindow", "blood"), ("BoneWindow", "bone")):
         level, width = windows["head_ct"][key]["level"], windows["head_ct"][key]["width"]
         assert load_domain("head-ct").image["windows"][name] == [level - width / 2, level + width / 2]

@@ -60,7 +60,10 @@ def test_without_a_seed_nothing_is_random(processor):
 
 def test_repeat_reproduces_the_reference(processor):
     collator = ItemizedCLIPCollator(processor, max_items=2, max_scans=5, scan_fill="repeat")
-    study = {"AX_T1": np.random.default_rng(0).normal(size=(6, 16, 16)), "AX_T2": np.random.default_rng(1).normal(size=(6, 16, 16))}
+    study = {
+        "AX_T1": np.random.default_rng(0).normal(size=(6, 16, 16)),
+        "AX_T2": np.random.default_rng(1).normal(size=(6, 16, 16)),
+    }
     batch = collator([{"images": study, "items": ITEMS[:1], "seed": 1}])
     assert batch["scan_mask"].all() and batch["pixel_values"].shape[1] == 5
     assert torch.equal(batch["pixel_values"][0, 0], batch["pixel_values"][0, 2])

@@ -64,7 +64,9 @@ def test_learns_and_logs_every_term(processor, tmp_path):
     assert {"loss_ila", "loss_kta", "loss_iis", "loss_mps", "logit_scale", "logit_bias"} <= set(logs[0])
     assert float(logs[-1]["loss"]) < 0.75 * float(logs[0]["loss"])
     weights = trainer.objective
-    total = sum(getattr(weights, f"{name}_weight") * float(logs[2][f"loss_{name}"]) for name in ("ila", "kta", "iis", "mps"))
+    total = sum(
+        getattr(weights, f"{name}_weight") * float(logs[2][f"loss_{name}"]) for name in ("ila", "kta", "iis", "mps")
+    )
     assert abs(total - float(logs[2]["loss"])) < 2e-3 * total
 
 
@@ -131,8 +133,16 @@ def test_accumulation_averages(processor, tmp_path):
     gradients = []
     for steps in (1, 2):
         trainer = make_trainer(
-            processor, tmp_path, max_steps=1, gradient_accumulation_steps=steps, per_device_train_batch_size=8, optim="sgd",
-            learning_rate=1e-3, warmup_steps=0, objective="mps", weight_decay=0.0,
+            processor,
+            tmp_path,
+            max_steps=1,
+            gradient_accumulation_steps=steps,
+            per_device_train_batch_size=8,
+            optim="sgd",
+            learning_rate=1e-3,
+            warmup_steps=0,
+            objective="mps",
+            weight_decay=0.0,
         )
         before = trainer.model.visual_projection.weight.detach().clone()
         trainer.train()
@@ -199,7 +209,9 @@ def resume_run(folder, stop_after, resume):
         "brain-mri", tokenizer=train_tokenizer(ITEMS, 120, 24), scan_size=[8, 16, 16], in_plane_size=16
     )
     torch.manual_seed(0)
-    model = ItemizedCLIPModel(tiny_config(attention_scopes=["scan", "scan", "study"], max_num_scans=4, drop_path_rate=0.2))
+    model = ItemizedCLIPModel(
+        tiny_config(attention_scopes=["scan", "scan", "study"], max_num_scans=4, drop_path_rate=0.2)
+    )
     trainer = make_trainer(
         processor, folder, model=model, max_steps=10, save_strategy="steps", save_steps=3, per_device_train_batch_size=6
     )

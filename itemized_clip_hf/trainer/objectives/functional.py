@@ -4,7 +4,6 @@ study, L tokens, P width."""
 import torch
 from torch.nn import functional as F
 
-
 WORST_POSITIVE_RULES = ("reference", "strict")
 
 
@@ -12,7 +11,10 @@ def cosine_logits(
     pooled: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor, logit_bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """exp(logit_scale) * cos + logit_bias along the last axis, in float32 or wider; a zero vector has cosine 0."""
-    logits = (unit(pooled) * unit(texts)).sum(-1) * full(logit_scale).exp()
+    pooled, texts = full(pooled), full(texts)
+    # Dividing the products of norms instead of both vectors: the vectors are the largest tensors of the loss.
+    norms = pooled.norm(dim=-1).clamp(min=1e-12) * texts.norm(dim=-1).clamp(min=1e-12)
+    logits = (pooled * texts).sum(-1) / norms * full(logit_scale).exp()
     return logits if logit_bias is None else logits + full(logit_bias)
 
 
