@@ -10,6 +10,7 @@ from transformers import (
     AutoProcessor,
 )
 from transformers.loss.loss_utils import LOSS_MAPPING
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .domains import Presets
 from .modeling.configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCLIPVisionConfig
@@ -19,6 +20,7 @@ from .processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .version import __version__
 
 _LAZY = {
+    "ItemizedCLIPPipeline": ".evaluation.pipeline",
     "ItemizedCLIPTrainer": ".trainer.trainer",
     "ItemizedCLIPTrainingArguments": ".trainer.training_args",
 }
@@ -55,6 +57,8 @@ def _default_loss(**features):
 
 
 def _register():
+    from .evaluation.pipeline import ItemizedCLIPPipeline
+
     AutoConfig.register(ItemizedCLIPConfig.model_type, ItemizedCLIPConfig)
     AutoConfig.register(ItemizedCLIPVisionConfig.model_type, ItemizedCLIPVisionConfig)
     AutoModel.register(ItemizedCLIPConfig, ItemizedCLIPModel)
@@ -70,6 +74,9 @@ def _register():
     ItemizedCLIPImageProcessor.register_for_auto_class("AutoImageProcessor")
     ItemizedCLIPProcessor.register_for_auto_class("AutoProcessor")
 
+    PIPELINE_REGISTRY.register_pipeline(
+        "zero-shot-study-classification", pipeline_class=ItemizedCLIPPipeline, pt_model=AutoModel, type="multimodal"
+    )
     LOSS_MAPPING["ItemizedCLIP"] = _default_loss
     ItemizedCLIPImageProcessor.reader = staticmethod(_read_file)
     ItemizedCLIPImageProcessor.presets = Presets(lambda domain: domain.image)

@@ -151,7 +151,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             raise ValueError("do_normalize needs image_mean and image_std.")
 
     def _preprocess_image_like_inputs(self, images, *args, return_tensors=None, **settings) -> BatchFeature:
-        studies = [self._process_study(study, settings) for study in self._split_studies(images, settings)]
+        studies = [self._process_study(study, settings) for study in self.split_studies(images, **settings)]
         return self.collate(studies, return_tensors=return_tensors, use_scan_names=settings["use_scan_names"])
 
     def process_study(self, study, generator: torch.Generator | None = None, **settings) -> list[ProcessedScan]:
@@ -192,14 +192,16 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             data["scan_name_ids"] = name_ids
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _split_studies(self, images, settings) -> list:
-        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4 and settings["scan_size"][0] == 1:
+    def split_studies(self, images, **settings) -> list:
+        """The studies that `images` holds: a flat list is one study where studies have several scans, else a batch."""
+        picture = settings.get("scan_size", self.scan_size)[0] == 1
+        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4 and picture:
             return list(images)
         if not isinstance(images, (list, tuple)):
             return [images]
         if not len(images):
             raise ValueError("there is no study to process: `images` is empty.")
-        if any(_is_study(image) for image in images) or not settings["multi_scan"]:
+        if any(_is_study(image) for image in images) or not settings.get("multi_scan", self.multi_scan):
             return list(images)
         return [images]
 
