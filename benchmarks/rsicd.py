@@ -8,7 +8,6 @@ The 30 classes, two templates averaged; images of `playfields`, which has no cla
 
 import argparse
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,8 @@ import numpy as np
 from itemized_clip_hf.data.records import read_records
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.evaluation.metrics import classification_summary
-from itemized_clip_hf.evaluation.zero_shot import score_studies
+from itemized_clip_hf.evaluation.zero_shot import match_class, score_studies
 from itemized_clip_hf.hub.load import load
-
-
-def fold(name: str) -> str:
-    return re.sub("[^a-z]", "", name.lower())
 
 
 def test_protocol(folder: str | Path, records) -> dict:
@@ -30,12 +25,11 @@ def test_protocol(folder: str | Path, records) -> dict:
     labels, scores = score_studies(
         model, processor, (record["images"] for record in records), load_domain("remote-sensing").prompts, batch_size=64
     )
-    numbers = {fold(label): j for j, label in enumerate(labels)}
-    classes = [fold(record["label"]) for record in records]
     results = {}
-    for name, extra in (("30 classes", {}), ("playfields as playground", {"playfields": "playground"})):
-        known = [i for i, c in enumerate(classes) if extra.get(c, c) in numbers]
-        truth = np.array([numbers[extra.get(classes[i], classes[i])] for i in known])
+    for name, renamed in (("30 classes", {}), ("playfields as playground", {"playfields": "playground"})):
+        classes = [match_class(renamed.get(record["label"], record["label"]), labels) for record in records]
+        known = [i for i, matched in enumerate(classes) if matched is not None]
+        truth = np.array([labels.index(classes[i]) for i in known])
         results[name] = {"images": len(known), **classification_summary(scores[known], truth)}
     return results
 

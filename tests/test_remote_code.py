@@ -51,12 +51,12 @@ def test_round_trip_without_the_package(tmp_path, tokenizer):
         "brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16
     )
     scans = {"AX_T1": torch.randn(6, 20, 18), "AX_T2": torch.randn(6, 20, 18)}
-    inputs = processor(images=scans, text=ITEMS, return_tensors="pt")
+    inputs = processor(images=scans, text=[ITEMS], return_tensors="pt")
     with torch.no_grad():
         expected = model(**inputs).logits_per_image
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    torch.save((scans, ITEMS, expected), tmp_path / "expected.pt")
+    torch.save((scans, [ITEMS], expected), tmp_path / "expected.pt")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, capture_output=True, text=True, cwd=tmp_path

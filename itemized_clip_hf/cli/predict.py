@@ -99,6 +99,7 @@ def label_metrics(records, labels, scores) -> dict[str, float]:
     import numpy as np
 
     from itemized_clip_hf.evaluation.metrics import auroc, classification_summary
+    from itemized_clip_hf.evaluation.zero_shot import match_class
 
     seen = ~np.isnan(scores).any(axis=1)
     if all(isinstance(record.get("labels"), dict) for record in records):
@@ -109,15 +110,10 @@ def label_metrics(records, labels, scores) -> dict[str, float]:
         }
         return {**aucs, "AUC mean": float(np.nanmean(list(aucs.values())))} if aucs else {}
     if all(isinstance(record.get("label"), str) for record in records):
-        numbers = {fold(label): j for j, label in enumerate(labels)}
-        known = [i for i, record in enumerate(records) if seen[i] and fold(record["label"]) in numbers]
+        classes = [match_class(record["label"], labels) for record in records]
+        known = [i for i, name in enumerate(classes) if seen[i] and name is not None]
         if not known:
             return {}
-        summary = classification_summary(scores[known], [numbers[fold(records[i]["label"])] for i in known])
+        summary = classification_summary(scores[known], [labels.index(classes[i]) for i in known])
         return {"studies": len(known), "left out (class without a prompt)": int(seen.sum()) - len(known), **summary}
     return {}
-
-
-def fold(label: str) -> str:
-    """Letters of a class name alone: `BaseballField` and `baseball field` are one class."""
-    return "".join(character for character in label.lower() if character.isalnum())

@@ -33,6 +33,23 @@ def encode_prompts(
     return labels, torch.stack(averaged)
 
 
+def match_class(label: str, classes: Iterable[str]) -> str | None:
+    """
+    The class that a label of a data set names, compared by letters and digits alone: `BaseballField` is `baseball field`, and
+    `DenseResidential`, which no class is called, is the only one that starts so: `dense residential area`. None if there is no
+    such class.
+    """
+
+    def fold(name: str) -> str:
+        return "".join(character for character in name.lower() if character.isalnum())
+
+    folded = {fold(name): name for name in classes}
+    if fold(label) in folded:
+        return folded[fold(label)]
+    longer = [name for key, name in folded.items() if key.startswith(fold(label))]
+    return longer[0] if len(longer) == 1 else None
+
+
 def token_mask(scan_mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor | None:
     """(B, N) -> (B, L), True for tokens of real scans."""
     if scan_mask is None:

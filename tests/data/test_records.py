@@ -89,11 +89,12 @@ def test_learned_vocabulary_is_the_same_in_every_process(tmp_path):
     }
     assert len(outputs) == 1
     tokenizer = train_tokenizer(items, 90, 12)
-    assert json.loads(outputs.pop()) == tokenizer.get_vocab() and len(tokenizer) == 90
+    assert json.loads(outputs.pop()) == tokenizer.get_vocab()
+    assert len(train_tokenizer(items, len(tokenizer) - 3, 12)) == len(tokenizer) - 3
     encoded = tokenizer("Left FRONTAL mass")
     assert tokenizer.convert_ids_to_tokens(encoded["input_ids"]) == ["[CLS]", "left", "frontal", "mass", "[SEP]"]
     assert "token_type_ids" not in encoded
-    assert tokenizer.unk_token_id not in tokenizer("masslike")["input_ids"]
+    assert tokenizer.unk_token_id not in tokenizer("massive")["input_ids"]
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path, 8)("left mass")["input_ids"] == tokenizer("left mass")["input_ids"]
     assert load_tokenizer(tmp_path, 8).model_max_length == 8

@@ -7,8 +7,9 @@ from conftest import ITEMS
 from golden_cases import case
 
 from itemized_clip_hf import ItemizedCLIPProcessor
+from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.evaluation.metrics import auroc, classification_summary, true_class_ranks
-from itemized_clip_hf.evaluation.zero_shot import encode_prompts, score_studies
+from itemized_clip_hf.evaluation.zero_shot import encode_prompts, match_class, score_studies
 
 
 def test_recorded_classification():
@@ -93,3 +94,11 @@ def test_one_template_stays_raw(ready):
     assert labels == ITEMS[:2] and not torch.allclose(embeds.norm(dim=-1), torch.ones(2))
     _, averaged = encode_prompts(model, processor, {"x": ITEMS[:2]})
     torch.testing.assert_close(averaged.norm(dim=-1), torch.ones(1))
+
+
+def test_classes_are_matched_by_letters():
+    classes = list(load_domain("remote-sensing").labels)
+    assert match_class("BaseballField", classes) == "baseball field"
+    assert match_class("DenseResidential", classes) == "dense residential area"
+    assert match_class("Park", classes) == "park" and match_class("Parking", classes) == "parking"
+    assert match_class("playfields", classes) is None and match_class("s", classes) is None
