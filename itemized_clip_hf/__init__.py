@@ -13,6 +13,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .domains import Presets
+from .evaluation.pipeline import ItemizedCLIPPipeline
 from .modeling.configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCLIPVisionConfig
 from .modeling.modeling_itemized_clip import ItemizedCLIPModel, ItemizedCLIPPreTrainedModel, ItemizedCLIPVisionModel
 from .processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
@@ -20,7 +21,6 @@ from .processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .version import __version__
 
 _LAZY = {
-    "ItemizedCLIPPipeline": ".evaluation.pipeline",
     "ItemizedCLIPTrainer": ".trainer.trainer",
     "ItemizedCLIPTrainingArguments": ".trainer.training_args",
 }
@@ -29,6 +29,7 @@ __all__ = [
     "ItemizedCLIPConfig",
     "ItemizedCLIPImageProcessor",
     "ItemizedCLIPModel",
+    "ItemizedCLIPPipeline",
     "ItemizedCLIPPreTrainedModel",
     "ItemizedCLIPProcessor",
     "ItemizedCLIPVisionConfig",
@@ -57,8 +58,6 @@ def _default_loss(**features):
 
 
 def _register():
-    from .evaluation.pipeline import ItemizedCLIPPipeline
-
     AutoConfig.register(ItemizedCLIPConfig.model_type, ItemizedCLIPConfig)
     AutoConfig.register(ItemizedCLIPVisionConfig.model_type, ItemizedCLIPVisionConfig)
     AutoModel.register(ItemizedCLIPConfig, ItemizedCLIPModel)

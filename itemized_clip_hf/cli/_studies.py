@@ -10,17 +10,42 @@ from itemized_clip_hf.data.study import PICTURE_SUFFIXES, Study, read_file
 from itemized_clip_hf.domains import load_domain
 
 
-def read_inputs(inputs: tuple[str, ...]) -> list[dict]:
-    """Records of all inputs; images stay paths until they are opened."""
-    return [record for source in inputs for record in read_records(source)]
+class Inputs:
+    """Records of all inputs, read one by one; a record that cannot be read holds the reason under `error`."""
+
+    def __init__(self, inputs: tuple[str, ...]):
+        self.sources = [read_records(source) for source in inputs]
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __iter__(self) -> Iterator[dict]:
+        for source in self.sources:
+            for index in range(len(source)):
+                try:
+                    yield source[index]
+                except Exception as error:
+                    yield {"id": source.id_of(index), "error": str(error)}
 
 
-def open_images(images, volume_index: int | None = None):
-    """Paths of volumes -> scans; files of a folder that cannot be read are named on the error stream."""
+def read_inputs(inputs: tuple[str, ...]) -> Inputs:
+    return Inputs(inputs)
+
+
+def open_images(record: dict, volume_index: int | None = None):
+    """Images of a record, paths of volumes read as scans; files of a folder that cannot be read are named."""
+    if "error" in record:
+        raise ValueError(record["error"])
+    if record.get("images") is None:
+        raise ValueError("the study has no images.")
+    return _open(record["images"], volume_index)
+
+
+def _open(images, volume_index):
     if isinstance(images, dict):
-        return {name: open_images(image, volume_index) for name, image in images.items()}
+        return {name: _try_open(image, volume_index) for name, image in images.items()}
     if isinstance(images, list):
-        return [open_images(image, volume_index) for image in images]
+        return [_try_open(image, volume_index) for image in images]
     if not isinstance(images, str) or images.lower().endswith(PICTURE_SUFFIXES):
         return images
     opened = read_file(images, volume_index)
@@ -30,26 +55,15 @@ def open_images(images, volume_index: int | None = None):
     return opened
 
 
-class OpenOneByOne:
-    """Iterates over the studies of records, opening each when its turn comes."""
-
-    def __init__(self, records, volume_index: int | None = None):
-        self.records = records
-        self.volume_index = volume_index
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __iter__(self) -> Iterator:
-        for record in self.records:
-            try:
-                yield open_images(record["images"], self.volume_index)
-            except (OSError, ValueError) as error:
-                yield Unreadable(error)
+def _try_open(image, volume_index):
+    try:
+        return _open(image, volume_index)
+    except (OSError, ValueError) as error:
+        return Unreadable(error)
 
 
 class Unreadable:
-    """Stands for a study whose file could not be read, so that the run reports it in its place."""
+    """Stands for what could not be read, so that the run reports it in its place."""
 
     def __init__(self, error: Exception):
         self.error = error
@@ -57,6 +71,26 @@ class Unreadable:
     @property
     def scans(self):
         raise ValueError(str(self.error)) from self.error
+
+
+class OpenOneByOne:
+    """Iterates over the studies of records, opening each when its turn comes, and keeps what is needed afterwards."""
+
+    def __init__(self, records, volume_index: int | None = None):
+        self.records = records
+        self.volume_index = volume_index
+        self.seen: list[dict] = []
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator:
+        for record in self.records:
+            self.seen.append({name: value for name, value in record.items() if name != "images"})
+            try:
+                yield open_images(record, self.volume_index)
+            except Exception as error:
+                yield Unreadable(error)
 
 
 def choose_prompts(prompts: tuple[str, ...], prompt_file: str | None, domain: str | None) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from itemized_clip_cli import json_option
+from itemized_clip_cli import device_option, json_option
 
 SCAN_SIZE = [8, 32, 32]
 VISION = {
@@ -53,11 +53,12 @@ TRAINING = {
 @click.command()
 @click.option("-o", "--output", default="demo-output", show_default=True, type=click.Path(file_okay=False))
 @click.option("--seed", default=0, show_default=True)
-@click.option("--steps", default=1300, show_default=True, help="Optimiser steps.")
+@click.option("--steps", default=1600, show_default=True, help="Optimiser steps.")
 @click.option("--studies", default=3000, show_default=True, help="Generated training studies.")
 @click.option("--test-studies", default=300, show_default=True)
+@device_option
 @json_option
-def command(output, seed, steps, studies, test_studies, as_json):
+def command(output, seed, steps, studies, test_studies, device, as_json):
     """
     The whole way on generated brain studies: train, score, explain, save.
 
@@ -75,6 +76,7 @@ def command(output, seed, steps, studies, test_studies, as_json):
         ItemizedCLIPTrainingArguments,
     )
     from itemized_clip_hf.data.tokenizer import train_tokenizer
+    from itemized_clip_hf.hub.load import pick_device
     from itemized_clip_hf.phantom import PhantomDataset
 
     start = time.time()
@@ -117,7 +119,7 @@ def command(output, seed, steps, studies, test_studies, as_json):
         seed=seed,
         logging_steps=100,
         save_strategy="no",
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=pick_device(device).type == "cpu",
         **TRAINING,
     )
     trainer = ItemizedCLIPTrainer(model, arguments, train_dataset=rows, processing_class=processor)

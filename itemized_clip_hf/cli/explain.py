@@ -36,36 +36,47 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, de
     """
     from itemized_clip_hf.cli._studies import choose_prompts, format_table, open_images, read_inputs
     from itemized_clip_hf.data.nifti import write_nifti
-    from itemized_clip_hf.explain.maps import explain_study
+    from itemized_clip_hf.explain.maps import explain_items
     from itemized_clip_hf.explain.plots import plot_item
     from itemized_clip_hf.hub.load import load
 
     loaded, processor = load(model, device, tokenizer)
-    results, failed = [], 0
+    results, failed, folders = [], 0, set()
     for record in read_inputs(inputs):
+        name = record["id"]
         items = list(prompts) or record.get("items")
         if not items:
             items = [texts[0] for texts in choose_prompts((), None, loaded.config.domain).values()]
         try:
-            study = open_images(record["images"], volume_index)
-            maps = explain_study(loaded, processor, study, items, "nearest" if nearest else "linear")
+            study = open_images(record, volume_index)
+            maps_of_items = explain_items(
+                loaded,
+                processor,
+                study,
+                items,
+                "nearest" if nearest else "linear",
+                on_bad_scan=lambda scan, error, name=name: click.echo(
+                    f"{name}, scan {scan} left out: {error}", err=True
+                ),
+            )
+            folder = Path(output) / unique(slug(name), folders)
+            for number, maps in enumerate(maps_of_items):
+                folder.mkdir(parents=True, exist_ok=True)
+                plot_item(maps, folder / f"{number:02d}_{slug(items[number])}.png")
+                names: set[str] = set()
+                for index, heat in enumerate(maps):
+                    entry = {"id": name, "item": items[number], "scan": heat.scan_name, "share": heat.share}
+                    if heat.affine is not None:
+                        scan = unique(slug(heat.scan_name or f"scan-{index}"), names)
+                        path = folder / f"{number:02d}_{slug(items[number])}__{scan}.nii.gz"
+                        write_nifti(path, heat.values, heat.affine)
+                        entry["file"] = str(path)
+                    results.append(entry)
         except (OSError, ValueError) as error:
-            click.echo(f"{record['id']}: {error}", err=True)
+            click.echo(f"{name}: {error}", err=True)
             failed += 1
             continue
-        folder = Path(output) / slug(record["id"])
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, item in enumerate(items):
-            of_item = maps[number * len(maps) // len(items) : (number + 1) * len(maps) // len(items)]
-            plot_item(of_item, folder / f"{number:02d}_{slug(item)}.png")
-            for index, heat in enumerate(of_item):
-                entry = {"id": record["id"], "item": item, "scan": heat.scan_name, "share": heat.share}
-                if heat.affine is not None:
-                    name = f"{number:02d}_{slug(item)}__{slug(heat.scan_name or str(index))}.nii.gz"
-                    write_nifti(folder / name, heat.values, heat.affine)
-                    entry["file"] = str(folder / name)
-                results.append(entry)
-        click.echo(f"{record['id']}: {len(items)} items in {folder}", err=True)
+        click.echo(f"{name}: {len(items)} items in {folder}", err=True)
     if as_json:
         click.echo(json.dumps(results, indent=1))
     else:
@@ -77,3 +88,13 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, de
 def slug(text: str) -> str:
     """A text as a file name."""
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.")[:60] or "item"
+
+
+def unique(name: str, used: set[str]) -> str:
+    """The name, numbered where an earlier one is written the same."""
+    number, candidate = 2, name
+    while candidate in used:
+        candidate = f"{name}-{number}"
+        number += 1
+    used.add(candidate)
+    return candidate

@@ -50,22 +50,27 @@ def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, 
         click.echo("note: random weights, the scores mean nothing", err=True)
     wanted = choose_prompts(prompts, prompt_file, loaded.config.domain)
     failed: dict[int, str] = {}
+    studies = OpenOneByOne(records, volume_index)
 
     def on_error(number, error):
         failed[number] = str(error)
-        click.echo(f"{records[number]['id']}: {error}", err=True)
+        click.echo(f"{studies.seen[number]['id']}: {error}", err=True)
+
+    def on_bad_scan(number, scan, error):
+        click.echo(f"{studies.seen[number]['id']}, scan {scan} left out: {error}", err=True)
 
     labels, scores = score_studies(
         loaded,
         processor,
-        OpenOneByOne(records, volume_index),
+        studies,
         wanted,
         batch_size=batch_size,
         progress=len(records) > batch_size and not as_json,
         on_error=on_error,
+        on_bad_scan=on_bad_scan,
     )
-    ids = [record["id"] for record in records]
-    metrics = label_metrics(records, labels, scores)
+    ids = [record["id"] for record in studies.seen]
+    metrics = label_metrics(studies.seen, labels, scores)
     if output:
         with open(output, "w", newline="") as file:
             writer = csv.writer(file)
@@ -104,7 +109,7 @@ def label_metrics(records, labels, scores) -> dict[str, float]:
     seen = ~np.isnan(scores).any(axis=1)
     if all(isinstance(record.get("labels"), dict) for record in records):
         aucs = {
-            f"AUC {label}": auroc([bool(r["labels"][label]) for r, ok in zip(records, seen) if ok], scores[seen, j])
+            f"AUC {label}": auroc([truth(r, label) for r, ok in zip(records, seen) if ok], scores[seen, j])
             for j, label in enumerate(labels)
             if all(label in record["labels"] for record in records)
         }
@@ -117,3 +122,10 @@ def label_metrics(records, labels, scores) -> dict[str, float]:
         summary = classification_summary(scores[known], [labels.index(classes[i]) for i in known])
         return {"studies": len(known), "left out (class without a prompt)": int(seen.sum()) - len(known), **summary}
     return {}
+
+
+def truth(record, label: str) -> bool:
+    value = record["labels"][label]
+    if value not in (0, 1):
+        raise ValueError(f"{record['id']}: the label {label!r} is {value!r}, expected 0, 1, true or false.")
+    return bool(value)

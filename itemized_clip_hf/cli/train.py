@@ -68,6 +68,10 @@ def command(
             overrides[name] = value
     if device == "cpu":
         overrides["use_cpu"] = True
+    elif device != "auto":
+        raise click.BadParameter(
+            "training takes every visible GPU: choose with CUDA_VISIBLE_DEVICES, or pass cpu", param_hint="--device"
+        )
     loaded = load_recipe(recipe)
     if variant:
         loaded = loaded.variant(variant)

@@ -41,7 +41,6 @@ class Keys:
     def __init__(self, state: dict[str, torch.Tensor]):
         self.left = dict(state)
         self.missing: list[str] = []
-        self.table: dict[str, str] = {}
 
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.left)
@@ -51,7 +50,6 @@ class Keys:
         if name not in self.left:
             self.missing.append(name)
             return None
-        self.table[name] = target
         return self.left.pop(name)
 
     def check(self):

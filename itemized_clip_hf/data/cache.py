@@ -24,8 +24,8 @@ class CachedPictures:
             try:
                 record = records[index]
                 record["images"] = shrink(record["images"], shortest_side)
-            except (OSError, ValueError) as error:
-                self.skipped.append((str(index), str(error)))
+            except Exception as error:
+                self.skipped.append((records.id_of(index), str(error)))
                 continue
             self.records.append(record)
 

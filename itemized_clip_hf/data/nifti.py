@@ -1,7 +1,6 @@
 """NIfTI files: one checked volume each, and maps written back beside them."""
 
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def read_nifti(path: str | os.PathLike, volume_index: int | None = None) -> Scan
     try:
         image: Any = nibabel.load(path)
         array = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+    except Exception as error:  # nibabel's own errors share no base class
         raise ValueError(f"{path.name} cannot be read: it is truncated, damaged or no NIfTI file ({error}).") from error
     if array.dtype.fields is not None:
         raise ValueError(f"{path.name} holds colours or records ({array.dtype}); expected one number per voxel.")
@@ -66,7 +65,7 @@ def read_nifti(path: str | os.PathLike, volume_index: int | None = None) -> Scan
     return Scan(array, affine, strip_suffix(path), str(path))
 
 
-def write_nifti(path: str | os.PathLike, array: np.ndarray, affine: np.ndarray) -> None:
-    """A volume with the given affine, as float32."""
+def write_nifti(path: str | os.PathLike, array: np.ndarray, affine: np.ndarray | None) -> None:
+    """A volume with the given affine (voxels of 1 mm if None), as float32."""
     _require_nibabel()
     nibabel.save(nibabel.Nifti1Image(np.asarray(array, dtype=np.float32), affine), path)

@@ -60,6 +60,13 @@ class Records:
                 record[name] = row[name]
         return record
 
+    def id_of(self, index: int) -> str:
+        """Id of a record, its image left closed."""
+        if self.id_column is None:
+            return str(index)
+        column = self.rows[self.id_column] if hasattr(self.rows, "column_names") else None
+        return str(column[index] if column is not None else self.rows[index].get(self.id_column, index))
+
     def items(self) -> Iterator[list[str]]:
         """Items of every record, images left closed."""
         if self.items_column is None:
@@ -107,7 +114,7 @@ def read_records(
     """
     path = Path(source)
     columns = {"items_column": items_column, "images_column": images_column, "id_column": id_column}
-    if any(character in str(source) for character in "*?["):
+    if not path.exists() and any(character in str(source) for character in "*?["):
         files = sorted(path.parent.glob(path.name))
         if not files:
             raise FileNotFoundError(f"no file matches {source}.")
@@ -140,7 +147,7 @@ def _has_scans(folder: Path) -> bool:
 
 def _read_jsonl(path: Path) -> list[dict]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -28,11 +28,6 @@ class Scan:
     name: str | None = None
     path: str | None = None
 
-    @property
-    def spacing(self) -> np.ndarray:
-        """mm along the axes of `array`."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
-
 
 @dataclass
 class Study:
@@ -95,6 +90,8 @@ def read_folder(path: Path, volume_index: int | None = None) -> Study:
         except (OSError, ValueError) as error:
             study.skipped.append((file.name, str(error)))
             continue
+        if scan.name in study.scans:
+            scan.name = file.name  # the same name with another suffix
         study.scans[scan.name] = scan
     if not study.scans:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in study.skipped)

@@ -112,7 +112,7 @@ def _clip_tokenizer(path: Path, context_length: int) -> PreTrainedTokenizerFast:
         bos_token="<|startoftext|>",
         eos_token="<|endoftext|>",
         unk_token="<|endoftext|>",
-        pad_token="!",  # id 0, as the released code pads
+        pad_token="<|endoftext|>",  # the released code pads with id 0, which is "!"; behind the end nothing is read
         model_input_names=["input_ids", "attention_mask"],
     )
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 
+import torch
 from transformers import Pipeline
+
+from .zero_shot import encode_prompts, score_batch
 
 
 class ItemizedCLIPPipeline(Pipeline):
@@ -13,10 +16,10 @@ class ItemizedCLIPPipeline(Pipeline):
         classify({"AX_T1": "t1.nii.gz", "AX_T2": "t2.nii.gz"}, candidate_labels=["glioma", "acute stroke"])
     """
 
-    _load_processor = True
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    _load_processor = True  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
 
     def _sanitize_parameters(self, candidate_labels=None, hypothesis_template=None, **kwargs):
         preprocess = {}
@@ -26,20 +29,22 @@ class ItemizedCLIPPipeline(Pipeline):
             preprocess["hypothesis_template"] = hypothesis_template
         return preprocess, {}, {}
 
-    def __call__(self, studies, candidate_labels: list[str] | Mapping[str, list[str]], **kwargs):
+    def __call__(self, studies, candidate_labels: list[str] | Mapping[str, list[str]], **kwargs):  # type: ignore[override]
         """
         Args:
             studies: one study or a list of studies, in any form that the processor takes.
-            candidate_labels: texts, or label -> several texts, whose scores are averaged.
+            candidate_labels: texts, or label -> several texts, whose embeddings are averaged.
             hypothesis_template: e.g. `"findings consistent with {}"`; the text alone by default.
 
         Returns:
             for one study a list of `{"label", "score"}`, highest first; for several studies a list of these.
         """
+        if isinstance(candidate_labels, str):
+            candidate_labels = [candidate_labels]
         split = self.processor.image_processor.split_studies(studies)
         results = super().__call__([{"study": study} for study in split], candidate_labels=candidate_labels, **kwargs)
-        several = isinstance(studies, (list, tuple)) and len(split) == len(studies) and split[0] is studies[0]
-        return results if several else results[0]
+        one = len(split) == 1 and not (isinstance(studies, (list, tuple)) and split[0] is studies[0])
+        return results[0] if one else results
 
     def preprocess(self, wrapped, candidate_labels, hypothesis_template="{}"):
         if not isinstance(candidate_labels, Mapping):
@@ -47,17 +52,15 @@ class ItemizedCLIPPipeline(Pipeline):
         groups = {
             label: [texts] if isinstance(texts, str) else list(texts) for label, texts in candidate_labels.items()
         }
-        texts = [hypothesis_template.format(text) for group in groups.values() for text in group]
-        inputs = self.processor(images=[wrapped["study"]], text=texts, return_tensors="pt")
-        return {"inputs": inputs, "sizes": {label: len(group) for label, group in groups.items()}}
+        prompts = {label: [hypothesis_template.format(text) for text in texts] for label, texts in groups.items()}
+        return {"inputs": self.processor(images=[wrapped["study"]], return_tensors="pt"), "prompts": prompts}
 
     def _forward(self, model_inputs):
-        logits = self.model(**model_inputs["inputs"]).logits_per_image
-        return {"scores": logits.float().sigmoid()[0], "sizes": model_inputs["sizes"]}
+        labels, embeds = encode_prompts(self.model, self.processor, model_inputs["prompts"])
+        scores = score_batch(self.model, embeds, model_inputs["inputs"], normalize_pool_inputs=False)
+        logits = torch.from_numpy(scores[0]) * self.model.logit_scale.exp().cpu() + self.model.logit_bias.cpu()
+        return {"scores": logits.sigmoid(), "labels": labels}
 
     def postprocess(self, model_outputs):
-        results, start = [], 0
-        for label, size in model_outputs["sizes"].items():
-            results.append({"label": label, "score": model_outputs["scores"][start : start + size].mean().item()})
-            start += size
-        return sorted(results, key=lambda result: -result["score"])
+        pairs = zip(model_outputs["labels"], model_outputs["scores"].tolist())
+        return sorted(({"label": label, "score": score} for label, score in pairs), key=lambda result: -result["score"])

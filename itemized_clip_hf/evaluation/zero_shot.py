@@ -1,10 +1,13 @@
 """Zero-shot scores: every prompt against every study, by itself (spec 8.1)."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from ..modeling.modeling_itemized_clip import spread_scan_mask
 
 
 @torch.no_grad()
@@ -50,13 +53,6 @@ def match_class(label: str, classes: Iterable[str]) -> str | None:
     return longer[0] if len(longer) == 1 else None
 
 
-def token_mask(scan_mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor | None:
-    """(B, N) -> (B, L), True for tokens of real scans."""
-    if scan_mask is None:
-        return None
-    return scan_mask.bool().repeat_interleave(num_tokens // scan_mask.shape[1], dim=1)
-
-
 @torch.no_grad()
 def score_batch(
     model, prompt_embeds: torch.Tensor, inputs: Mapping[str, torch.Tensor], normalize_pool_inputs: bool = True
@@ -75,7 +71,9 @@ def score_batch(
     tokens = model.visual_projection(features.last_hidden_state)
     if normalize_pool_inputs:
         prompt_embeds, tokens = F.normalize(prompt_embeds, dim=-1), F.normalize(tokens, dim=-1)
-    mask = token_mask(inputs.get("scan_mask"), tokens.shape[1])
+    mask = inputs.get("scan_mask")
+    if mask is not None:
+        mask = spread_scan_mask(mask, tokens.shape[1])
     return model.score_items(prompt_embeds, tokens, mask).float().cpu().numpy()
 
 
@@ -88,6 +86,7 @@ def score_studies(
     normalize_pool_inputs: bool = True,
     progress: bool = False,
     on_error: Callable[[int, Exception], None] | None = None,
+    on_bad_scan: Callable[[int, str | None, Exception], None] | None = None,
 ) -> tuple[list[str], np.ndarray]:
     """
     Args:
@@ -95,6 +94,7 @@ def score_studies(
         prompts: as in `encode_prompts`.
         on_error: called with the number of a study that cannot be read, and why; its scores are NaN. Without it the error is
             raised.
+        on_bad_scan: called with the number of a study, the name of a scan that is left out of it, and why.
 
     Returns:
         labels and scores (S, M).
@@ -117,8 +117,9 @@ def score_studies(
     for number, study in enumerate(tqdm(studies, desc="scoring", unit="study", disable=not progress)):
         count += 1
         try:
-            batch.append((number, image_processor.process_study(study)))
-        except (OSError, ValueError) as error:
+            skip = None if on_bad_scan is None else partial(on_bad_scan, number)
+            batch.append((number, image_processor.process_study(study, on_error=skip)))
+        except Exception as error:
             if on_error is None:
                 raise
             on_error(number, error)

@@ -1,10 +1,13 @@
 """Attention of every item over the tokens of a study -> one volume per scan, in the grid of the scan as it came in."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from ..modeling.modeling_itemized_clip import spread_scan_mask
 
 
 @dataclass
@@ -75,22 +78,27 @@ def token_map_to_source(
     Returns:
         array of `source_shape`; 0 outside the field that the model saw.
     """
-    axes = [torch.arange(n, dtype=torch.float32) for n in source_shape]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     matrix = torch.from_numpy(source_to_token(to_source, scan_size, token_map.shape)).float()
-    tokens = grid @ matrix[:3, :3].t() + matrix[:3, 3]
     size = torch.tensor(token_map.shape, dtype=torch.float32)
-    inside = ((tokens >= -0.5 - 1e-4) & (tokens <= size - 0.5 + 1e-4)).all(-1)
-    # grid_sample counts faces at -1 and 1, x (the last axis) first
-    coordinates = ((tokens + 0.5) / size * 2 - 1).flip(-1)
-    values = F.grid_sample(
-        torch.from_numpy(np.ascontiguousarray(token_map)).float()[None, None],
-        coordinates[None],
-        mode="bilinear" if order == "linear" else "nearest",
-        padding_mode="border",
-        align_corners=False,
-    )[0, 0]
-    return (values * inside).numpy()
+    tokens_in = torch.from_numpy(np.ascontiguousarray(token_map)).float()[None, None]
+    plane = [torch.arange(n, dtype=torch.float32) for n in source_shape[1:]]
+    rows, columns = torch.meshgrid(*plane, indexing="ij")
+    painted = np.empty(tuple(source_shape), dtype=np.float32)
+    for number in range(source_shape[0]):  # one plane at a time: coordinates take far more memory than voxels
+        voxels = torch.stack([torch.full_like(rows, number), rows, columns], dim=-1)
+        tokens = voxels @ matrix[:3, :3].t() + matrix[:3, 3]
+        inside = ((tokens >= -0.5 - 1e-4) & (tokens <= size - 0.5 + 1e-4)).all(-1)
+        # grid_sample counts faces at -1 and 1, x (the last axis) first
+        coordinates = ((tokens + 0.5) / size * 2 - 1).flip(-1)
+        values = F.grid_sample(
+            tokens_in,
+            coordinates[None, None],
+            mode="bilinear" if order == "linear" else "nearest",
+            padding_mode="border",
+            align_corners=False,
+        )
+        painted[number] = (values[0, 0, 0] * inside).numpy()
+    return painted
 
 
 @torch.no_grad()
@@ -108,25 +116,27 @@ def attention_maps(model, inputs, item_embeds: torch.Tensor, normalize_queries: 
     )
     tokens = model.visual_projection(features.last_hidden_state)
     queries = F.normalize(item_embeds, dim=-1) if normalize_queries else item_embeds
-    keep_mask = None
-    if inputs.get("scan_mask") is not None:
-        scan_mask = inputs["scan_mask"].bool()
-        keep_mask = scan_mask.repeat_interleave(tokens.shape[1] // scan_mask.shape[1], dim=1)[:, None, None]
+    keep_mask = inputs.get("scan_mask")
+    if keep_mask is not None:
+        keep_mask = spread_scan_mask(keep_mask, tokens.shape[1])[:, None, None]
     _, attention = model.item_pooler(queries.expand(len(tokens), -1, -1), tokens, keep_mask, output_attentions=True)
     return attention
 
 
-def explain_study(model, processor, study, items: list[str], order: str = "linear") -> list[HeatMap]:
+def explain_items(
+    model, processor, study, items: list[str], order: str = "linear", on_bad_scan: Callable | None = None
+) -> Iterator[list[HeatMap]]:
     """
-    Heat maps of every item in every scan of one study.
+    Heat maps of one study, item by item: a list with one map per scan.
 
     Args:
         study: anything the processor takes as one study.
         items: texts to look for.
         order: `"linear"` or `"nearest"`, see `token_map_to_source`.
+        on_bad_scan: called with the name of a scan that is left out, and why; without it the error is raised.
     """
     image_processor = processor.image_processor
-    scans = image_processor.process_study(study)
+    scans = image_processor.process_study(study, on_error=on_bad_scan)
     inputs = image_processor.collate([scans], return_tensors="pt").to(model.device)
     encoded = processor(text=items, return_tensors="pt").to(model.device)
     with torch.no_grad():
@@ -137,13 +147,13 @@ def explain_study(model, processor, study, items: list[str], order: str = "linea
     patch = model.config.vision_config.patch_size
     grid = tuple(voxels // size for voxels, size in zip(scan_size, patch))
     attention = attention.reshape(len(items), len(scans), *grid)
-    total = attention.sum(axis=(1, 2, 3, 4), keepdims=True)
-    relative = attention / np.maximum(total, 1e-12) * attention[0].size
+    total = np.maximum(attention.sum(axis=(1, 2, 3, 4), keepdims=True), 1e-12)
+    relative = attention / total * attention[0].size
+    sources = [source_array(scan) for scan in scans]
     picture = scan_size[0] == 1
-    maps = []
     for k, item in enumerate(items):
-        for n, scan in enumerate(scans):
-            source = source_array(scan)
+        maps = []
+        for n, (scan, source) in enumerate(zip(scans, sources)):
             shape = (1, *source.shape[:2]) if picture else source.shape
             values = token_map_to_source(relative[k, n], scan.to_source, scan_size, shape, order)
             maps.append(
@@ -153,12 +163,17 @@ def explain_study(model, processor, study, items: list[str], order: str = "linea
                     values=values[0] if picture else values,
                     affine=getattr(scan.source, "affine", None),
                     source=source,
-                    share=float(attention[k, n].sum() / max(total[k].item(), 1e-12)),
+                    share=float(attention[k, n].sum() / total[k].item()),
                     tokens=relative[k, n],
                     voxel_to_token=source_to_token(scan.to_source, scan_size, grid),
                 )
             )
-    return maps
+        yield maps
+
+
+def explain_study(model, processor, study, items: list[str], order: str = "linear") -> list[HeatMap]:
+    """All heat maps of one study, those of the first item first; `explain_items` needs less memory."""
+    return [heat for maps in explain_items(model, processor, study, items, order) for heat in maps]
 
 
 def source_array(scan) -> np.ndarray:

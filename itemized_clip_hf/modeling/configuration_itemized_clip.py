@@ -2,7 +2,6 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 ATTENTION_SCOPES = ("slice", "scan", "study")
 POSITION_EMBEDDING_TYPES = ("sincos", "learned")
@@ -118,10 +117,17 @@ class ItemizedCLIPConfig(PreTrainedConfig):
     """
 
     model_type = "itemized_clip"
-    sub_configs_defaults = {
-        "vision_config": ItemizedCLIPVisionConfig,  # type: ignore[dict-item]
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model"),
-    }
+    # Not `sub_configs_defaults`, which the oldest supported version of the library does not know.
+    sub_configs = {"vision_config": ItemizedCLIPVisionConfig, "text_config": AutoConfig}
+    # The embeddings of a whole evaluation set would be kept in memory.
+    keys_to_ignore_at_inference = [
+        "item_embeds",
+        "image_embeds",
+        "image_tokens",
+        "text_model_output",
+        "vision_model_output",
+        "loss_terms",
+    ]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -132,6 +138,18 @@ class ItemizedCLIPConfig(PreTrainedConfig):
     text_pooling: str = "auto"
     domain: str | None = None
     initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.vision_config is None:
+            self.vision_config = ItemizedCLIPVisionConfig()
+        elif isinstance(self.vision_config, dict):
+            self.vision_config = ItemizedCLIPVisionConfig(**self.vision_config)
+        if self.text_config is None:
+            self.text_config = AutoConfig.for_model("clip_text_model")
+        elif isinstance(self.text_config, dict):
+            text = {"model_type": "clip_text_model", **self.text_config}
+            self.text_config = AutoConfig.for_model(text.pop("model_type"), **text)
+        super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Checks what single fields cannot; called by the library on construction."""

@@ -134,7 +134,7 @@ class ItemizedCLIPVisionModel(ItemizedCLIPPreTrainedModel):
         Returns:
             `last_hidden_state` (B, 1 + L, C), class token first; `pooler_output` (B, C), the class token.
         """
-        hidden_states, grid = self.embeddings(pixel_values, scan_name_ids)
+        hidden_states, grid = self.embeddings(pixel_values, scan_name_ids, scan_mask)
         if self.pre_layer_norm is not None:
             hidden_states = self.pre_layer_norm(hidden_states)
         hidden_states = self.encoder(hidden_states, grid, scan_mask, **kwargs)
@@ -148,7 +148,8 @@ class ItemizedCLIPVisionModel(ItemizedCLIPPreTrainedModel):
 
         Args:
             weights: the MAE state dict, or the path of a `.safetensors` or `.pth` file (read with `weights_only=True`).
-            config: [`ItemizedCLIPVisionConfig`] with sin-cos positions; its width must be that of the weights.
+            config: [`ItemizedCLIPVisionConfig`] with sin-cos positions and one channel; its width must be that of
+                the weights. The brain MRI geometry, without a name encoder, if None.
             accept_license: the published MAE weights are CC-BY-NC-4.0 (no commercial use), and so is what is trained
                 from them. Pass True to accept that.
         """
@@ -166,7 +167,12 @@ class ItemizedCLIPVisionModel(ItemizedCLIPPreTrainedModel):
         else:
             state_dict = torch.load(weights, map_location="cpu", weights_only=True)
         state_dict = state_dict.get("model", state_dict)
-        model = cls(config if config is not None else ItemizedCLIPVisionConfig())
+        if config is None:
+            scopes = ["scan", "scan", "study"] * 4
+            config = ItemizedCLIPVisionConfig(
+                num_channels=1, image_size=[48, 224, 224], patch_size=[8, 16, 16], attention_scopes=scopes
+            )
+        model = cls(config)
         if model.config.position_embedding_type != "sincos" or model.config.num_channels != 1:
             raise ValueError("from_mae fills towers with position_embedding_type='sincos' and num_channels=1.")
         inflated = inflate_mae(state_dict, model.config)
@@ -177,6 +183,11 @@ class ItemizedCLIPVisionModel(ItemizedCLIPPreTrainedModel):
         if model.embeddings.scan_embedding is not None:
             model.embeddings.scan_embedding.copy_(sincos_1d(model.config.max_num_scans, model.config.hidden_size))
         return model
+
+
+def spread_scan_mask(scan_mask: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """(B, N) -> (B, L), True for the tokens of real scans."""
+    return scan_mask.bool().repeat_interleave(num_tokens // scan_mask.shape[1], dim=1)
 
 
 def build_text_model(config):
@@ -353,7 +364,7 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
         image_tokens = self.visual_projection(vision_outputs.last_hidden_state[:, 1:])
         token_mask = None
         if scan_mask is not None:
-            token_mask = scan_mask.bool().repeat_interleave(image_tokens.shape[1] // scan_mask.shape[1], dim=1)
+            token_mask = spread_scan_mask(scan_mask, image_tokens.shape[1])
         item_embeds, text_outputs = self.encode_items(input_ids, attention_mask, item_mask, **kwargs)
 
         logits_per_image = logits_per_text = None
@@ -388,6 +399,7 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
                 pooler=self.item_pooler,
                 token_mask=token_mask,
                 config=self.config,
+                training=self.training,
             )
             loss = terms["loss"]
             loss_terms = {name: term.detach() for name, term in terms.items() if name != "loss"}

@@ -96,13 +96,25 @@ class ItemizedCLIPVisionEmbeddings(nn.Module):
             return F.linear(blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4), weight.flatten(1), bias)
         return self.patch_embedding(scans).permute(0, 2, 3, 4, 1)
 
+    def scan_positions(self, scans: int, scan_mask: torch.Tensor | None) -> torch.Tensor:
+        """(B or 1, N, hidden_size): rows of the scan table; padded scans do not count where it has to be interpolated."""
+        table = self.scan_embedding
+        if scan_mask is None or scans <= len(table) or torch.compiler.is_compiling():
+            return scan_positions(table, scans, self.training)[None]
+        rows = [scan_positions(table, max(count, 1), self.training) for count in scan_mask.sum(1).tolist()]
+        return torch.stack([F.pad(row, (0, 0, 0, scans - len(row))) for row in rows])
+
     def forward(
-        self, pixel_values: torch.Tensor, scan_name_ids: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        scan_name_ids: torch.Tensor | None = None,
+        scan_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, tuple[int, int, int]]:
         """
         Args:
             pixel_values: (B, N, C, D, H, W), or (B, C, H, W) for pictures.
             scan_name_ids: (B, N, T), used where the config asks for a name encoder; "unk" for every scan if left out.
+            scan_mask: (B, N), real scans first.
 
         Returns:
             hidden states (B, 1 + L, hidden_size) and the token counts (scans, slices per scan, tokens per slice).
@@ -131,7 +143,7 @@ class ItemizedCLIPVisionEmbeddings(nn.Module):
                 scan_name_ids = unknown.expand(batch, scans, -1)
             patches = patches + self.scan_name_encoder(scan_name_ids)[:, :, None].to(patches.dtype)
         elif self.scan_embedding is not None:
-            patches = patches + scan_positions(self.scan_embedding, scans, self.training)[:, None].to(patches.dtype)
+            patches = patches + self.scan_positions(scans, scan_mask)[:, :, None].to(patches.dtype)
         class_token = self.class_embedding.to(patches.dtype).expand(batch, 1, -1)
         hidden_states = torch.cat([class_token, patches.flatten(1, 2)], dim=1)
         return hidden_states, (scans, grid_size[0], grid_size[1] * grid_size[2])

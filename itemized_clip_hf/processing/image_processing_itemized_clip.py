@@ -84,7 +84,8 @@ def _is_scan(x) -> bool:
 
 
 def _is_study(x) -> bool:
-    return isinstance(x, (list, tuple, Mapping)) or hasattr(x, "scans")
+    folder = isinstance(x, (str, os.PathLike)) and os.path.isdir(x)
+    return folder or isinstance(x, (list, tuple, Mapping)) or hasattr(x, "scans")
 
 
 class ItemizedCLIPImageProcessor(BaseImageProcessor):
@@ -129,6 +130,10 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         self._set_attributes(**kwargs)
         if self.fit not in FITS:
             raise ValueError(f"fit is {self.fit!r}, expected one of {list(FITS)}.")
+        if self.fit == "slices" and max(self.scan_size[1:]) > self.in_plane_size:
+            raise ValueError(
+                f"in_plane_size is {self.in_plane_size}, less than the {list(self.scan_size[1:])} voxels that are cut from it."
+            )
 
     @property
     def backend(self) -> str:
@@ -154,17 +159,25 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         studies = [self._process_study(study, settings) for study in self.split_studies(images, **settings)]
         return self.collate(studies, return_tensors=return_tensors, use_scan_names=settings["use_scan_names"])
 
-    def process_study(self, study, generator: torch.Generator | None = None, **settings) -> list[ProcessedScan]:
+    def process_study(
+        self,
+        study,
+        generator: torch.Generator | None = None,
+        on_error: Callable[[str | None, Exception], None] | None = None,
+        **settings,
+    ) -> list[ProcessedScan]:
         """
         The scans of one study with the way back to their sources, which heat maps need.
 
         Args:
             study: a scan or a list or dict of scans, in any form that a call takes.
             generator: draws the random crop of training; centred crops without it.
+            on_error: called with the name of a scan that cannot be used, and why; the study then goes on without it, unless
+                none is left. Without it the error is raised.
             settings: changes to the processor's own settings.
         """
         settings = {**{name: getattr(self, name, None) for name in self._valid_kwargs_names}, **settings}
-        return self._process_study(study, self._standardize_kwargs(**settings), generator)
+        return self._process_study(study, self._standardize_kwargs(**settings), generator, on_error)
 
     def collate(
         self, studies: list[list[ProcessedScan]], return_tensors=None, use_scan_names: bool | None = None
@@ -205,28 +218,36 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             return list(images)
         return [images]
 
-    def _process_study(self, study, settings, generator=None) -> list[ProcessedScan]:
-        scans = self._named_scans(study)
+    def _process_study(self, study, settings, generator=None, on_error=None) -> list[ProcessedScan]:
+        scans = self._listed_scans(study)
         if not scans:
             raise ValueError("a study needs at least one scan, this one is empty.")
-        return [processed for name, scan in scans for processed in self._process_scan(name, scan, settings, generator)]
+        processed: list[ProcessedScan] = []
+        last_error = None
+        for name, source in scans:
+            try:
+                scan = self._load(source)
+                if hasattr(scan, "scans"):  # a file or folder that holds a whole study
+                    processed += self._process_study(scan, settings, generator, on_error)
+                else:
+                    name = name if name is not None else getattr(scan, "name", None)
+                    processed += self._process_scan(name, scan, settings, generator)
+            except (OSError, ValueError) as error:
+                if on_error is None:
+                    raise
+                on_error(name, error)
+                last_error = error
+        if not processed:
+            raise ValueError(f"none of the {len(scans)} scans of the study could be used; the last error: {last_error}")
+        return processed
 
-    def _named_scans(self, study) -> list[tuple[str | None, Any]]:
+    def _listed_scans(self, study) -> list[tuple[str | None, Any]]:
+        """Name and source of each scan, files still closed."""
         study = getattr(study, "scans", study)
         if isinstance(study, Mapping):
-            scans: list[tuple[str | None, Any]] = [(str(name), scan) for name, scan in study.items()]
-        elif isinstance(study, (list, tuple)):
-            scans = [(getattr(scan, "name", None) if _is_scan(scan) else None, scan) for scan in study]
-        else:
-            scans = [(getattr(study, "name", None) if _is_scan(study) else None, study)]
-        loaded = []
-        for name, scan in scans:
-            scan = self._load(scan)
-            if hasattr(scan, "scans"):  # a file or folder that holds a whole study
-                loaded += [(inner_name, inner) for inner_name, inner in scan.scans.items()]
-            else:
-                loaded.append((name if name is not None else getattr(scan, "name", None), scan))
-        return loaded
+            return [(str(name), scan) for name, scan in study.items()]
+        scans = study if isinstance(study, (list, tuple)) else [study]
+        return [(getattr(scan, "name", None) if _is_scan(scan) else None, scan) for scan in scans]
 
     def _load(self, scan):
         if not isinstance(scan, (str, os.PathLike)):
@@ -468,12 +489,22 @@ def resize_picture(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
 def _channels_first(picture, num_channels: int, convert_rgb: bool) -> torch.Tensor:
     """(C, H, W) of a PIL image or an array (H, W), (H, W, C) or (C, H, W)."""
     if Image is not None and isinstance(picture, Image.Image):
+        if picture.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"a picture holds more than 8 bits a channel (mode {picture.mode}): scale it to 0..255 first, with limits that "
+                "suit its sensor."
+            )
         if convert_rgb:
             picture = picture.convert("RGB" if num_channels == 3 else "L")
         picture = np.array(picture)
     if _is_scan(picture):
         raise ValueError(f"a volume of {np.shape(picture.array)} voxels was given for a picture.")
     array = picture.numpy(force=True) if isinstance(picture, torch.Tensor) else np.asarray(picture)
+    if array.dtype.kind in "ui" and array.dtype.itemsize > 1 and (array.min() < 0 or array.max() > 255):
+        raise ValueError(
+            f"a picture holds values from {array.min()} to {array.max()} ({array.dtype}): scale it to 0..255 first, with "
+            "limits that suit its sensor."
+        )
     if array.ndim == 2:
         array = array[None]
     elif array.ndim == 3 and array.shape[-1] in (1, 3, 4) and array.shape[0] not in (1, 3, 4):
@@ -486,6 +517,8 @@ def _channels_first(picture, num_channels: int, convert_rgb: bool) -> torch.Tens
         array = array[:3]
     if convert_rgb and array.shape[0] == 1 and num_channels == 3:
         array = array.repeat(3, axis=0)
+    if convert_rgb and array.shape[0] != num_channels:
+        raise ValueError(f"a picture has {array.shape[0]} channels, the model takes {num_channels}.")
     return torch.from_numpy(np.ascontiguousarray(array))
 
 

@@ -1,5 +1,6 @@
 """Studies and items -> everything that the model takes."""
 
+import copy
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -44,13 +45,14 @@ class ItemizedCLIPProcessor(ProcessorMixin):
 
         Args:
             domain: `brain-mri`, `head-ct`, `chest-ct`, `remote-sensing` or `natural-images`.
-            tokenizer: of the text tower; its `model_max_length` is lowered to the domain's context where it is longer.
+            tokenizer: of the text tower; a copy is kept, with a `model_max_length` of at most the domain's context.
             image_settings: changes to the image preset, e.g. `scan_size=[8, 32, 32]`.
         """
         if domain not in cls.presets:
             known = sorted(cls.presets) or "none: presets come with the installed package itemized-clip-hf"
             raise ValueError(f"unknown domain {domain!r}; known: {known}.")
         preset = cls.presets[domain]
+        tokenizer = copy.deepcopy(tokenizer)
         tokenizer.model_max_length = min(tokenizer.model_max_length, preset["context_length"])
         image_processor = ItemizedCLIPImageProcessor.from_domain(domain, **image_settings)
         return cls(image_processor, tokenizer, lowercase=preset["lowercase"])

@@ -70,7 +70,12 @@ def load_recipe(name_or_path: str) -> Recipe:
         path = _FOLDER / f"{name_or_path}.yaml"
     if not path.exists():
         raise ValueError(f"there is no recipe {name_or_path!r}; choose one of {available_recipes()} or a YAML file.")
-    content = yaml.safe_load(path.read_text())
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is no recipe: expected keys such as domain and training.")
     base = content.pop("base", None)
     if base is not None:
         content = merge({**vars(load_recipe(base)), "variants": {}}, content)

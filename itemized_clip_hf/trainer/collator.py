@@ -26,11 +26,12 @@ class ItemizedCLIPCollator:
             the released code does.
         diverse_sampling: arguments of `sample_diverse`; plain items if None.
         is_normal: rule on the items of a study, for studies that do not say it themselves.
-        quarantine: file that lists examples that could not be read: id and reason. They are left out of their batch.
+        quarantine: file that lists what could not be read: study, or study and scan, and reason. A bad scan is left out of its
+            study, a study without a scan or an item is left out of its batch.
 
     An example holds `items` (list of strings) and either `images` (anything the processor takes as one study) or
     `pixel_values` (N, C, D, H, W), processed, with `scan_names`; `is_normal` and `id` if known, and `seed` in training.
-    Without a seed nothing is random: the first scans and items are taken.
+    Without a seed nothing is random: all scans and the first items are taken.
     """
 
     processor: Any
@@ -40,40 +41,44 @@ class ItemizedCLIPCollator:
     diverse_sampling: dict | None = None
     is_normal: Callable[[list[str]], bool] | None = None
     quarantine: str | Path | None = None
-    lost: int = field(default=0, init=False)
+    _reported: set = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self):
         if self.scan_fill not in ("mask", "repeat"):
             raise ValueError(f"scan_fill is {self.scan_fill!r}, expected 'mask' or 'repeat'.")
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        studies, items, normal, last_error = [], [], [], None
+        """Batch of examples, or of what `prepare` made of them."""
+        prepared, last_error = [], None
         for example in examples:
-            seed = example.get("seed")
-            generator = None if seed is None else torch.Generator().manual_seed(seed)
             try:
-                if not example["items"]:
-                    raise ValueError("the study has no item.")
-                chosen = self._items(example["items"], generator)
-                scans = self._scans(example, generator)
-            except (OSError, ValueError) as error:
-                self._report(example.get("id"), error)
+                prepared.append(example if isinstance(example, PreparedStudy) else self.prepare(example))
+            except Exception as error:
+                self.report(example.get("id"), error)
                 last_error = error
-                continue
-            studies.append(scans)
-            items.append(chosen)
-            flag = example.get("is_normal")
-            if flag is None:
-                flag = self.is_normal(example["items"]) if self.is_normal else False
-            normal.append(bool(flag))
-        if not studies:
+        if not prepared:
             raise ValueError(
                 f"none of the {len(examples)} studies of this batch could be used; the last error: {last_error}"
             )
-        batch = dict(self.processor.image_processor.collate(studies, return_tensors="pt"))
-        batch.update(self._tokenize(items))
-        batch["is_normal"] = torch.tensor(normal)
+        batch = dict(self.processor.image_processor.collate([study.scans for study in prepared], return_tensors="pt"))
+        encoded = self.processor.encode_text([study.items for study in prepared], num_slots=self.max_items)
+        batch.update({name: torch.as_tensor(value) for name, value in encoded.items()})
+        batch["is_normal"] = torch.tensor([study.is_normal for study in prepared])
         return batch
+
+    def prepare(self, example: dict) -> "PreparedStudy":
+        """Scans and items of one example, chosen and processed; raises where the study cannot be used."""
+        seed = example.get("seed")
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        items = example.get("items")
+        if not items:
+            raise ValueError("the study has no item.")
+        chosen = self._items(items, generator)
+        scans = self._scans(example, generator)
+        flag = example.get("is_normal")
+        if flag is None:
+            flag = self.is_normal(items) if self.is_normal else False
+        return PreparedStudy(scans, chosen, bool(flag))
 
     def _items(self, items: list[str], generator: torch.Generator | None) -> list[str]:
         if self.diverse_sampling is not None and generator is not None:
@@ -85,40 +90,60 @@ class ItemizedCLIPCollator:
             pixel_values = torch.as_tensor(example["pixel_values"])
             names = example.get("scan_names") or [None] * len(pixel_values)
             order = self._choose(len(pixel_values), generator)
-            return [ProcessedScan(names[i], pixel_values[i].float(), None, None) for i in order]
-        study = example["images"]
-        study = getattr(study, "scans", study)
-        if isinstance(study, dict):
-            names = [name for name, scan in study.items() if scan is not None]
-            study = {names[i]: study[names[i]] for i in self._choose(len(names), generator)}
-        elif isinstance(study, (list, tuple)):
-            study = [study[i] for i in self._choose(len(study), generator)]
-        scans = self.processor.image_processor.process_study(study, generator)
-        order = self._choose(len(scans), generator) if len(scans) > self.max_scans else list(range(len(scans)))
-        scans = [scans[i] for i in order]
+            scans = [ProcessedScan(names[i], pixel_values[i].float(), None, None) for i in order]
+        else:
+            study = example.get("images")
+            if study is None:
+                raise ValueError("the study has no images.")
+            study = getattr(study, "scans", study)
+            if isinstance(study, dict):
+                names = [name for name, scan in study.items() if scan is not None]
+                study = {names[i]: study[names[i]] for i in self._choose(len(names), generator)}
+            elif isinstance(study, (list, tuple)):
+                study = [study[i] for i in self._choose(len(study), generator)]
+            scans = self.processor.image_processor.process_study(
+                study, generator, on_error=lambda name, error: self.report(f"{example.get('id')}/{name}", error)
+            )
+            scans = [scans[i] for i in self._choose(len(scans), generator)]
         if self.scan_fill == "repeat":
-            scans = [scans[i % len(scans)] for i in range(self.max_scans)]
+            scans = [scans[i % len(scans)] for i in range(max(self.max_scans, len(scans)))]
         return scans
 
     def _choose(self, count: int, generator: torch.Generator | None) -> list[int]:
-        """A random subset of at most `max_scans` scans, in their own order."""
+        """A random subset of at most `max_scans` scans in their own order; all of them without a generator."""
         if count <= self.max_scans or generator is None:
-            return list(range(min(count, self.max_scans)))
+            return list(range(count))
         return sorted(torch.randperm(count, generator=generator)[: self.max_scans].tolist())
 
-    def _tokenize(self, items: list[list[str]]) -> dict[str, torch.Tensor]:
-        encoded = self.processor.encode_text(items, num_slots=self.max_items)
-        return {name: torch.as_tensor(value) for name, value in encoded.items()}
-
-    def _report(self, study_id, error: Exception):
-        self.lost += 1
+    def report(self, study_id, error: Exception):
+        """Logs a study that is left out, and lists it in the quarantine once."""
+        if study_id in self._reported:
+            return
+        self._reported.add(study_id)
         logger.warning(f"study {study_id} is left out: {error}")
-        if self.quarantine is not None:
-            path = Path(self.quarantine)
-            new = not path.exists()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", newline="") as file:
-                writer = csv.writer(file)
-                if new:
-                    writer.writerow(["study", "reason"])
-                writer.writerow([study_id, str(error)])
+        if self.quarantine is None:
+            return
+        path = Path(self.quarantine)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if file.tell() == 0:
+                writer.writerow(["study", "reason"])
+            writer.writerow([study_id, str(error)])
+
+    @property
+    def lost(self) -> int:
+        """Studies and scans in the quarantine, by any worker, each counted once."""
+        if self.quarantine is None or not Path(self.quarantine).exists():
+            return len(self._reported)
+        with Path(self.quarantine).open(newline="") as file:
+            return len({row[0] for row in csv.reader(file) if row and row != ["study", "reason"]})
+
+
+@dataclass
+class PreparedStudy:
+    """One study as it enters a batch."""
+
+    scans: list[ProcessedScan]
+    items: list[str]
+    is_normal: bool

@@ -2,7 +2,6 @@
 
 import torch
 import torch.distributed as dist
-from torch.distributed.nn.functional import all_gather
 
 
 def world_size() -> int:
@@ -11,6 +10,26 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class GatherWithGradient(torch.autograd.Function):
+    """All ranks' tensors of one shape, stacked; the gradient of a rank's own tensor is the sum of what all ranks return."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous()
+        if dist.get_backend() in ("nccl", "xccl"):
+            own = torch.empty_like(gradient[0])
+            dist.reduce_scatter_tensor(own, gradient)
+            return own
+        dist.all_reduce(gradient)
+        return gradient[rank()]
 
 
 def gather_texts(
@@ -31,7 +50,7 @@ def gather_texts(
             f"ranks hold (studies, item slots) of {[tuple(s.tolist()) for s in shapes]}; the loss pairs row i of one rank "
             "with row i of the others, so all need the same: drop the last incomplete batch and pad items to one count."
         )
-    items = all_gather(item_embeds.contiguous())
+    items = GatherWithGradient.apply(item_embeds)
 
     def plain(x: torch.Tensor) -> list[torch.Tensor]:
         parts = [torch.empty_like(x) for _ in range(world_size())]

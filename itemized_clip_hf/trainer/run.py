@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers.trainer_utils import get_last_checkpoint
@@ -97,9 +98,18 @@ def train_recipe(
         f"{len(records)} studies; images from {records.images_column!r}, items from {records.items_column!r}"
     )
     settings = {"logging_strategy": "steps", **recipe.training, **overrides}
+    known = ItemizedCLIPTrainingArguments.__dataclass_fields__
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(f"there are no training arguments {unknown}; see transformers.TrainingArguments.")
     if recipe.global_batch_size is not None and "per_device_train_batch_size" not in settings:
-        processes = int(os.environ.get("WORLD_SIZE", world_size()))
-        settings["per_device_train_batch_size"] = recipe.global_batch_size // processes
+        parts = int(os.environ.get("WORLD_SIZE", world_size())) * settings.get("gradient_accumulation_steps", 1)
+        if recipe.global_batch_size % parts:
+            raise ValueError(
+                f"the global batch of {recipe.global_batch_size} studies cannot be split into {parts} parts (processes times "
+                "accumulation steps); set per_device_train_batch_size."
+            )
+        settings["per_device_train_batch_size"] = recipe.global_batch_size // parts
     if settings.get("bf16") and not torch.cuda.is_available():
         logger.warning("no GPU: training in float32 instead of bf16")
         settings["bf16"] = False
@@ -110,7 +120,12 @@ def train_recipe(
     if resume and checkpoint is None:
         logger.warning(f"there is no checkpoint in {output}: starting from the beginning")
     if checkpoint is not None or model_folder is not None:
-        model, processor = load(checkpoint or model_folder, "cpu", tokenizer)
+        model, processor = load(cast(str, checkpoint or model_folder), "cpu", tokenizer)
+        if model.config.domain != recipe.domain:
+            raise ValueError(
+                f"{checkpoint or model_folder} is a model of domain {model.config.domain!r}, the recipe is for "
+                f"{recipe.domain!r}."
+            )
     else:
         processor = build_processor(recipe, records.items(), tokenizer)
         model = build_model(recipe, processor.tokenizer, args.seed)

@@ -1,6 +1,7 @@
 """Order and seeds of training: every visit of an example has its own seed, whatever the workers and after any resume."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -33,14 +34,39 @@ class SeededSampler(Sampler):
 
 
 class SeededDataset(Dataset):
-    """A map-style dataset whose examples carry the seed of their visit for the collator."""
+    """
+    A map-style dataset whose examples are prepared for the collator with the seed of their visit.
 
-    def __init__(self, dataset):
+    A study that cannot be used is reported, and another one, drawn from the seed of the visit, takes its place: batches keep
+    their size on every rank, and a restarted run draws the same.
+
+    Args:
+        dataset: examples as the collator takes them.
+        prepare: makes a study ready for a batch, or raises.
+        report: called with the id (or number) of a study that cannot be used, and the error.
+    """
+
+    _ATTEMPTS = 20
+
+    def __init__(self, dataset, prepare: Callable[[dict], Any], report: Callable[[Any, Exception], None]):
         self.dataset = dataset
+        self.prepare = prepare
+        self.report = report
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict:
+    def __getitem__(self, key: tuple[int, int]):
         index, seed = key
-        return {**self.dataset[index], "seed": seed}
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(self._ATTEMPTS):
+            study_id: Any = index
+            try:
+                example = self.dataset[index]
+                study_id = example.get("id", index)
+                return self.prepare({**example, "seed": seed})
+            except Exception as error:
+                self.report(study_id, error)
+                last_error = error
+            index = int(torch.randint(len(self.dataset), (1,), generator=generator))
+        raise ValueError(f"{self._ATTEMPTS} studies in a row could not be used; the last error: {last_error}")

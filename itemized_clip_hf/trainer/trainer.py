@@ -8,12 +8,16 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
+from transformers.utils import logging
 
 from ..domains import load_domain
 from .collator import ItemizedCLIPCollator
+from .gather import rank, world_size
 from .objectives import Objective, load_objective
 from .sampler import SeededDataset, SeededSampler
 from .training_args import ItemizedCLIPTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -38,6 +42,14 @@ class ClampLogitScale(TrainerCallback):
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         with torch.no_grad():
             model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+class SeedByRank(TrainerCallback):
+    """Negatives, token masks and dropped paths differ between ranks: seed + rank."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if world_size() > 1:
+            torch.manual_seed(args.seed + rank())
 
 
 class ItemizedCLIPTrainer(Trainer):
@@ -85,17 +97,27 @@ class ItemizedCLIPTrainer(Trainer):
         self.objective: Objective = objective
         model.loss_function = objective
         freeze_text_tower(model, args.freeze_text)
+        if not objective.uses_pooler:
+            # Parameters without gradient would stall distributed training.
+            model.item_pooler.requires_grad_(False)
+        if train_dataset is not None:
+            prepare = getattr(data_collator, "prepare", lambda example: example)
+            report = getattr(
+                data_collator, "report", lambda study, error: logger.warning(f"{study} is left out: {error}")
+            )
+            train_dataset = SeededDataset(train_dataset, prepare, report)
         self._terms: dict[str, list] = {}
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator,
-            train_dataset=None if train_dataset is None else SeededDataset(train_dataset),
+            train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
         )
         self.add_callback(ClampLogitScale())
+        self.add_callback(SeedByRank())
         # Evaluation asks the model for a loss although there are no labels.
         self.can_return_loss = True
 
@@ -103,8 +125,32 @@ class ItemizedCLIPTrainer(Trainer):
         return SeededSampler(len(train_dataset if train_dataset is not None else self.train_dataset), self.args.seed)
 
     def get_decay_parameter_names(self, model) -> list[str]:
-        """Matrices and embeddings only: no decay on norms, biases, scale and the like."""
-        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+        """
+        Matrices and embeddings only: no decay on norms, biases, scale and the like.
+
+        The class token of the volume towers is decayed, that of the picture towers is not, as in the released code.
+        """
+        volumes = self.accelerator.unwrap_model(model).config.vision_config.position_embedding_type == "sincos"
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim >= 2 or volumes and name.endswith("class_embedding")
+        ]
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """All studies, the last incomplete batch too."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def prediction_step(self, *args, **kwargs):
+        """Negatives of an evaluation are always the same, and training's random numbers are left where they were."""
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.args.seed)
+            return super().prediction_step(*args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """Cosine to zero after a linear warm-up that starts at lr / warmup instead of 0; other types are the library's."""

@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import pipeline
 
 from itemized_clip_hf import ItemizedCLIPPipeline, ItemizedCLIPProcessor
+from itemized_clip_hf.evaluation.zero_shot import score_studies
 
 
 @pytest.fixture
@@ -40,7 +41,11 @@ def test_studies(saved):
     alone = classify(study, candidate_labels=ITEMS[:1])[0]["score"]
     assert alone == pytest.approx(expected[0].item(), abs=1e-5)
     several = classify([study, {"AX_T1": rng.normal(size=(6, 16, 16))}], candidate_labels={"mass": ITEMS[:2]})
-    assert len(several) == 2 and several[0][0]["score"] == pytest.approx(expected[:2].mean().item(), abs=1e-5)
+    assert len(several) == 2 and len(several[0]) == 1
+    _, scores = score_studies(model, classify.processor, [study], {"mass": ITEMS[:2]}, normalize_pool_inputs=False)
+    logit = scores[0, 0] * model.logit_scale.exp().item()
+    assert several[0][0]["score"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-5)
+    assert classify(study, candidate_labels=ITEMS[0])[0]["label"] == ITEMS[0]
 
 
 def test_pictures(saved):

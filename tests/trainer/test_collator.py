@@ -54,7 +54,7 @@ def test_without_a_seed_nothing_is_random(processor):
     collator = ItemizedCLIPCollator(processor, max_items=2, max_scans=2)
     first, second = (collator([example(0, 5, ITEMS)]) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert first["pixel_values"][0, :, 0, 0, 0, 0].tolist() == [0, 1]
+    assert first["pixel_values"][0, :, 0, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(first["input_ids"], torch.as_tensor(processor(text=[ITEMS[:2]])["input_ids"]))
 
 
@@ -119,4 +119,31 @@ def test_sampler_repeats_itself_and_changes_with_the_epoch():
     second = list(sampler)
     assert sorted(i for i, _ in second) == list(range(50)) and second != first
     assert dict(first) != dict(second)
-    assert SeededDataset([{"x": 1}])[(0, 7)] == {"x": 1, "seed": 7}
+
+
+def test_a_bad_study_is_replaced_by_another_one():
+    def prepare(example):
+        if example["id"] % 2:
+            raise KeyError("damaged")
+        return example
+
+    reported = []
+    rows = [{"id": number} for number in range(10)]
+    dataset = SeededDataset(rows, prepare, lambda study, error: reported.append(study))
+    assert dataset[(4, 7)] == {"id": 4, "seed": 7}
+    taken = [dataset[(3, seed)]["id"] for seed in range(30)]
+    assert all(number % 2 == 0 for number in taken) and len(set(taken)) > 2 and set(reported) <= {1, 3, 5, 7, 9}
+    assert taken == [dataset[(3, seed)]["id"] for seed in range(30)]
+    with pytest.raises(ValueError, match="20 studies in a row"):
+        SeededDataset(rows[1:2], prepare, lambda study, error: None)[(0, 1)]
+
+
+def test_a_bad_scan_is_left_out_of_its_study(processor, tmp_path):
+    collator = ItemizedCLIPCollator(processor, max_items=1, max_scans=3, quarantine=tmp_path / "q.csv")
+    good = np.random.default_rng(0).normal(size=(6, 16, 16))
+    study = {"AX_T1": good, "AX_T2": str(tmp_path / "gone.nii.gz"), "AX_DWI": np.zeros((4, 8, 8))}
+    for _ in range(2):
+        batch = collator([{"id": "7", "images": study, "items": ITEMS[:1], "seed": 1}])
+        assert batch["scan_mask"].tolist() == [[True]]
+    rows = list(csv.reader((tmp_path / "q.csv").open()))
+    assert [row[0] for row in rows[1:]] == ["7/AX_T2", "7/AX_DWI"] and collator.lost == 2

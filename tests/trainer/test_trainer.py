@@ -18,6 +18,7 @@ from itemized_clip_hf import (
     ItemizedCLIPTrainingArguments,
 )
 from itemized_clip_hf.trainer.objectives import available_objectives, load_objective
+from itemized_clip_hf.trainer.sampler import SeededSampler
 
 
 def dataset(count=24, seed=0):
@@ -129,25 +130,57 @@ def test_schedule(processor, tmp_path):
 
 
 def test_accumulation_averages(processor, tmp_path):
-    """Two micro-batches of the same study order give the mean of their gradients."""
-    gradients = []
-    for steps in (1, 2):
+    """The step of two micro-batches is the mean of the steps that each would make alone."""
+
+    def step(rows, accumulate):
         trainer = make_trainer(
             processor,
             tmp_path,
+            rows=rows,
             max_steps=1,
-            gradient_accumulation_steps=steps,
-            per_device_train_batch_size=8,
+            gradient_accumulation_steps=accumulate,
+            per_device_train_batch_size=4,
             optim="sgd",
             learning_rate=1e-3,
             warmup_steps=0,
             objective="mps",
             weight_decay=0.0,
+            max_scans=3,
         )
         before = trainer.model.visual_projection.weight.detach().clone()
         trainer.train()
-        gradients.append((before - trainer.model.visual_projection.weight.detach()) / 1e-3)
-    assert 0.4 < gradients[1].norm() / gradients[0].norm() < 2.0
+        return before - trainer.model.visual_projection.weight.detach(), trainer
+
+    rows = dataset(8)
+    both, trainer = step(rows, 2)
+    order = [index for index, _ in SeededSampler(8, 0)]
+    halves = [step([rows[i] for i in order[k : k + 4]], 1)[0] for k in (0, 4)]
+    torch.testing.assert_close(both, (halves[0] + halves[1]) / 2, atol=1e-6, rtol=1e-3)
+
+
+def test_class_token_of_volumes_is_decayed(processor, tmp_path):
+    trainer = make_trainer(processor, tmp_path)
+    assert "vision_model.embeddings.class_embedding" in trainer.get_decay_parameter_names(trainer.model)
+
+
+def test_evaluation_is_repeatable_and_complete(processor, tmp_path):
+    trainer = make_trainer(processor, tmp_path, per_device_eval_batch_size=4)
+    rows = dataset(6, seed=1)
+    assert len(trainer.get_eval_dataloader(rows)) == 2 and trainer.args.dataloader_drop_last
+    state = torch.get_rng_state()
+    first, second = (trainer.evaluate(rows)["eval_loss"] for _ in range(2))
+    assert first == second and torch.equal(state, torch.get_rng_state())
+
+
+def test_bad_studies_do_not_end_a_run(processor, tmp_path):
+    rows = dataset(12)
+    rows[3] = {"id": "gone", "images": [str(tmp_path / "gone.nii.gz")], "items": ITEMS[:1]}
+    rows[5] = {"id": "mute"}
+    trainer = make_trainer(processor, tmp_path / "run", rows=rows, per_device_train_batch_size=1, max_steps=12)
+    trainer.train()
+    assert (
+        trainer.state.global_step == 12 and trainer.data_collator.lost == 2 + 1
+    )  # the study, its scan, and the mute one
 
 
 def test_unknown_settings_are_named(processor, tmp_path):

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -30,6 +31,8 @@ class Objective(ABC):
     the name of its file.
     """
 
+    uses_pooler: ClassVar[bool] = True
+
     def draw(
         self, item_mask: torch.Tensor, num_tokens: int, num_heads: int, generator: torch.Generator | None = None
     ) -> Draws:
@@ -49,6 +52,7 @@ class Objective(ABC):
         pooler,
         draws: Draws | None = None,
         token_mask: torch.Tensor | None = None,
+        training: bool = True,
         **unused,
     ) -> dict[str, torch.Tensor]:
         """
@@ -62,6 +66,7 @@ class Objective(ABC):
             pooler: the item pooler.
             draws: random choices; drawn here if None.
             token_mask: (B, L), True for tokens of real scans; all real if None.
+            training: False hides no tokens at random.
 
         Returns:
             `"loss"` and the unweighted terms it is made of. In a process group every rank returns its own sum over the local

@@ -23,6 +23,11 @@ def full(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def full_precision(x: torch.Tensor):
+    """Matrix products keep the type of their inputs, autocast or not."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def unit(x: torch.Tensor) -> torch.Tensor:
     """L2-normalised along the last axis."""
     return F.normalize(full(x), dim=-1)
@@ -134,7 +139,9 @@ def multi_positive_loss(
         dropped: (B, B') pairs of studies left out.
     """
     studies, slots = item_mask.shape
-    logits = unit(image_embeds) @ unit(item_embeds).flatten(0, 1).t() * full(logit_scale).exp() + full(logit_bias)
+    with full_precision(image_embeds):
+        cosines = unit(image_embeds) @ unit(item_embeds).flatten(0, 1).t()
+    logits = cosines * full(logit_scale).exp() + full(logit_bias)
     logits = logits.unflatten(1, (studies, slots))
     labels = torch.full((len(image_embeds), studies, 1), -1.0, device=logits.device, dtype=logits.dtype)
     if positive:
@@ -154,7 +161,9 @@ def item_separation_loss(
 ) -> torch.Tensor:
     """IIS: what item k gathered (B, K, P) speaks for item k and against the study's other items (spec 5.6)."""
     batch, slots = item_mask.shape
-    logits = unit(pooled) @ unit(item_embeds).transpose(1, 2) * full(logit_scale).exp() + full(logit_bias)
+    with full_precision(pooled):
+        cosines = unit(pooled) @ unit(item_embeds).transpose(1, 2)
+    logits = cosines * full(logit_scale).exp() + full(logit_bias)
     labels = 2 * torch.eye(slots, device=logits.device, dtype=logits.dtype) - 1
     mask = item_mask.to(logits.dtype)
     return sigmoid_loss(logits, labels, mask[:, :, None] * mask[:, None]) / (batch * slots)

@@ -84,6 +84,7 @@ class ItemizedCLIPObjective(Objective):
         pooler,
         draws=None,
         token_mask=None,
+        training=True,
         **unused,
     ):
         item_mask, is_normal = self.complete(item_embeds, item_mask, is_normal)
@@ -91,6 +92,8 @@ class ItemizedCLIPObjective(Objective):
             is_normal = torch.zeros_like(is_normal)
         if draws is None:
             draws = self.draw(item_mask, image_tokens.shape[1], pooler.num_heads)
+            if not training:
+                draws.keep_mask = None
         scale_and_bias = (logit_scale, logit_bias)
         key, value = pooler.project_tokens(image_tokens)
         terms: dict[str, torch.Tensor] = {}

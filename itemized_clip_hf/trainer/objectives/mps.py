@@ -17,6 +17,8 @@ class MPSObjective(Objective):
         normal_check: never pair a normal study with an item of another normal study.
     """
 
+    uses_pooler = False
+
     def __init__(self, normal_check: bool = True):
         self.normal_check = normal_check
 
