@@ -201,6 +201,7 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
     """Images or studies and lists of items in one space; see [`ItemizedCLIPOutput`] for what comes out."""
 
     _can_record_outputs = {}
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever its number of items
 
     def __init__(self, config: ItemizedCLIPConfig):
         super().__init__(config)
