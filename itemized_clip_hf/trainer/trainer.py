@@ -145,12 +145,12 @@ class ItemizedCLIPTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
-    def prediction_step(self, *args, **kwargs):
+    def evaluation_loop(self, *args, **kwargs):
         """Negatives of an evaluation are always the same, and training's random numbers are left where they were."""
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed)
-            return super().prediction_step(*args, **kwargs)
+            return super().evaluation_loop(*args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """Cosine to zero after a linear warm-up that starts at lr / warmup instead of 0; other types are the library's."""

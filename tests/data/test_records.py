@@ -109,7 +109,8 @@ def test_bert_vocabulary(data_folder):
 def test_clip_merges(data_folder):
     tokenizer = load_tokenizer(data_folder / "tokenizers" / "bpe_simple_vocab_16e6.txt.gz", 100)
     assert tokenizer("A photo of a cat")["input_ids"] == [49406, 320, 1125, 539, 320, 2368, 49407]
-    assert len(tokenizer) == 49408 and tokenizer.pad_token_id == 0
+    assert tokenizer("hello!")["input_ids"] == [49406, 3306, 256, 49407]
+    assert len(tokenizer) == 49408 and tokenizer.pad_token_id == 49407
     longest = tokenizer("river " * 200, truncation=True)["input_ids"]
     assert len(longest) == 100 and longest[-1] == 49407
 

@@ -79,12 +79,14 @@ def test_bad_studies_are_quarantined(processor, tmp_path):
         {"id": "mute", "images": [np.random.default_rng(0).normal(size=(4, 8, 8))], "items": []},
     ]
     batch = collator([example(1, 1, ITEMS[:1]), *bad, example(2, 1, ITEMS[1:2])])
-    assert len(batch["pixel_values"]) == 2 and collator.lost == 3
+    assert len(batch["pixel_values"]) == 2
     rows = list(csv.reader((tmp_path / "quarantine.csv").open()))
-    assert rows[0] == ["study", "reason"] and [row[0] for row in rows[1:]] == ["gone", "nan", "mute"]
-    assert "NaN" in rows[2][1] and "no item" in rows[3][1]
+    assert rows[0] == ["study", "reason"]
+    assert [row[0] for row in rows[1:]] == ["gone/AX_T1", "gone", "nan/None", "nan", "mute"]
+    assert "no file" in rows[1][1] and "NaN" in rows[4][1] and "no item" in rows[5][1] and collator.lost == 5
     with pytest.raises(ValueError, match="none of the 3 studies of this batch"):
         collator(bad)
+    assert len(list(csv.reader((tmp_path / "quarantine.csv").open()))) == 6  # each is listed once
 
 
 def test_diverse_sampling():
