@@ -87,7 +87,7 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, de
 
 def slug(text: str) -> str:
     """A text as a file name."""
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.")[:60] or "item"
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.")[:60] or "item"
 
 
 def unique(name: str, used: set[str]) -> str:

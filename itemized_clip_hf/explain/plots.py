@@ -57,7 +57,8 @@ def plot_item(
     top = max(float(heat.values.max()) for heat in maps) or 1.0
     pictures = maps[0].source.ndim == 2 or maps[0].values.ndim == 2
     columns = 2 if pictures else num_slices
-    figure, axes = plt.subplots(len(maps), columns, figsize=(1.7 * columns, 1.9 * len(maps) + 0.5), squeeze=False)
+    size = (1.7 * columns, 1.9 * len(maps) + 0.4)
+    figure, axes = plt.subplots(len(maps), columns, figsize=size, squeeze=False, layout="constrained")
     for row, heat in enumerate(maps):
         mask = masks[row] if masks is not None else None
         if pictures:
@@ -87,7 +88,7 @@ def plot_item(
         axis.set_xticks([])
         axis.set_yticks([])
     figure.suptitle(maps[0].item, fontsize=9)
-    bar = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01)
+    bar = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.02)
     bar.set_label("attention / mean", fontsize=7)
     bar.ax.tick_params(labelsize=6)
     figure.savefig(path, dpi=130, bbox_inches="tight")
