@@ -1,5 +1,6 @@
 """ItemizedCLIP for transformers: images whose text is a list of independent findings."""
 
+import contextlib
 import importlib
 
 from transformers import (
@@ -63,7 +64,8 @@ def _register():
     AutoModel.register(ItemizedCLIPConfig, ItemizedCLIPModel)
     AutoModel.register(ItemizedCLIPVisionConfig, ItemizedCLIPVisionModel)
     AutoModelForZeroShotImageClassification.register(ItemizedCLIPConfig, ItemizedCLIPModel)
-    AutoImageProcessor.register(ItemizedCLIPConfig, image_processor_classes={"pil": ItemizedCLIPImageProcessor})
+    with contextlib.suppress(ImportError):  # older versions of the library refuse this class without torchvision
+        AutoImageProcessor.register(ItemizedCLIPConfig, image_processor_classes={"pil": ItemizedCLIPImageProcessor})
     AutoProcessor.register(ItemizedCLIPConfig, ItemizedCLIPProcessor)
     # So that a checkpoint carries the code that loads it where the package is not installed.
     ItemizedCLIPConfig.register_for_auto_class()

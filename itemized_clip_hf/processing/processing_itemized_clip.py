@@ -20,6 +20,10 @@ class ItemizedCLIPProcessorKwargs(ProcessingKwargs, total=False):
     pass
 
 
+if not hasattr(ItemizedCLIPProcessorKwargs, "_defaults") and hasattr(ProcessingKwargs, "_defaults"):
+    ItemizedCLIPProcessorKwargs._defaults = {}  # type: ignore[attr-defined]  # older versions of the library look for it
+
+
 class ItemizedCLIPProcessor(ProcessorMixin):
     """
     Image processor and tokenizer of one domain.
