@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 
 from itemized_clip_hf.data.records import read_records
-from itemized_clip_hf.data.study import PICTURE_SUFFIXES, Study, read_file
+from itemized_clip_hf.data.study import Study, read_file
 from itemized_clip_hf.domains import load_domain
+from itemized_clip_hf.processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 
 
 class Inputs:
@@ -26,10 +27,6 @@ class Inputs:
                     yield source[index]
                 except Exception as error:
                     yield {"id": source.id_of(index), "error": str(error)}
-
-
-def read_inputs(inputs: tuple[str, ...]) -> Inputs:
-    return Inputs(inputs)
 
 
 def open_images(record: dict, volume_index: int | None = None):

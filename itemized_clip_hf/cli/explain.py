@@ -34,7 +34,7 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, de
     Every study gets a folder with one PNG per item and, for scans with geometry, one NIfTI heat map per item and scan, which
     has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean attention of a patch.
     """
-    from itemized_clip_hf.cli._studies import choose_prompts, format_table, open_images, read_inputs
+    from itemized_clip_hf.cli._studies import Inputs, choose_prompts, format_table, open_images
     from itemized_clip_hf.data.nifti import write_nifti
     from itemized_clip_hf.explain.maps import explain_items
     from itemized_clip_hf.explain.plots import plot_item
@@ -42,7 +42,7 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, de
 
     loaded, processor = load(model, device, tokenizer)
     results, failed, folders = [], 0, set()
-    for record in read_inputs(inputs):
+    for record in Inputs(inputs):
         name = record["id"]
         items = list(prompts) or record.get("items")
         if not items:

@@ -40,11 +40,11 @@ def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, 
 
     import numpy as np
 
-    from itemized_clip_hf.cli._studies import OpenOneByOne, choose_prompts, format_table, read_inputs
+    from itemized_clip_hf.cli._studies import Inputs, OpenOneByOne, choose_prompts, format_table
     from itemized_clip_hf.evaluation.zero_shot import score_studies
     from itemized_clip_hf.hub.load import UNTRAINED, load
 
-    records = read_inputs(inputs)
+    records = Inputs(inputs)
     loaded, processor = load(model, device, tokenizer)
     if model.startswith(UNTRAINED):
         click.echo("note: random weights, the scores mean nothing", err=True)

@@ -1,7 +1,5 @@
 """Checkpoints of the reference code -> models of this package. One key map per family of checkpoints."""
 
-import copy
-
 import torch
 from transformers import AutoConfig
 from transformers.utils import logging
@@ -33,13 +31,9 @@ def _merge(given: dict, facts: dict, what: str) -> dict:
         "vocab_size",
     )
     for name in sizes:
-        if name in given and name in facts and list_or(given[name]) != list_or(facts[name]):
+        if name in given and name in facts and given[name] != facts[name]:
             raise ValueError(f"{what}.{name} is {given[name]} in the config, but the checkpoint's is {facts[name]}.")
     return {**given, **facts}
-
-
-def list_or(value):
-    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _build_config(family, state: dict[str, torch.Tensor], domain: str, config) -> ItemizedCLIPConfig:
@@ -67,7 +61,6 @@ def _build_config(family, state: dict[str, torch.Tensor], domain: str, config) -
         return ItemizedCLIPConfig(
             vision_config=vision, text_config=text, projection_dim=family.projection_dim(state), domain=domain
         )
-    config = copy.deepcopy(config)
     vision = _merge(config.vision_config.to_dict(), vision, "vision_config")
     text = _merge(config.text_config.to_dict(), text, "text_config")
     if config.projection_dim != family.projection_dim(state):

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .study import PICTURE_SUFFIXES, is_nifti, strip_suffix
+from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
+from .study import is_nifti, strip_suffix
 
 ITEM_COLUMNS = ("items", "captions_unique", "captions", "sentences", "report")
 IMAGE_COLUMNS = ("images", "image", "scans", "file", "path")

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
+
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 @dataclass

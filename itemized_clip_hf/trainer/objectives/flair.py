@@ -10,7 +10,7 @@ import torch
 
 from ..gather import gather_texts, rank
 from .base import Draws, Objective, draw_pairs
-from .functional import cosine_logits, multi_positive_loss, sigmoid_loss
+from .functional import cosine_logits, multi_positive_loss, sigmoid_loss, table_queries
 
 
 class FLAIRObjective(Objective):
@@ -52,7 +52,7 @@ class FLAIRObjective(Objective):
             gather_texts(item_embeds, item_mask, no_normal, draws.negatives)
         ):
             local = source == rank()
-            query = pooler.project_queries(items.flatten(0, 1)[None])[0][:, negatives].transpose(0, 1)
+            query = table_queries(pooler, items, negatives)
             pooled = pooler.attend(query, key, value, keep_mask)
             logits = cosine_logits(pooled, items.flatten(0, 1)[negatives], logit_scale, logit_bias)
             own = (negatives // slots == torch.arange(batch, device=items.device)[:, None]) & local

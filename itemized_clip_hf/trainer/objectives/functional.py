@@ -122,6 +122,27 @@ def worst_positive(
     return (logits - 10 * column_mask.to(logits.dtype) - 10 * labels).argmin(1)
 
 
+def normal_pairs(own: torch.Tensor, other: torch.Tensor, local: bool) -> torch.Tensor:
+    """
+    Pairs (B, B) of two normal studies, which the normal check drops; in the local block never a study with itself.
+
+    Args:
+        own: (B,), normal flags of the images' studies.
+        other: (B,), normal flags of the texts' studies.
+    """
+    pairs = own[:, None] & other[None]
+    return pairs & ~torch.eye(len(own), dtype=torch.bool, device=own.device) if local else pairs
+
+
+def table_queries(pooler, items: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    """
+    Projected queries (B, heads, T, d) of an index table (B, T) into the flattened items (B, K, P).
+
+    A query depends on its text alone: every text is projected once, then looked up.
+    """
+    return pooler.project_queries(items.flatten(0, 1)[None])[0][:, negatives].transpose(0, 1)
+
+
 def multi_positive_loss(
     image_embeds: torch.Tensor,
     item_embeds: torch.Tensor,

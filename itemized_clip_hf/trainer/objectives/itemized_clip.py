@@ -22,7 +22,9 @@ from .functional import (
     item_separation_loss,
     key_tokens,
     multi_positive_loss,
+    normal_pairs,
     sigmoid_loss,
+    table_queries,
     worst_positive,
 )
 
@@ -106,9 +108,7 @@ class ItemizedCLIPObjective(Objective):
         ):
             local = source == rank()
             keep_mask = draws.keep_mask[source] if isinstance(draws.keep_mask, list) else draws.keep_mask
-            dropped = is_normal[:, None] & normal[None]
-            if local:
-                dropped = dropped & ~torch.eye(len(dropped), dtype=torch.bool, device=dropped.device)
+            dropped = normal_pairs(is_normal, normal, local)
             if self.mps_weight:
                 add("mps", multi_positive_loss(image_embeds, items, mask, *scale_and_bias, local, dropped))
             if self.ila_weight or self.kta_weight or self.iis_weight:
@@ -131,8 +131,7 @@ class ItemizedCLIPObjective(Objective):
         column_mask = item_mask.flatten()[negatives]
 
         texts = items.flatten(0, 1)[negatives]
-        # A query depends on its text alone: project every text once, then look up.
-        query = pooler.project_queries(items.flatten(0, 1)[None])[0][:, negatives].transpose(0, 1)
+        query = table_queries(pooler, items, negatives)
         if token_mask is not None:
             real = token_mask[:, None, None]
             keep_mask = real if keep_mask is None else keep_mask & real

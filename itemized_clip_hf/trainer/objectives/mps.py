@@ -8,7 +8,7 @@ import torch
 
 from ..gather import gather_texts, rank
 from .base import Objective
-from .functional import multi_positive_loss
+from .functional import multi_positive_loss, normal_pairs
 
 
 class MPSObjective(Objective):
@@ -41,9 +41,7 @@ class MPSObjective(Objective):
         no_table = torch.zeros(len(item_mask), 1, dtype=torch.long, device=item_mask.device)
         loss = 0.0
         for source, (items, mask, normal, _) in enumerate(gather_texts(item_embeds, item_mask, is_normal, no_table)):
-            dropped = is_normal[:, None] & normal[None]
-            if source == rank():
-                dropped = dropped & ~torch.eye(len(dropped), dtype=torch.bool, device=dropped.device)
+            dropped = normal_pairs(is_normal, normal, source == rank())
             loss = loss + multi_positive_loss(
                 image_embeds, items, mask, logit_scale, logit_bias, source == rank(), dropped
             )
