@@ -26,6 +26,17 @@ prompt_option = click.option(
     "-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="Item to look for; repeat."
 )
 
+accept_option = click.option(
+    "--accept",
+    multiple=True,
+    metavar="CODE",
+    help="A problem that is no reason to refuse a scan, e.g. not-raw; codes as `inspect` prints them. Repeat for several.",
+)
+
+
+def domain_option(required: bool = False):
+    return click.option("--domain", metavar="NAME", required=required, help="e.g. brain-mri, head-ct, chest-ct.")
+
 
 def _verbs_folder() -> Path:
     package: Any = importlib.util.find_spec("itemized_clip_hf")

@@ -47,7 +47,7 @@ def __getattr__(name: str):
 
 
 def _read_file(path):
-    from .data.study import read_file
+    from .data.reader import read_file
 
     return read_file(path)
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import click
 
+from itemized_clip_hf.data.checks import check_scan
+from itemized_clip_hf.data.reader import read_file
 from itemized_clip_hf.data.records import read_records
-from itemized_clip_hf.data.study import Study, read_file
+from itemized_clip_hf.data.study import Scan, Study
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 
@@ -29,34 +31,82 @@ class Inputs:
                     yield {"id": source.id_of(index), "error": str(error)}
 
 
-def open_images(record: dict, volume_index: int | None = None):
-    """Images of a record, paths of volumes read as scans; files of a folder that cannot be read are named."""
+class Opener:
+    """
+    Opens the images of a record: paths of volumes are read and checked, and what is wrong with them is printed.
+
+    Args:
+        volume_index: which volume of 4-D files.
+        domain: that the volumes are meant for.
+        accept: codes of `data.checks` that are no reason to refuse a scan.
+    """
+
+    def __init__(self, volume_index: int | None = None, domain: str | None = None, accept: tuple[str, ...] = ()):
+        self.volume_index = volume_index
+        self.domain = domain
+        self.accept = accept
+
+    def __call__(self, record: dict):
+        if "error" in record:
+            raise ValueError(record["error"])
+        if record.get("images") is None:
+            raise ValueError("the study has no images.")
+        return self._open(record["images"], record["id"])
+
+    def _open(self, images, where: str):
+        if isinstance(images, dict):
+            return {name: self._try(image, f"{where}/{name}") for name, image in images.items()}
+        if isinstance(images, list):
+            return [self._try(image, where) for image in images]
+        if not isinstance(images, str) or images.lower().endswith(PICTURE_SUFFIXES):
+            return images
+        opened = read_file(images, self.volume_index)
+        if not isinstance(opened, Study):
+            return self._check(opened, where)
+        for name, reason in opened.skipped:
+            click.echo(f"{where}: skipped {name}: {reason}", err=True)
+        return {name: self._try(scan, f"{where}/{name}", self._check) for name, scan in opened.scans.items()}
+
+    def _check(self, scan: Scan, where: str) -> Scan:
+        report = check_scan(scan, self.domain, self.accept)
+        if report.verdict == "refuse":
+            codes = " ".join(f"--accept {problem.code}" for problem in report.problems if problem.level == "refuse")
+            raise ValueError(f"{report.reason()} ({codes} to use it all the same)")
+        for problem in report.problems:
+            if problem.level == "warn":
+                click.echo(f"{where}: [{problem.code}] {problem.found}: {problem.advice}", err=True)
+        return scan
+
+    def _try(self, image, where: str, open_one=None):
+        try:
+            return (open_one or self._open)(image, where)
+        except (OSError, ValueError) as error:
+            return Unreadable(error)
+
+
+def read_study(record: dict, volume_index: int | None = None) -> Study:
+    """A record as a study; pictures and arrays have nothing to inspect."""
     if "error" in record:
         raise ValueError(record["error"])
-    if record.get("images") is None:
-        raise ValueError("the study has no images.")
-    return _open(record["images"], volume_index)
-
-
-def _open(images, volume_index):
-    if isinstance(images, dict):
-        return {name: _try_open(image, volume_index) for name, image in images.items()}
-    if isinstance(images, list):
-        return [_try_open(image, volume_index) for image in images]
-    if not isinstance(images, str) or images.lower().endswith(PICTURE_SUFFIXES):
-        return images
-    opened = read_file(images, volume_index)
-    if isinstance(opened, Study):
-        for name, reason in opened.skipped:
-            click.echo(f"skipped {name}: {reason}", err=True)
-    return opened
-
-
-def _try_open(image, volume_index):
-    try:
-        return _open(image, volume_index)
-    except (OSError, ValueError) as error:
-        return Unreadable(error)
+    images = record.get("images")
+    named = (
+        images
+        if isinstance(images, dict)
+        else {"": images}
+        if not isinstance(images, list)
+        else dict(enumerate(images))
+    )
+    study = Study({}, id=record["id"])
+    for name, image in named.items():
+        if isinstance(image, str) and image.lower().endswith(PICTURE_SUFFIXES) or not isinstance(image, (str, Scan)):
+            raise ValueError("it is no volume: there is nothing to inspect in a picture.")
+        opened = read_file(image, volume_index) if isinstance(image, str) else image
+        if isinstance(opened, Study):
+            study.skipped += opened.skipped
+        for scan in opened.scans.values() if isinstance(opened, Study) else [opened]:
+            scan.name = name if isinstance(name, str) and name else scan.name
+            study.add(scan)
+    return study
 
 
 class Unreadable:
@@ -73,9 +123,9 @@ class Unreadable:
 class OpenOneByOne:
     """Iterates over the studies of records, opening each when its turn comes, and keeps what is needed afterwards."""
 
-    def __init__(self, records, volume_index: int | None = None):
+    def __init__(self, records, opener: Opener):
         self.records = records
-        self.volume_index = volume_index
+        self.opener = opener
         self.seen: list[dict] = []
 
     def __len__(self) -> int:
@@ -85,7 +135,7 @@ class OpenOneByOne:
         for record in self.records:
             self.seen.append({name: value for name, value in record.items() if name != "images"})
             try:
-                yield open_images(record, self.volume_index)
+                yield self.opener(record)
             except Exception as error:
                 yield Unreadable(error)
 

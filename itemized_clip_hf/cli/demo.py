@@ -141,8 +141,10 @@ def command(output, seed, steps, studies, test_studies, device, as_json):
 def as_scans(study) -> dict:
     """Scans of a generated study with their geometry, as from files."""
     from itemized_clip_hf.data.study import Scan
+    from itemized_clip_hf.processing.geometry_itemized_clip import permutation
 
-    return {name: Scan(scan.transpose(2, 1, 0), study.affine, name) for name, scan in study.scans.items()}
+    depth_first = study.affine @ permutation((2, 1, 0))
+    return {name: Scan(scan, depth_first, name) for name, scan in study.scans.items()}
 
 
 def evaluate(model, processor, test, folder: Path) -> dict:
@@ -177,7 +179,7 @@ def evaluate(model, processor, test, folder: Path) -> dict:
         per_item = len(study.scans)
         for number, (finding, mask) in enumerate(zip(study.item_findings, study.masks)):
             of_item = maps[number * per_item : (number + 1) * per_item]
-            outline = [mask.transpose(2, 1, 0)] * per_item
+            outline = [mask] * per_item
             game.add(finding, of_item, outline)
             if "lobe" in study.attributes[number]:
                 focal.add(finding)

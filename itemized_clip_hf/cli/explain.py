@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from itemized_clip_cli import (
+    accept_option,
     device_option,
     input_option,
     json_option,
@@ -25,22 +26,24 @@ from itemized_clip_cli import (
 @click.option("--nearest", is_flag=True, help="Paint patches as blocks instead of interpolating between them.")
 @tokenizer_option
 @volume_option
+@accept_option
 @device_option
 @json_option
-def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, device, as_json):
+def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, accept, device, as_json):
     """
     Write heat maps of items.
 
     Every study gets a folder with one PNG per item and, for scans with geometry, one NIfTI heat map per item and scan, which
     has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean attention of a patch.
     """
-    from itemized_clip_hf.cli._studies import Inputs, choose_prompts, format_table, open_images
+    from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts, format_table
     from itemized_clip_hf.data.nifti import write_nifti
     from itemized_clip_hf.explain.maps import explain_items
     from itemized_clip_hf.explain.plots import plot_item
     from itemized_clip_hf.hub.load import load
 
     loaded, processor = load(model, device, tokenizer)
+    open_images = Opener(volume_index, loaded.config.domain, accept)
     results, failed, folders = [], 0, set()
     for record in Inputs(inputs):
         name = record["id"]
@@ -48,7 +51,7 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, de
         if not items:
             items = [texts[0] for texts in choose_prompts((), None, loaded.config.domain).values()]
         try:
-            study = open_images(record, volume_index)
+            study = open_images(record)
             maps_of_items = explain_items(
                 loaded,
                 processor,

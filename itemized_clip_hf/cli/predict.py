@@ -6,6 +6,7 @@ import sys
 import click
 
 from itemized_clip_cli import (
+    accept_option,
     device_option,
     input_option,
     json_option,
@@ -27,20 +28,21 @@ from itemized_clip_cli import (
 @click.option("--batch-size", default=4, show_default=True)
 @tokenizer_option
 @volume_option
+@accept_option
 @device_option
 @json_option
-def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, volume_index, device, as_json):
+def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, volume_index, accept, device, as_json):
     """
     Score studies against prompts.
 
-    Inputs are image files, folders of NIfTI files (one study), folders of such folders, and .jsonl or .parquet lists. Without
-    prompts those of the model's domain are used. Where a list has labels, metrics are added.
+    Inputs are files, DICOM folders and zips, folders of volumes (one study), folders of studies, and .jsonl, .csv or .parquet
+    lists. Without prompts those of the model's domain are used. Where a list has labels, metrics are added.
     """
     import csv
 
     import numpy as np
 
-    from itemized_clip_hf.cli._studies import Inputs, OpenOneByOne, choose_prompts, format_table
+    from itemized_clip_hf.cli._studies import Inputs, Opener, OpenOneByOne, choose_prompts, format_table
     from itemized_clip_hf.evaluation.zero_shot import score_studies
     from itemized_clip_hf.hub.load import UNTRAINED, load
 
@@ -50,7 +52,7 @@ def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, 
         click.echo("note: random weights, the scores mean nothing", err=True)
     wanted = choose_prompts(prompts, prompt_file, loaded.config.domain)
     failed: dict[int, str] = {}
-    studies = OpenOneByOne(records, volume_index)
+    studies = OpenOneByOne(records, Opener(volume_index, loaded.config.domain, accept))
 
     def on_error(number, error):
         failed[number] = str(error)

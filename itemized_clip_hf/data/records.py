@@ -1,5 +1,7 @@
-"""Lists of studies: JSONL, parquet and folders -> records with `id`, `images`, `items`, `labels`."""
+"""Lists of studies: JSONL, CSV, JSON, parquet, saved datasets and folders -> records with `id`, `images`, `items`, `labels`."""
 
+import csv
+import gzip
 import io
 import json
 import os
@@ -8,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
-from .study import is_nifti, strip_suffix
+from .reader import TENSOR_SUFFIXES, VOLUME_SUFFIXES, holds_dicom, is_volume
+from .storage import load_scans
+from .study import Scan
 
 ITEM_COLUMNS = ("items", "captions_unique", "captions", "sentences", "report")
-IMAGE_COLUMNS = ("images", "image", "scans", "file", "path")
-ID_COLUMNS = ("id", "filename", "study", "imgid")
+IMAGE_COLUMNS = ("images", "image", "scans", "nifti", "file_name", "file", "path")
+ID_COLUMNS = ("id", "study_id", "filename", "file_name", "study", "imgid", "uid")
+TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".json")
 
 
 class Records:
@@ -68,6 +73,17 @@ class Records:
         column = self.rows[self.id_column] if hasattr(self.rows, "column_names") else None
         return str(column[index] if column is not None else self.rows[index].get(self.id_column, index))
 
+    def paths_of(self, index: int):
+        """Image paths of a record, still closed: a path, a list, or name -> path; None if it has none."""
+        cell = self.rows[index].get(self.images_column) if self.images_column else None
+        paths = None if cell is None or isinstance(cell, bytes) else self._open(cell)
+        leaves = paths.values() if isinstance(paths, dict) else paths if isinstance(paths, list) else [paths]
+        if cell is not None and not all(isinstance(leaf, str) for leaf in leaves):
+            raise ValueError(
+                f"study {self.id_of(index)}: its images are no files but part of the list; it can be used as it is."
+            )
+        return paths
+
     def items(self) -> Iterator[list[str]]:
         """Items of every record, images left closed."""
         if self.items_column is None:
@@ -80,9 +96,13 @@ class Records:
         return (as_items(value) for value in column)
 
     def _open(self, images):
+        if isinstance(images, list) and images and isinstance(images[0], dict) and "voxels" in images[0]:
+            return load_scans(images)
         if isinstance(images, dict) and not {"bytes", "path"} & set(images):
             return {name: self._open(image) for name, image in images.items() if image is not None}
         if isinstance(images, dict):  # the `datasets` image feature, undecoded
+            if (images.get("path") or "").lower().endswith((".nii", ".nii.gz")):
+                return self._open_nifti(images)
             images = images["bytes"] if images.get("bytes") is not None else images["path"]
         if isinstance(images, (list, tuple)):
             return [self._open(image) for image in images]
@@ -93,7 +113,19 @@ class Records:
         if isinstance(images, (str, os.PathLike)):
             path = Path(images)
             return str(path if path.is_absolute() or self.folder is None else self.folder / path)
+        if hasattr(images, "dataobj") and hasattr(images, "affine"):  # the `datasets` NIfTI feature, decoded
+            from .nifti import scan_of_image
+
+            return scan_of_image(images)
         return images
+
+    def _open_nifti(self, cell: dict) -> str | Scan:
+        """The `datasets` NIfTI feature, undecoded."""
+        from .nifti import read_nifti
+
+        if cell.get("bytes") is None:
+            return self._open(cell["path"])
+        return read_nifti(cell["path"], data=cell["bytes"])
 
 
 def as_items(value) -> list[str]:
@@ -110,8 +142,10 @@ def read_records(
 ) -> Records:
     """
     Args:
-        source: a `.jsonl` or `.parquet` file or a glob of them, a saved `datasets` folder, a folder of studies (each a folder
-            of NIfTI files), one study's folder, or one image file.
+        source: a `.jsonl`, `.csv` or `.parquet` file or a glob of them; a `train.json` of the reference (study -> fields, items
+            under `report`) with a folder of images per study beside it; a saved or prepared `datasets` folder; a folder of
+            studies (each a folder or zip), of pictures, or of one folder of pictures per class; one study's folder; one image
+            file.
     """
     path = Path(source)
     columns = {"items_column": items_column, "images_column": images_column, "id_column": id_column}
@@ -121,46 +155,126 @@ def read_records(
             raise FileNotFoundError(f"no file matches {source}.")
         if all(file.suffix == ".parquet" for file in files):
             return Records(_load_parquet(files), path.parent, **columns)
-        rows = [row for file in files for row in _read_jsonl(file)]
-        return Records(rows, path.parent, **columns)
+        return Records([row for file in files for row in read_table(file)], path.parent, **columns)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}.")
-    if path.suffix == ".jsonl":
-        return Records(_read_jsonl(path), path.parent, **columns)
+    if path.name.lower().endswith(TABLE_SUFFIXES):
+        return Records(read_table(path), path.parent, **columns)
     if path.suffix == ".parquet":
         return Records(_load_parquet([path]), path.parent, **columns)
-    if path.is_dir():
-        if (path / "dataset_info.json").exists():
-            return Records(_datasets().load_from_disk(str(path)), path, **columns)
-        if _has_scans(path):
-            return Records([{"id": path.name, "images": str(path)}])
-        studies = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and _has_scans(folder)]
-        pictures = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(PICTURE_SUFFIXES)]
-        if not studies and not pictures:
-            raise ValueError(f"the folder {path} holds neither NIfTI files, nor folders of them, nor pictures.")
-        return Records([{"id": strip_suffix(entry), "images": str(entry)} for entry in studies or pictures])
-    return Records([{"id": strip_suffix(path), "images": str(path)}])
+    if path.is_file():
+        return Records([{"id": study_name(path), "images": str(path)}])
+    if (path / "dataset_info.json").exists() and (path / "state.json").exists():
+        return Records(_datasets().load_from_disk(str(path)), path, **columns)
+    shards = sorted(path.glob("data/*.parquet"))
+    if shards:
+        return Records(_load_parquet(shards), path, **columns)
+    return Records(list_studies(path), path, **columns)
 
 
-def _has_scans(folder: Path) -> bool:
-    return any(is_nifti(path) for path in folder.iterdir())
+def list_studies(path: Path) -> list[dict]:
+    """Rows of a folder: the study that it is, or the studies, pictures or classes of pictures that it holds."""
+    for name in ("metadata.jsonl", "metadata.csv"):
+        if (path / name).exists():
+            return read_table(path / name)
+    entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+    pictures = [entry for entry in entries if _is_picture(entry)]
+    if pictures:
+        return [{"id": study_name(entry), "images": str(entry)} for entry in pictures]
+    folders = [entry for entry in entries if entry.is_dir()]
+    classes = [folder for folder in folders if any(_is_picture(entry) for entry in folder.iterdir())]
+    if classes and len(classes) == len(folders):
+        return [
+            {"id": f"{folder.name}/{study_name(picture)}", "images": str(picture), "label": folder.name}
+            for folder in classes
+            for picture in sorted(folder.iterdir())
+            if _is_picture(picture)
+        ]
+    volumes = [entry for entry in entries if is_volume(entry)]
+    if volumes and all(entry.suffix.lower() == ".zip" for entry in volumes) and (len(volumes) > 1 or folders):
+        folders += volumes  # a zip per study
+    elif volumes or any(entry.is_file() and entry.suffix.lower() == ".dcm" for entry in entries):
+        return [{"id": path.name, "images": str(path)}]
+    studies = [entry for entry in sorted(folders) if entry.is_file() or _holds_study(entry)]
+    if not studies:
+        if holds_dicom(path) or sorted(path.glob("*/*.pt")):
+            return [{"id": path.name, "images": str(path)}]
+        raise ValueError(
+            f"the folder {path} holds neither volumes, nor DICOM series, nor folders of them, nor pictures."
+        )
+    return [{"id": study_name(entry), "images": str(entry)} for entry in studies]
 
 
-def _read_jsonl(path: Path) -> list[dict]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
+def _is_picture(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(PICTURE_SUFFIXES) and not path.name.startswith(".")
+
+
+def _holds_study(folder: Path) -> bool:
+    return any(is_volume(entry) for entry in folder.iterdir()) or any(folder.glob("*/*.pt")) or holds_dicom(folder)
+
+
+def study_name(path: str | os.PathLike) -> str:
+    """File or folder name without `.nii.gz` and the like."""
+    name = Path(path).name
+    for suffix in (".gz", *VOLUME_SUFFIXES, *PICTURE_SUFFIXES):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+    return name
+
+
+def read_table(path: str | os.PathLike) -> list[dict]:
+    """Rows of a `.jsonl`, `.jsonl.gz`, `.csv` or `.json` file (a list of objects, or id -> object, as the reference writes)."""
+    path = Path(path)
+    try:
+        text = (
+            gzip.decompress(path.read_bytes()).decode()
+            if path.suffix == ".gz"
+            else path.read_text(encoding="utf-8-sig")
+        )
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path.name} is no text in UTF-8 ({type(error).__name__}).") from None
+    rows: list = []
+    if path.suffix == ".csv":
+        rows = list(csv.DictReader(io.StringIO(text)))
+        if any(None in row or None in row.values() for row in rows):
+            number = next(i for i, row in enumerate(rows, 2) if None in row or None in row.values())
+            raise ValueError(f"{path.name}, row {number}: it has more or fewer fields than the header.")
+    elif path.suffix == ".json":
         try:
-            row = json.loads(line)
+            loaded = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name}, line {number}: no JSON ({error}).") from None
+            raise ValueError(f"{path.name}: no JSON ({error}).") from None
+        if isinstance(loaded, dict):
+            loaded = [
+                {
+                    "id": name,
+                    "images": _images_of(path.parent, name),
+                    **(row if isinstance(row, dict) else {"report": row}),
+                }
+                for name, row in loaded.items()
+            ]
+        rows = list(loaded)
+    else:
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path.name}, line {number}: no JSON ({error}).") from None
+    for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ValueError(f"{path.name}, line {number}: expected an object, found {type(row).__name__}.")
-        rows.append(row)
     if not rows:
         raise ValueError(f"{path.name} is empty.")
     return rows
+
+
+def _images_of(folder: Path, name: str) -> str:
+    """Where the reference keeps the images of a study: a folder of its name beside the JSON file, or a tensor."""
+    for suffix in ("", *TENSOR_SUFFIXES):
+        if (folder / f"{name}{suffix}").exists():
+            return f"{name}{suffix}"
+    return name
 
 
 def _datasets():

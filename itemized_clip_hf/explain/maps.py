@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ..modeling.modeling_itemized_clip import spread_scan_mask
+from ..processing.geometry_itemized_clip import scaling
 
 
 @dataclass
@@ -56,10 +57,7 @@ def source_to_token(to_source: np.ndarray, scan_size, grid) -> np.ndarray:
         scan_size: voxels of the processed scan.
         grid: tokens of the processed scan.
     """
-    patch = np.asarray(scan_size, float) / np.asarray(grid, float)
-    voxel_to_token = np.diag([*(1 / patch), 1.0])
-    voxel_to_token[:3, 3] = 0.5 / patch - 0.5
-    return voxel_to_token @ np.linalg.inv(to_source)
+    return np.linalg.inv(to_source @ scaling(scan_size, grid))
 
 
 def token_map_to_source(

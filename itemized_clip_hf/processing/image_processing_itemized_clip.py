@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,6 +40,13 @@ class ProcessedScan:
     pixel_values: torch.Tensor
     to_source: np.ndarray | None
     source: Any
+
+    def token_affine(self, grid: tuple[int, int, int]) -> np.ndarray | None:
+        """(4, 4), token indices of a grid (D, H, W) over the scan -> mm in RAS+ scanner space; None without geometry."""
+        affine = getattr(self.source, "affine", None)
+        if affine is None or self.to_source is None:
+            return None
+        return np.asarray(affine, float) @ self.to_source @ scaling(self.pixel_values.shape[1:], grid)
 
 
 class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
@@ -270,36 +278,75 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         return self._process_volume(name, scan, settings, generator)
 
     def _process_volume(self, name, scan, settings, generator) -> list[ProcessedScan]:
+        depth, height, width = settings["scan_size"]
+        standard, windows = self._standardize_volume(name, scan, settings)
+        processed = []
+        for stored in standard:
+            for window, limits in windows.items():
+                view = stored.pixel_values if limits is None else _apply_window(stored.pixel_values, limits)
+                transform = stored.to_source
+                if settings["do_resize"]:
+                    if settings["fit"] == "slices":
+                        top, left = (view.shape[1] - height) // 2, (view.shape[2] - width) // 2
+                        view, step = view[:, top : top + height, left : left + width], shift((0, top, left))
+                    elif settings["fit"] == "crop":
+                        view, step = pad_and_crop(view, (depth, height, width), generator=generator)
+                    else:
+                        step = scaling(view.shape, (depth, height, width))
+                        view = _trilinear(view, (depth, height, width))
+                    transform = transform @ step
+                pixel_values = _normalize(view[None], settings) if settings["do_normalize"] else view[None]
+                full_name = _join_names(stored.name, window)
+                processed.append(ProcessedScan(full_name, pixel_values.contiguous(), transform, scan))
+        return processed
+
+    def _standardize_volume(self, name, scan, settings) -> tuple[list[ProcessedScan], dict[str, Any]]:
+        """
+        What does not depend on a draw: depth first, spacing, intensities and, for `"slices"`, in-plane size and depth.
+
+        Returns:
+            volumes (D, H, W) in [0, 1], one a window; and `{"": None}`. Where windows come after the resampling (`"crop"`,
+            `"stretch"`): one volume in HU, and window name -> limits.
+        """
         label = f"scan {name!r}" if name is not None else "the scan"
         volume, to_source, spacing = _depth_first(scan, label, settings)
-        depth, height, width = settings["scan_size"]
-        views = (
-            _intensities(volume, label, settings)
-            if settings["do_rescale"]
-            else {"": torch.from_numpy(_float32(volume))}
-        )
-        processed = []
-        for window, view in views.items():
-            transform = to_source
-            if settings["do_resize"]:
-                if settings["spacing"] is not None and spacing is not None:
-                    size = [max(int(n * s / t), 1) for n, s, t in zip(view.shape, spacing, settings["spacing"])]
-                    transform = transform @ scaling(view.shape, size)
-                    view = F.interpolate(view[None, None], size=size, mode="trilinear", align_corners=False)[0, 0]
-                if settings["fit"] == "slices":
-                    view, step = _fit_slices(view, settings["in_plane_size"], depth, (height, width))
-                elif settings["fit"] == "crop":
-                    view, step = pad_and_crop(view, (depth, height, width), generator=generator)
-                else:
-                    step = scaling(view.shape, (depth, height, width))
-                    view = F.interpolate(
-                        view[None, None], size=(depth, height, width), mode="trilinear", align_corners=False
-                    )[0, 0]
+        rescales, windows = _intensities(volume, label, scan, settings)
+        slices = settings["do_resize"] and settings["fit"] == "slices"
+        if slices:
+            chosen = nearest_slices(len(volume), settings["scan_size"][0])
+            to_source = to_source @ scaling((len(volume), 1, 1), (len(chosen), 1, 1))
+            # Before anything is computed on them: all that follows works on each slice by itself.
+            volume = volume if len(chosen) == len(volume) else volume[chosen]
+        standard = []
+        for window, rescale in rescales.items():
+            view, transform = rescale(volume), to_source
+            if slices:
+                view, step = _fit_plane(view, settings["in_plane_size"])
                 transform = transform @ step
-            pixel_values = _normalize(view[None], settings) if settings["do_normalize"] else view[None]
-            full_name = window if name is None and window else (f"{name}_{window}" if window else name)
-            processed.append(ProcessedScan(full_name, pixel_values.contiguous(), transform, scan))
-        return processed
+            elif settings["do_resize"] and settings["spacing"] is not None and spacing is not None:
+                size = [max(int(n * s / t), 1) for n, s, t in zip(view.shape, spacing, settings["spacing"])]
+                transform = transform @ scaling(view.shape, size)
+                view = _trilinear(view, size)
+            standard.append(ProcessedScan(_join_names(name, window), view, transform, scan))
+        return standard, windows
+
+    def standardize_scan(self, scan) -> list[ProcessedScan]:
+        """
+        The fixed part of the preprocessing of one scan, for storage; what a training step draws is left out.
+
+        Returns:
+            one [`ProcessedScan`] per volume to store, `pixel_values` (D, H, W): int16 HU at the domain's spacing where windows
+            are applied after the resampling, else uint8, 0 to 255 over the window or the percentiles. A scan object of it
+            whose `prepared` is True goes through the processor in place of the original.
+        """
+        settings = self._standardize_kwargs(**{name: getattr(self, name, None) for name in self._valid_kwargs_names})
+        standard, windows = self._standardize_volume(getattr(scan, "name", None), scan, settings)
+        for stored in standard:
+            in_hu = windows != {"": None}
+            lowest, highest, dtype = (-32768, 32767, torch.int16) if in_hu else (0, 255, torch.uint8)
+            factor = 1 if in_hu else 1 / settings["rescale_factor"]
+            stored.pixel_values = (stored.pixel_values * factor).round_().clamp_(lowest, highest).to(dtype)
+        return standard
 
     def _process_picture(self, scan, settings, generator) -> tuple[torch.Tensor, np.ndarray]:
         """(C, 1, H, W) and the index transform, with the picture as a (1, H, W) volume."""
@@ -330,10 +377,6 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         return pixel_values[:, None].contiguous(), to_source
 
 
-def _float32(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
 def _depth_first(scan, label: str, settings) -> tuple[np.ndarray, np.ndarray, list[float] | None]:
     """A volume with the depth first, its index transform and its spacing in mm, where known."""
     if Image is not None and isinstance(scan, Image.Image):
@@ -358,16 +401,18 @@ def _depth_first(scan, label: str, settings) -> tuple[np.ndarray, np.ndarray, li
             f"{label} holds {bad} voxels that are NaN or infinite, of {array.size}; replace them first (np.nan_to_num with a "
             "value that means air or background)."
         )
+    if getattr(scan, "prepared", False):
+        return array, np.eye(4), None
     if array.min() == array.max():
         raise ValueError(f"{label} is constant (every voxel is {array.flat[0]}): there is nothing to see in it.")
     if affine is None:
         return array, np.eye(4), None
-    orientation = settings["orientation"]
-    spacing = axis_spacing(np.asarray(affine, float))
-    transform = np.eye(4)
-    if orientation is not None:
-        array, transform = reorient(array, np.asarray(affine, float), orientation)
-        spacing = np.abs(transform[:3, :3].T) @ spacing
+    affine = np.asarray(affine, float)
+    if settings["orientation"] is not None:
+        array, transform = reorient(array, affine, settings["orientation"])
+    else:
+        array, transform = array.transpose(2, 1, 0), permutation((2, 1, 0))
+    spacing = np.abs(transform[:3, :3].T) @ axis_spacing(affine)
     order = (2, 1, 0)
     if settings["thickest_axis_first"]:
         order = {2: (2, 1, 0), 1: (1, 2, 0), 0: (0, 2, 1)}[
@@ -376,39 +421,89 @@ def _depth_first(scan, label: str, settings) -> tuple[np.ndarray, np.ndarray, li
     return array.transpose(order), transform @ permutation(order), [float(spacing[axis]) for axis in order]
 
 
-def _intensities(volume: np.ndarray, label: str, settings) -> dict[str, torch.Tensor]:
-    """Window name -> volume in [0, 1]."""
-    if volume.dtype == np.uint8:
-        return {"": torch.from_numpy(_float32(volume)) * settings["rescale_factor"]}
-    values = torch.from_numpy(_float32(volume))
+def _intensities(volume: np.ndarray, label: str, scan, settings) -> tuple[dict[str, Callable], dict[str, Any]]:
+    """
+    Window name -> function that brings voxels to [0, 1]; and the windows that are left for after the resampling, as in
+    `_standardize_volume`.
+    """
+    nothing_left: dict[str, Any] = {"": None}
+    windowed = volume.dtype == np.uint8 and (not _is_scan(scan) or getattr(scan, "prepared", False))
     windows = settings["windows"]
+    if not settings["do_rescale"]:
+        return {"": _tensor}, nothing_left
+    if windowed:
+        return {"": lambda voxels: _tensor(voxels).mul_(settings["rescale_factor"])}, nothing_left
+    if windows and volume.dtype == np.uint8:
+        raise ValueError(
+            f"{label} holds 8-bit values, which cannot be Hounsfield units. If it shows a window already, pass it as an array; "
+            "else convert the original series again."
+        )
+    if windows and settings["fit"] != "slices":
+        return {"": _tensor}, dict(windows)
     if windows:
-        return {name: ((values - low) / (high - low)).clamp(0, 1) for name, (low, high) in windows.items()}
+        return {name: partial(_apply_window, limits=limits) for name, limits in windows.items()}, nothing_left
     if settings["percentiles"] is not None:
-        low, high = np.percentile(values.numpy(), settings["percentiles"])
+        low, high = percentiles(volume, settings["percentiles"])
         if high <= low:
-            low, high = float(values.min()), float(values.max())
-        values = values.clamp(float(low), float(high))
-        return {"": (values - values.min()) / (values.max() - values.min() + 1e-8)}
-    return {"": values * settings["rescale_factor"]}
+            low, high = float(volume.min()), float(volume.max())
+        return {"": partial(_apply_window, limits=(low, high), epsilon=1e-8)}, nothing_left
+    return {"": lambda voxels: _tensor(voxels).mul_(settings["rescale_factor"])}, nothing_left
 
 
-def _fit_slices(volume, in_plane_size, depth, crop) -> tuple[torch.Tensor, np.ndarray]:
-    """Square padding and bilinear resize in the plane, nearest slices, centre crop (the Pub-Brain-5 recipe)."""
-    old_depth, height, width = volume.shape
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    volume = F.pad(volume, (left, side - width - left, top, side - height - top))
-    transform = shift((0, -top, -left))
-    if side != in_plane_size:
-        volume = F.interpolate(volume[:, None], size=(in_plane_size,) * 2, mode="bilinear", align_corners=False)[:, 0]
-        transform = transform @ scaling((old_depth, side, side), (old_depth, in_plane_size, in_plane_size))
-    if old_depth != depth:
-        size = (depth, in_plane_size, in_plane_size)
-        volume = F.interpolate(volume[None, None], size=size, mode="nearest-exact")[0, 0]
-        transform = transform @ scaling((old_depth, 1, 1), (depth, 1, 1))
-    top, left = ((in_plane_size - size) // 2 for size in crop)
-    return volume[:, top : top + crop[0], left : left + crop[1]], transform @ shift((0, top, left))
+def _tensor(voxels) -> torch.Tensor:
+    """float32 copy."""
+    return torch.from_numpy(np.array(voxels, dtype=np.float32, order="C"))
+
+
+def _apply_window(voxels, limits, epsilon: float = 0.0) -> torch.Tensor:
+    low, high = limits
+    values = voxels.clone() if isinstance(voxels, torch.Tensor) else _tensor(voxels)
+    return values.clamp_(low, high).sub_(low).div_(high - low + epsilon)
+
+
+def percentiles(volume: np.ndarray, shares) -> list[float]:
+    """Percentiles with linear interpolation, by counting where voxels are integers of few different values."""
+    if volume.dtype.kind in "iu":
+        lowest, highest = int(volume.min()), int(volume.max())
+        if highest - lowest < 1 << 20:
+            counts = np.bincount(volume.ravel(order="K").astype(np.int64) - lowest)
+            below, results = np.cumsum(counts), []
+            for share in shares:
+                position = share / 100 * (volume.size - 1)
+                ranks = [int(position), min(int(position) + 1, volume.size - 1)]
+                left, right = np.searchsorted(below, ranks, side="right").tolist()
+                results.append(lowest + left + (position - int(position)) * (right - left))
+            return results
+    return [float(value) for value in np.percentile(volume, shares)]
+
+
+def nearest_slices(count: int, wanted: int) -> np.ndarray:
+    """Which of `count` slices stand for `wanted` ones: the nearest to each one's centre, as torch's "nearest-exact" takes."""
+    positions = torch.arange(count, dtype=torch.float64)[None, None]
+    return F.interpolate(positions, size=wanted, mode="nearest-exact")[0, 0].long().numpy()
+
+
+def _trilinear(volume: torch.Tensor, size) -> torch.Tensor:
+    if tuple(volume.shape) == tuple(size):
+        return volume
+    return F.interpolate(volume[None, None], size=tuple(size), mode="trilinear", align_corners=False)[0, 0]
+
+
+def _fit_plane(volume: torch.Tensor, side: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Slices padded to a square, centred, and resized to `side` (the Pub-Brain-5 recipe), with the index transform."""
+    depth, height, width = volume.shape
+    longest = max(height, width)
+    top, left = (longest - height) // 2, (longest - width) // 2
+    transform = shift((0, -top, -left)) @ scaling((depth, longest, longest), (depth, side, side))
+    if height != width:
+        volume = F.pad(volume, (left, longest - width - left, top, longest - height - top))
+    if longest != side:
+        volume = F.interpolate(volume[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+    return volume, transform
+
+
+def _join_names(name: str | None, window: str) -> str | None:
+    return f"{name}_{window}" if name and window else (window or name)
 
 
 def pad_and_crop(

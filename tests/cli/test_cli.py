@@ -200,7 +200,7 @@ global_batch_size: 2
         (("predict", "-m", "untrained:brain-mri", "-i", "{study}", "-p", "x"), "needs a tokenizer"),
         (("predict", "-m", "untrained:knee", "-i", "{study}", "-p", "x"), "unknown domain 'knee'"),
         (("predict", "-m", "{model}", "-i", "nowhere", "-p", "x"), "there is no file or folder nowhere"),
-        (("predict", "-m", "{model}", "-i", "{empty}", "-p", "x"), "holds neither NIfTI files"),
+        (("predict", "-m", "{model}", "-i", "{empty}", "-p", "x"), "holds neither volumes"),
         (("train", "--recipe", "knee", "-i", "{study}", "-o", "{empty}"), "no recipe 'knee'"),
         (("train", "--recipe", "brain-mri", "-i", "{study}", "-o", "{empty}"), "no column of items or of images"),
     ],

@@ -10,7 +10,7 @@ from PIL import Image
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor, ItemizedCLIPProcessor
 from itemized_clip_hf.data.nifti import read_nifti
-from itemized_clip_hf.data.study import read_file
+from itemized_clip_hf.data.reader import read_file
 from itemized_clip_hf.domains import available_domains, load_domain
 
 SMALL = {"scan_size": [8, 16, 16], "in_plane_size": 16}
@@ -149,7 +149,7 @@ def test_bad_volumes(brain, image, message):
 
 def test_volume_for_a_picture(write_volume):
     processor = ItemizedCLIPImageProcessor.from_domain("remote-sensing")
-    with pytest.raises(ValueError, match="a volume of \\(20, 24, 10\\) voxels was given for a picture"):
+    with pytest.raises(ValueError, match="a volume of \\(10, 24, 20\\) voxels was given for a picture"):
         processor(str(write_volume()))
 
 
@@ -205,7 +205,7 @@ def test_four_dimensions_need_a_choice(write_volume):
         read_nifti(path)
     with pytest.raises(ValueError, match="there is no volume 3"):
         read_nifti(path, 3)
-    np.testing.assert_array_equal(read_nifti(path, 1).array, array[..., 1])
+    np.testing.assert_array_equal(read_nifti(path, 1).array, array[..., 1].T)
 
 
 def test_picture_stored_as_nifti(write_volume):

@@ -1,0 +1,61 @@
+"""Check studies before a model sees them: orientation, spacing, coverage, units, patient data; and say what to do."""
+
+import json
+import sys
+
+import click
+
+from itemized_clip_cli import accept_option, domain_option, json_option, volume_option
+
+
+@click.command()
+@click.argument("paths", nargs=-1)
+@click.option("-i", "--input", "inputs", multiple=True, metavar="PATH", help="The same as an argument.")
+@domain_option()
+@accept_option
+@volume_option
+@click.option("--verbose", "-v", is_flag=True, help="Also notes, and how each scan got its shape.")
+@json_option
+def command(paths, inputs, domain, accept, volume_index, verbose, as_json):
+    """
+    Inspect studies.
+
+    PATHS are files, folders and lists as for predict. Every scan gets a verdict: ok, warn or refuse, with a code, what was
+    found and what to do. Ends with status 0 if all are ok, 1 after a warning, 2 after a refusal.
+    """
+    from itemized_clip_hf.cli._studies import Inputs, format_table, read_study
+    from itemized_clip_hf.data.checks import LEVELS, check_study
+
+    if not (*paths, *inputs):
+        raise click.UsageError("name at least one file, folder or list.")
+    results, rows, worst = [], [], 0
+    for record in Inputs((*paths, *inputs)):
+        try:
+            study = read_study(record, volume_index)
+        except (OSError, ValueError, ImportError) as error:
+            results.append({"study": record["id"], "scan": None, "verdict": "refuse", "error": str(error)})
+            rows.append([record["id"], "", "refuse", "", "", ""])
+            click.echo(f"{record['id']}: refuse: {error}", err=True)
+            worst = 2
+            continue
+        for report in check_study(study, domain, accept):
+            results.append({"study": record["id"], **report.to_dict()})
+            worst = max(worst, {"ok": 0, "warn": 1, "refuse": 2}[report.verdict])
+            facts = report.facts
+            if report.scan is not None:
+                spacing = " x ".join(f"{step:.4g}" for step in facts.get("spacing_mm", []))
+                shape = " x ".join(map(str, facts["shape"]))
+                rows.append([record["id"], report.scan, report.verdict, shape, spacing, facts.get("orientation", "")])
+            where = record["id"] if report.scan is None else f"{record['id']}/{report.scan}"
+            for problem in report.problems:
+                if verbose or LEVELS.index(problem.level) > 0:
+                    text = f"{where}: {problem.level} [{problem.code}] {problem.found}: {problem.advice}"
+                    click.echo(text, err=True)
+            if verbose and not as_json:
+                for step in facts.get("history", []):
+                    click.echo(f"{where}: {step}", err=True)
+    if as_json:
+        click.echo(json.dumps(results, indent=1))
+    else:
+        click.echo(format_table(["study", "scan", "verdict", "shape", "spacing (mm)", "axes"], rows))
+    sys.exit(worst)

@@ -1,0 +1,74 @@
+"""Turn a folder of studies and a file of reports into a training set; resumable, bad data goes to a quarantine."""
+
+import json
+
+import click
+
+from itemized_clip_cli import accept_option, domain_option, json_option, volume_option
+
+
+@click.command()
+@click.option(
+    "-i",
+    "--input",
+    "studies",
+    required=True,
+    type=click.Path(exists=True),
+    help="Folder of studies, or a list of them.",
+)
+@click.option("--reports", type=click.Path(exists=True), help="JSONL, CSV or JSON: ids with items or report texts.")
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False), help="Folder of the dataset.")
+@domain_option(required=True)
+@click.option("--id-column", help="Of the reports; found by name otherwise.")
+@click.option("--items-column", help="Of the reports: lists of items, or texts, which are itemised by rules.")
+@accept_option
+@volume_option
+@click.option("--format", "file_format", type=click.Choice(["arrow", "parquet"]), default="arrow", show_default=True)
+@click.option("--workers", default=2, show_default=True, help="Processes.")
+@click.option("--shard-size", default=8, show_default=True, help="Studies of an output file.")
+@json_option
+def command(
+    studies,
+    reports,
+    output,
+    domain,
+    id_column,
+    items_column,
+    accept,
+    volume_index,
+    file_format,
+    workers,
+    shard_size,
+    as_json,
+):
+    """
+    Prepare a training set.
+
+    The domain's fixed preprocessing is done once: volumes are stored with 8 bits (or as HU, 16 bits), with items, labels and
+    geometry. Train from the folder with `itemized-clip train --data FOLDER`. A killed run goes on where it was. What cannot be
+    used is listed in quarantine.csv with the reason, and summary.html shows what was kept.
+    """
+    from itemized_clip_hf.data.prepare import plan_studies, prepare
+
+    plan, left_out = plan_studies(
+        studies,
+        domain,
+        reports,
+        id_column=id_column,
+        items_column=items_column,
+        accept=sorted(accept),
+        volume_index=volume_index,
+        file_format=file_format,
+        shard_size=shard_size,
+    )
+    summary = prepare(plan, output, left_out, num_workers=workers, progress=not as_json)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+        return
+    items = summary["items_per_study"]
+    click.echo(
+        f"{summary['studies']} studies ({summary['normal']} normal) with {summary['scans']} scans and {summary['items']} items "
+        f"({items['min']} to {items['max']} a study) in {output}\n"
+        f"left out: {summary['studies_left_out']} studies, {summary['files_left_out']} files or scans; see "
+        f"{output}/quarantine.csv\nlook at {output}/summary.html"
+    )

@@ -1,0 +1,596 @@
+"""DICOM folders and zips: series sorted, checked and stacked to volumes; only geometry and a cleaned description leave."""
+
+import contextlib
+import io
+import os
+import re
+import warnings
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .privacy import IDENTIFYING_FIELDS, clean_description, identifying_fields, identifying_words, scrub
+from .resample import is_even, resample_upright
+from .study import Scan, Study
+
+try:
+    import pydicom
+except ImportError:
+    pydicom = None  # type: ignore[assignment]
+
+MAX_FILE_BYTES = 1 << 30
+MAX_SERIES_BYTES = 2 << 30
+MAX_VOLUMES = 4
+"""Most volumes of one series that are kept, as of echoes or b-values; of a longer (dynamic) one only the first is."""
+MIN_SLICES = 3
+MODALITIES = ("CT", "MR")
+AIR = -1024
+
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_LOCALIZER = re.compile(r"(?<![a-z])(scout|locali[sz]er|survey|topogram|surview|3[- _]?plane)", re.IGNORECASE)
+# What tells the volumes of one series apart, and how it is written behind the name.
+_MARKS = {
+    "stack": "stack{}",
+    "echo": "TE{}",
+    "b_value": "b{}",
+    "kind": "{}",
+    "time": "t{}",
+    "acquisition": "acq{}",
+    "direction": "dir{}",
+}
+_TAGS = (
+    *IDENTIFYING_FIELDS,
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "Modality", "ImageType"),
+    *("SeriesDescription", "ProtocolName", "SequenceName", "BurnedInAnnotation", "NumberOfFrames"),
+    *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PixelSpacing", "ImagePositionPatient"),
+    *("ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue"),
+    *("EchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionGradientOrientation", "TemporalPositionIdentifier"),
+    *("AcquisitionNumber", "StackID", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+_SIEMENS_B_VALUE = 0x0019100C
+
+
+@dataclass
+class _File:
+    """A file of the folder or zip: its name, all of its bytes, and a stream that starts with its header."""
+
+    name: str
+    read: Callable[[], bytes]
+    head: Callable[[], Any]
+    header: Any = None
+
+
+@dataclass
+class _Slice:
+    """One frame of a file with its geometry in mm, LPS+ as DICOM has it."""
+
+    file: _File
+    frame: int
+    position: np.ndarray
+    orientation: np.ndarray
+    pixel_spacing: tuple[float, float]
+    rescale: tuple[float, float] | None
+    marks: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def normal(self) -> np.ndarray:
+        return np.cross(self.orientation[:3], self.orientation[3:])
+
+    @property
+    def height(self) -> float:
+        """mm along the normal."""
+        return float(self.position @ self.normal)
+
+    def fits(self, other: "_Slice") -> bool:
+        """Whether both may lie in one volume."""
+        size = [(s.file.header.Rows, s.file.header.Columns) for s in (self, other)]
+        return (
+            size[0] == size[1]
+            and np.allclose(self.orientation, other.orientation, atol=2e-3)
+            and np.allclose(self.pixel_spacing, other.pixel_spacing, rtol=1e-3)
+        )
+
+
+class _Unusable(ValueError):
+    """A file or series that is left out, and why, in words without values of the header."""
+
+
+def read_dicom(path: str | os.PathLike) -> Study:
+    """
+    Every CT and MR series below a folder or in a zip as one scan, or one for each echo, b-value or part.
+
+    Slices are sorted along their normal. The modality LUT is applied once: CT in HU. Uneven slice distances and a tilted
+    gantry are resampled to an even, upright grid, linear between slices, as `history` then says. Left out, with a reason each
+    in `skipped`: localisers, secondary captures, projections, other modalities, mosaics, pictures with burned-in text,
+    duplicates, and files that are damaged or no DICOM.
+
+    Args:
+        path: folder (sub-folders included), `.zip`, or one (multi-frame) file.
+
+    Raises:
+        FileNotFoundError: no such path.
+        ValueError: not a single series could be read; the message lists the reasons.
+    """
+    if pydicom is None:
+        raise ImportError("DICOM files need pydicom: pip install 'itemized-clip-hf[dicom]'.")
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}.")
+    study = Study({}, id=path.name if path.is_dir() else path.stem)
+    secrets: set[str] = set()
+    skipped: dict[tuple[str, str], int] = defaultdict(int)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
+        series: dict[str, list[_Slice]] = defaultdict(list)
+        seen: set[tuple] = set()
+        for file in _list_files(path, stack):
+            try:
+                _read_header(file)
+                secrets |= identifying_words(file.header)
+                _refuse_other_images(file.header)
+                key = tuple(str(file.header.get(name, "")) for name in ("SOPInstanceUID", "InstanceNumber", *_WHERE))
+                if key in seen:
+                    raise _Unusable("another file holds the same image")
+                seen.add(key)
+                series[str(file.header.SeriesInstanceUID)] += _list_slices(file.header, file)
+            except _Unusable as error:
+                skipped[_label(file), str(error)] += 1
+            except Exception as error:  # damaged values surface in many ways; their texts may quote the header
+                skipped[_label(file), f"it cannot be read: it is damaged ({type(error).__name__})"] += 1
+        for slices in series.values():
+            header = slices[0].file.header
+            name = clean_description(_describe(header), secrets) or f"series-{header.get('SeriesNumber', 0)}"
+            for suffix, volume in _split_series(slices, name, skipped):
+                try:
+                    scan = _build_scan(volume, header, skipped, name)
+                except _Unusable as error:
+                    skipped[name + suffix, str(error)] += 1
+                    continue
+                except Exception as error:
+                    skipped[name + suffix, f"it cannot be read: it is damaged ({type(error).__name__})"] += 1
+                    continue
+                scan.name, scan.path = name + suffix, str(path)
+                scan.private_fields = identifying_fields(header)
+                study.add(scan)
+    for (what, reason), count in skipped.items():
+        times = f" ({count} times)" if count > 1 else ""
+        study.skipped.append((scrub(what, secrets), reason + times))
+    if not study.scans:
+        listed = "; ".join(f"{what}: {reason}" for what, reason in study.skipped[:10]) or "it holds no DICOM file"
+        raise ValueError(f"{scrub(path.name, secrets)} holds no series that can be used. {listed}.")
+    return study
+
+
+_WHERE = ("ImagePositionPatient", "AcquisitionNumber", "EchoTime")
+
+
+@contextlib.contextmanager
+def _quiet():
+    """pydicom neither checks nor quotes values while files are read."""
+    before = pydicom.config.settings.reading_validation_mode
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        pydicom.config.settings.reading_validation_mode = before
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file starts as DICOM files do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _list_files(path: Path, stack: contextlib.ExitStack) -> Iterator[_File]:
+    """Files in the order of their names; those of a zip stay readable until the stack is closed."""
+    if path.is_file() and path.suffix.lower() == ".zip":
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+        except (zipfile.BadZipFile, OSError):
+            raise ValueError(f"{path.name} cannot be read: it is damaged or no zip file.") from None
+        for info in sorted(archive.infolist(), key=lambda info: info.filename):
+            name = Path(info.filename).name
+            if not info.is_dir() and not name.startswith(".") and name != "DICOMDIR":
+                read = _zip_reader(archive, info)
+                yield _File(name, lambda read=read: read(MAX_FILE_BYTES), lambda read=read: io.BytesIO(read(1 << 17)))
+        return
+    for member in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if member.is_file() and not member.name.startswith(".") and member.name != "DICOMDIR":
+            yield _File(
+                member.name, lambda member=member: _read_bounded(member), lambda member=member: member.open("rb")
+            )
+
+
+def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[int], bytes]:
+    def read(limit: int) -> bytes:
+        try:
+            with archive.open(info) as member:
+                return member.read(limit)
+        except RuntimeError:
+            raise _Unusable("the zip is encrypted") from None
+
+    return read
+
+
+def _read_bounded(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_FILE_BYTES)
+
+
+def _label(file: _File) -> str:
+    """What a file that is left out is called: its suffix kept, since names of files may be names of patients."""
+    return (
+        f"*{Path(file.name).suffix}" if file.header is None else clean_description(_describe(file.header)) or "series"
+    )
+
+
+def _read_header(file: _File) -> None:
+    """The fields that are looked at, and none besides."""
+    with file.head() as stream:
+        start = stream.read(1024)
+        if start[128:132] != b"DICM":
+            raise _Unusable("it is no DICOM file")
+        if _DEFLATED in start:
+            raise _Unusable("its transfer syntax is deflated; convert it with dcmdjpeg or dcmconv first")
+        stream.seek(0)
+        header = _parse(stream)
+    if "Rows" not in header or ("PixelSpacing" not in header and "SharedFunctionalGroupsSequence" not in header):
+        header = _parse(io.BytesIO(file.read()))
+    file.header = header
+
+
+def _refuse_other_images(header) -> None:
+    """Refuses what is no slice of a CT or MR scan."""
+    kind = [str(part).upper() for part in header.get("ImageType") or []]
+    sop_class = pydicom.uid.UID(str(header.get("SOPClassUID", ""))).name
+    modality = str(header.get("Modality", ""))
+    if "Secondary Capture" in sop_class or "SCREEN SAVE" in kind:
+        raise _Unusable("it is a secondary capture (a picture of a screen or a report)")
+    if modality not in MODALITIES:
+        shown = modality if re.fullmatch("[A-Z]{2,8}", modality) else "unknown"
+        raise _Unusable(f"its modality is {shown}, expected one of {', '.join(MODALITIES)}")
+    if "Rows" not in header or "Columns" not in header:
+        raise _Unusable("it holds no image, or its header is cut off")
+    if "LOCALIZER" in kind or _LOCALIZER.search(_describe(header)):
+        raise _Unusable("it is a localiser")
+    if "MOSAIC" in kind:
+        raise _Unusable(
+            "it is a Siemens mosaic (many slices in one picture); convert the series to NIfTI with dcm2niix"
+        )
+    if {"PROJECTION IMAGE", "MIP", "MNIP", "MINIP"} & set(kind):
+        raise _Unusable("it is a projection through a volume, not a slice")
+    if str(header.get("BurnedInAnnotation", "NO")).upper() == "YES":
+        raise _Unusable("it has text burned into the picture, which may name the patient")
+    if int(header.get("SamplesPerPixel", 1) or 1) != 1:
+        raise _Unusable("it is a colour picture")
+    if not 2 <= int(header.Rows) <= 8192 or not 2 <= int(header.Columns) <= 8192:
+        raise _Unusable(f"it has {int(header.Rows)} x {int(header.Columns)} pixels")
+    if not str(header.get("SeriesInstanceUID", "")):
+        raise _Unusable("it names no series (SeriesInstanceUID)")
+
+
+def _parse(stream):
+    return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[*_TAGS, _SIEMENS_B_VALUE])
+
+
+def _describe(header) -> str:
+    for name in ("SeriesDescription", "ProtocolName", "SequenceName"):
+        if str(header.get(name, "") or "").strip():
+            return str(header.get(name))
+    return ""
+
+
+def _list_slices(header, file: _File) -> list[_Slice]:
+    """The frames of a file: one for classic objects, many for enhanced ones."""
+    shared = _first(header, "SharedFunctionalGroupsSequence")
+    frames = header.get("PerFrameFunctionalGroupsSequence")
+    if frames is None:
+        if int(header.get("NumberOfFrames", 1) or 1) > 1:
+            raise _Unusable("it holds several frames without the position of each")
+        return [_make_slice(file, 0, [header])]
+    count = int(header.get("NumberOfFrames", 1) or 1)
+    if count != len(frames):
+        raise _Unusable(f"it says that it holds {count} frames and describes {len(frames)}")
+    slices = []
+    for number, own in enumerate(frames):
+        groups = [
+            item
+            for group in (own, shared)
+            if group is not None
+            for sequence in _GROUPS
+            if (item := _first(group, sequence)) is not None
+        ]
+        slices.append(_make_slice(file, number, groups))
+    return slices
+
+
+_GROUPS = (
+    *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence"),
+    *(
+        "FrameContentSequence",
+        "MREchoSequence",
+        "MRDiffusionSequence",
+        "MRImageFrameTypeSequence",
+        "CTImageFrameTypeSequence",
+    ),
+)
+
+
+def _first(dataset, name: str):
+    sequence = dataset.get(name) if dataset is not None else None
+    return sequence[0] if sequence else None
+
+
+def _make_slice(file: _File, frame: int, groups: list) -> _Slice:
+    def find(*names):
+        for name in names:
+            for group in groups:
+                element = group.get(name)
+                value = element.value if hasattr(element, "value") else element
+                if value is not None and str(value) != "":
+                    return value
+        return None
+
+    values = []
+    for name, count, what in (
+        ("ImagePositionPatient", 3, "position"),
+        ("ImageOrientationPatient", 6, "orientation"),
+        ("PixelSpacing", 2, "pixel spacing"),
+    ):
+        found = find(name)
+        if found is None:
+            raise _Unusable(f"it has no {what} ({name})")
+        value = np.array([float(number) for number in found])
+        if value.shape != (count,) or not np.isfinite(value).all() or np.abs(value).max() > 1e5:
+            raise _Unusable(f"its {what} is damaged ({name})")
+        values.append(value)
+    position, orientation, spacing = values
+    lengths = np.linalg.norm(orientation[:3]), np.linalg.norm(orientation[3:])
+    if not np.allclose(lengths, 1, atol=1e-2) or abs(orientation[:3] @ orientation[3:]) > 1e-2:
+        raise _Unusable("its orientation is damaged (ImageOrientationPatient): no two unit vectors at a right angle")
+    if not (spacing > 0).all():
+        raise _Unusable("its pixel spacing is not positive")
+    slope = find("RescaleSlope")
+    rescale = None if slope is None else (float(slope), float(find("RescaleIntercept") or 0))
+    if rescale is not None and (not np.isfinite(rescale).all() or rescale[0] == 0):
+        raise _Unusable(f"its voxels would be scaled by {rescale[0]} and {rescale[1]}")
+    b_value = find("DiffusionBValue", _SIEMENS_B_VALUE)
+    direction = find("DiffusionGradientOrientation")
+    marks = {
+        "stack": _word(find("StackID")),
+        "echo": _word(find("EffectiveEchoTime", "EchoTime")),
+        "b_value": _word(b_value),
+        "kind": "-".join(str(part) for part in list(find("FrameType", "ImageType") or [])[2:])[:24],
+        "time": _word(find("TemporalPositionIndex", "TemporalPositionIdentifier")),
+        "acquisition": _word(find("AcquisitionNumber")),
+        "direction": None if direction is None else tuple(round(float(x), 3) for x in direction),
+    }
+    return _Slice(file, frame, position, orientation, (spacing[0], spacing[1]), rescale, marks)
+
+
+def _word(value) -> str | None:
+    """A number as short as it can be written; anything else is dropped, since it could be free text."""
+    try:
+        return None if value is None else f"{float(value):g}"
+    except (TypeError, ValueError):
+        return None
+
+
+def _split_series(slices: list[_Slice], name: str, skipped) -> Iterator[tuple[str, list[_Slice]]]:
+    """A series as volumes: slices of one orientation and size, no two of them in one place; with a suffix for the name."""
+    parts: list[list[_Slice]] = []
+    for one in slices:
+        part = next((part for part in parts if part[0].fits(one)), None)
+        if part is None:
+            parts.append([one])
+        else:
+            part.append(one)
+    for number, part in enumerate(parts):
+        suffix = f"-{number + 1}" if number else ""
+        volumes = _split_repeats(part)
+        if volumes is None:
+            skipped[name + suffix, "several slices lie in one place and nothing in the header tells them apart"] += 1
+            continue
+        if len(volumes) > MAX_VOLUMES:
+            label = f"{name}{suffix}"
+            skipped[label, f"it holds {len(volumes)} volumes; the first is used, the others are left out"] += 1
+            volumes = volumes[:1]
+        for mark, volume in volumes:
+            yield suffix + mark, volume
+
+
+def _split_repeats(slices: list[_Slice]) -> list[tuple[str, list[_Slice]]] | None:
+    if _places_differ(slices):
+        return [("", slices)]
+    usable = [mark for mark in _MARKS if len({one.marks[mark] for one in slices}) > 1]
+    for count in (1, 2, 3):
+        for marks in combinations(usable, count):
+            groups: dict[tuple, list[_Slice]] = defaultdict(list)
+            for one in slices:
+                groups[tuple(one.marks[mark] for mark in marks)].append(one)
+            if all(_places_differ(group) for group in groups.values()):
+                named = []
+                for index, (values, group) in enumerate(sorted(groups.items(), key=lambda item: _order(item[0]))):
+                    words = [
+                        _MARKS[mark].format(index + 1 if mark == "direction" else value)
+                        for mark, value in zip(marks, values)
+                        if value not in (None, "")
+                    ]
+                    named.append(("_" + "_".join(words) if words else "", group))
+                return named
+    return None
+
+
+def _order(values: tuple) -> list:
+    def number(value):
+        try:
+            return (0, float(value), "")
+        except (TypeError, ValueError):
+            return (1, 0.0, str(value))
+
+    return [number(value) for value in values]
+
+
+def _places_differ(slices: list[_Slice]) -> bool:
+    heights = np.sort([one.height for one in slices])
+    return len(heights) < 2 or float(np.diff(heights).min()) > 1e-3
+
+
+def _build_scan(slices: list[_Slice], header, skipped, name: str) -> Scan:
+    if len(slices) < MIN_SLICES:
+        raise _Unusable(
+            f"it has only {len(slices)} slices of this orientation: a localiser, or most of the series is missing"
+        )
+    rows, columns = int(header.Rows), int(header.Columns)
+    if 4 * rows * columns * len(slices) > MAX_SERIES_BYTES:
+        raise _Unusable(f"its {len(slices)} slices of {rows} x {columns} take more than {MAX_SERIES_BYTES >> 30} GiB")
+    slices = sorted(slices, key=lambda one: one.height)
+    modality = str(header.Modality)
+    notes: dict[str, str] = {}
+    planes, kept, compressed = [], [], None
+    opened: dict[int, Any] = {}
+    for one in slices:
+        try:
+            plane = _read_plane(one, modality, opened)
+        except _Unusable as error:
+            skipped[name, str(error)] += 1
+            continue
+        except ImportError as error:
+            compressed = str(error)
+            continue
+        planes.append(plane)
+        kept.append(one)
+    if compressed is not None:
+        raise _Unusable(compressed)
+    if len(kept) < MIN_SLICES:
+        raise _Unusable(f"only {len(kept)} of its {len(slices)} slices can be read")
+    volume = np.stack(planes)
+    history = [f"DICOM series of {len(slices)} slices, {rows} x {columns} pixels, sorted along the slice normal"]
+    if len(kept) < len(slices):
+        notes["lost-slices"] = f"{len(slices) - len(kept)} of its {len(slices)} slices are damaged and left out"
+    rescales = {one.rescale for one in kept}
+    if rescales - {None, (1.0, 0.0)}:
+        shown = "each slice by its own" if len(rescales) > 1 else "{:g} and {:g}".format(*next(iter(rescales)))
+        history.append(f"rescale slope and intercept applied: {shown}")
+    elif modality == "CT" and None in rescales:
+        notes["no-rescale"] = "its header has no rescale slope and intercept"
+    volume, affine = _place(volume, kept, modality, history, notes)
+    lps_to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return Scan(volume, lps_to_ras @ affine, modality=modality, history=history, notes=notes)
+
+
+def _read_plane(one: _Slice, modality: str, opened: dict) -> np.ndarray:
+    """Pixels of one slice with the modality LUT applied once; integers where it keeps them so."""
+    if id(one.file) not in opened:
+        opened.clear()
+        opened[id(one.file)] = _read_pixels(one.file)
+    stored, dataset = opened[id(one.file)]
+    plane = stored if stored.ndim == 2 else stored[one.frame]
+    if plane.shape != (int(one.file.header.Rows), int(one.file.header.Columns)):
+        raise _Unusable("its pixels do not have the size that its header gives")
+    padding = dataset.get("PixelPaddingValue")
+    outside = None if padding is None or modality != "CT" else plane == int(padding)
+    if dataset.get("ModalityLUTSequence"):
+        values = pydicom.pixels.apply_modality_lut(plane, dataset)
+    elif one.rescale is None:
+        values = plane
+    else:
+        slope, intercept = one.rescale
+        if slope == 1 and intercept == int(intercept):
+            values = plane.astype(np.int32) + int(intercept)
+        else:
+            values = plane.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    if outside is not None and outside.any():
+        values = np.where(outside, values.dtype.type(AIR) if values.dtype.kind != "u" else 0, values)
+    if values.dtype.kind in "iu" and -32768 <= values.min() and values.max() <= 32767:
+        return values.astype(np.int16)
+    return values.astype(np.float32)
+
+
+def _read_pixels(file: _File) -> tuple[np.ndarray, Any]:
+    dataset = pydicom.dcmread(io.BytesIO(file.read()), specific_tags=[*_TAGS, *_PIXEL_TAGS])
+    if "PixelData" not in dataset and "FloatPixelData" not in dataset:
+        raise _Unusable("it holds no pixels, or is cut off")
+    frames = int(dataset.get("NumberOfFrames", 1) or 1)
+    if 4 * frames * int(dataset.Rows) * int(dataset.Columns) > MAX_SERIES_BYTES:
+        raise _Unusable(f"its {frames} frames take more than {MAX_SERIES_BYTES >> 30} GiB")
+    try:
+        return dataset.pixel_array, dataset
+    except Exception as error:
+        syntax = dataset.file_meta.TransferSyntaxUID if "TransferSyntaxUID" in dataset.file_meta else None
+        if syntax is not None and syntax.is_compressed and not _can_decode(syntax):
+            raise ImportError(
+                f"its pixels are compressed ({syntax.name}); reading them needs: "
+                "pip install 'itemized-clip-hf[dicom-compressed]'"
+            ) from None
+        raise _Unusable(
+            f"its pixels cannot be decoded: they are cut off, damaged, or not in the stated transfer syntax "
+            f"({type(error).__name__})"
+        ) from None
+
+
+def _can_decode(syntax) -> bool:
+    try:
+        return pydicom.pixels.get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
+
+
+_PIXEL_TAGS = (
+    *("PixelData", "FloatPixelData", "PixelRepresentation", "BitsStored", "HighBit", "PhotometricInterpretation"),
+    *("PlanarConfiguration", "ModalityLUTSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+)
+
+
+def _place(volume, slices: list[_Slice], modality: str, history: list[str], notes: dict[str, str]):
+    """The stacked slices on an even, upright grid, and its index -> LPS mm transform."""
+    positions = np.stack([one.position for one in slices])
+    rows_along, columns_along = slices[0].orientation[:3], slices[0].orientation[3:]
+    spacing = slices[0].pixel_spacing
+    line = positions[-1] - positions[0]
+    normal = slices[0].normal / np.linalg.norm(slices[0].normal)
+    tilt = float(np.degrees(np.arccos(np.clip(line @ normal / np.linalg.norm(line), -1, 1))))
+    heights = positions @ normal
+    gaps = np.diff(heights)
+    drift = float(np.linalg.norm(line - (line @ normal) * normal))
+    tilted = drift > 0.25 * min(spacing)
+    even = is_even(heights)
+    if not tilted and even:
+        affine = np.eye(4)
+        affine[:3, 0] = line / (len(slices) - 1)
+        affine[:3, 1] = columns_along * spacing[0]
+        affine[:3, 2] = rows_along * spacing[1]
+        affine[:3, 3] = positions[0]
+        return volume, affine
+    if not even:
+        usual = float(np.median(gaps))
+        shown = f"slice distances from {gaps.min():.2f} to {gaps.max():.2f} mm"
+        notes["uneven"] = f"{shown} (usually {usual:.2f}), evened out"
+        if gaps.max() > 20 or gaps.max() > 5.5 * usual:
+            raise _Unusable(f"{shown}: too many slices are missing to fill in between")
+    if tilted:
+        if tilt > 45:
+            raise _Unusable(f"its slices are stacked at {tilt:.0f} degrees to their normal: the positions are wrong")
+        notes["tilted"] = f"gantry tilted by {tilt:.1f} degrees, resampled upright"
+    fill = AIR if modality == "CT" else 0
+    try:
+        volume, affine = resample_upright(volume, positions, rows_along, columns_along, spacing, fill, MAX_SERIES_BYTES)
+    except ValueError as error:
+        raise _Unusable(str(error)) from None
+    size = " x ".join(map(str, volume.shape))
+    history.append(
+        f"resampled to an even upright grid of {size} voxels: "
+        + "; ".join(notes[key] for key in ("uneven", "tilted") if key in notes)
+    )
+    return volume, affine

@@ -1,0 +1,191 @@
+"""Files and folders of every known kind -> scans and studies; masks are not taken for scans."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
+from . import dicom, nifti
+from .study import Scan, Study
+
+ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
+TENSOR_SUFFIXES = (".pt", ".npy")
+VOLUME_SUFFIXES = (*nifti.SUFFIXES, *ITK_SUFFIXES, *TENSOR_SUFFIXES, ".dcm", ".zip")
+
+
+def read_file(path: str | os.PathLike, volume_index: int | None = None) -> Scan | Study:
+    """
+    A file as a scan, or a folder or DICOM zip as a study.
+
+    Args:
+        path: NIfTI, NRRD, MHA, `.pt` or `.npy` file; DICOM folder, zip or file; folder of volume files.
+        volume_index: which volume of a 4-D file to take.
+
+    Raises:
+        FileNotFoundError, ValueError: with what was found and what to do. A mask (few values, all of them integers) is refused.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}.")
+    if path.is_dir():
+        return read_folder(path, volume_index)
+    name = path.name.lower()
+    if name.endswith(nifti.SUFFIXES):
+        scan = nifti.read_nifti(path, volume_index)
+    elif name.endswith(ITK_SUFFIXES):
+        scan = read_itk(path)
+    elif name.endswith(TENSOR_SUFFIXES):
+        scan = read_tensor(path)
+    elif name.endswith((".zip", ".dcm")) or dicom.is_dicom(path):
+        return dicom.read_dicom(path)
+    else:
+        raise ValueError(
+            f"{path.name} is not a known kind of image file; known: {', '.join((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES))}, "
+            "a folder of volume files or a DICOM folder."
+        )
+    reason = mask_reason(scan.array)
+    if reason:
+        raise ValueError(f"{path.name} is a mask, not a scan: {reason}.")
+    return scan
+
+
+def read_folder(path: Path, volume_index: int | None = None) -> Study:
+    """
+    A folder as one study: its volume files by name, or its DICOM series. What cannot be used is listed in `skipped`.
+    """
+    files = [file for file in sorted(path.iterdir()) if is_volume(file)]
+    if not files:
+        tensors = sorted(path.glob("*/*.pt"))
+        if tensors:
+            return _read_tensor_tree(path, tensors)
+        if holds_dicom(path):
+            return dicom.read_dicom(path)
+        raise ValueError(f"the folder {path} holds no volume file ({', '.join(VOLUME_SUFFIXES)}) and no DICOM series.")
+    zips = [file for file in files if file.suffix.lower() == ".zip"]
+    study = Study({}, id=path.name)
+    for file in files:
+        if file in zips and len(zips) < len(files):
+            study.skipped.append((file.name, "a zip beside volume files is left alone; name it to read it"))
+            continue
+        try:
+            scan = read_file(file, volume_index)
+        except (OSError, ValueError) as error:
+            study.skipped.append((file.name, str(error)))
+            continue
+        for one in scan.scans.values() if isinstance(scan, Study) else [scan]:
+            study.add(one)
+        if isinstance(scan, Study):
+            study.skipped += scan.skipped
+    if not study.scans:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in study.skipped)
+        raise ValueError(f"none of the {len(files)} files of {path} could be read: {reasons}")
+    return study
+
+
+def is_volume(path: Path) -> bool:
+    """A visible file with the suffix of a volume."""
+    name = path.name.lower()
+    return path.is_file() and not name.startswith(".") and name.endswith(VOLUME_SUFFIXES) and not name.endswith(".dcm")
+
+
+def holds_dicom(path: Path, most: int = 20) -> bool:
+    """Whether one of the first files below a folder is DICOM."""
+    for number, file in enumerate(file for file in sorted(path.rglob("*")) if file.is_file()):
+        if number >= most:
+            break
+        if file.suffix.lower() == ".dcm" or dicom.is_dicom(file):
+            return True
+    return False
+
+
+def mask_reason(array: np.ndarray, most_values: int = 16) -> str | None:
+    """Why an array is a mask rather than a scan; None if it is none."""
+    sample = array[len(array) // 2] if array.ndim == 3 else array
+    if len(np.unique(sample)) > most_values:  # most scans end here
+        return None
+    values = np.unique(array)
+    if not 2 <= len(values) <= most_values or not np.array_equal(values, np.rint(values)):
+        return None
+    return (
+        f"it holds {len(values)} different values, all of them integers ({', '.join(f'{v:g}' for v in values[:6])} ...)"
+    )
+
+
+def read_itk(path: str | os.PathLike) -> Scan:
+    """NRRD and MetaImage files, through SimpleITK."""
+    try:
+        import SimpleITK
+    except ImportError:
+        raise ImportError("NRRD and MHA files need SimpleITK: pip install 'itemized-clip-hf[itk]'.") from None
+    path = Path(path)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        size = [float(count) for count in reader.GetSize()]
+        if reader.GetNumberOfComponents() != 1 or len([count for count in size if count > 1]) != 3:
+            raise ValueError(
+                f"{path.name} has {reader.GetNumberOfComponents()} x {size}; expected one volume of single numbers."
+            )
+        if 8 * np.prod(size) > 2 * nifti.MAX_BYTES:
+            raise ValueError(f"{path.name} would take more than {nifti.MAX_BYTES >> 30} GiB: its header is damaged.")
+        image = reader.Execute()
+    except RuntimeError:
+        raise ValueError(f"{path.name} cannot be read: it is truncated, damaged or of another kind.") from None
+    direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:3, :3]
+    spacing = np.array(image.GetSpacing()[:3])
+    affine = np.eye(4)
+    affine[:3, :3] = direction * spacing
+    affine[:3, 3] = image.GetOrigin()[:3]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ValueError(f"{path.name} has no usable geometry (its affine is singular or not finite).")
+    affine = np.diag([-1.0, -1, 1, 1]) @ affine @ nifti.DEPTH_FIRST
+    array = SimpleITK.GetArrayFromImage(image)
+    array = array.reshape(array.shape[-3:])
+    return Scan(array, affine, path.stem, str(path), history=[f"{path.suffix[1:].upper()} file read through SimpleITK"])
+
+
+def read_tensor(path: str | os.PathLike) -> Scan:
+    """
+    A stored volume (D, H, W) without geometry: a tensor saved by torch (read with `weights_only=True`), or a numpy array.
+
+    8-bit volumes are taken as windowed already, as the reference stores them (spec 7.5).
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+        else:
+            import torch
+
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(loaded, torch.Tensor):
+                raise ValueError(f"it holds a {type(loaded).__name__}, expected one tensor")
+            array = loaded.numpy() if loaded.dtype != torch.bfloat16 else loaded.float().numpy()
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else "it is damaged, or holds more than a tensor"
+        raise ValueError(f"{path.name} cannot be read: {reason.splitlines()[0][:200]}.") from None
+    while array.ndim > 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 3 or min(array.shape) < 2:
+        raise ValueError(f"{path.name} has shape {array.shape}; expected a volume (depth, height, width).")
+    history = ["array without geometry, taken as it is stored, depth first"]
+    return Scan(array, None, path.stem, str(path), history=history, prepared=array.dtype == np.uint8)
+
+
+def _read_tensor_tree(path: Path, tensors: list[Path]) -> Study:
+    """The reference's layout: a folder per series that holds `img.pt`; several tensors of a series are told apart by name."""
+    study = Study({}, id=path.name)
+    for file in tensors:
+        try:
+            scan = read_tensor(file)
+        except ValueError as error:
+            study.skipped.append((f"{file.parent.name}/{file.name}", str(error)))
+            continue
+        scan.name = file.parent.name if file.stem == "img" else f"{file.parent.name}_{file.stem.removeprefix('img_')}"
+        study.add(scan)
+    if not study.scans:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in study.skipped)
+        raise ValueError(f"none of the {len(tensors)} tensors below {path} could be read: {reasons}")
+    return study

@@ -1,0 +1,64 @@
+"""Prepared scans as rows of a `datasets` table, and back."""
+
+import numpy as np
+
+from ..processing.image_processing_itemized_clip import ProcessedScan
+from .study import Scan
+
+DTYPES = ("uint8", "int16")
+
+
+def scan_features():
+    """Features of the `scans` column: one entry a prepared volume, voxels in C order of `shape` (D, H, W), little-endian."""
+    from datasets import List, Value
+
+    return List(
+        {
+            "name": Value("string"),
+            "modality": Value("string"),
+            "dtype": Value("string"),
+            "shape": List(Value("int32"), length=3),
+            "affine": List(Value("float64")),
+            "source_shape": List(Value("int32")),
+            "source_spacing": List(Value("float32")),
+            "history": List(Value("string")),
+            "voxels": Value("large_binary"),
+        }
+    )
+
+
+def store_scan(scan: Scan, prepared: ProcessedScan, name: str) -> dict:
+    """A row of `scans`: a volume of `standardize_scan` with the affine of its voxels -> mm in RAS+ scanner space."""
+    voxels = prepared.pixel_values.numpy()
+    affine = [] if scan.affine is None else (np.asarray(scan.affine, float) @ prepared.to_source).ravel().tolist()
+    return {
+        "name": name,
+        "modality": scan.modality,
+        "dtype": str(voxels.dtype),
+        "shape": list(voxels.shape),
+        "affine": affine,
+        "source_shape": list(scan.array.shape),
+        "source_spacing": list(scan.spacing or ()),
+        "history": list(scan.history),
+        "voxels": np.ascontiguousarray(voxels).astype(voxels.dtype.newbyteorder("<"), copy=False).tobytes(),
+    }
+
+
+def load_scans(rows: list[dict]) -> dict[str, Scan]:
+    """The scans of a study by name, ready for the processor of the domain that they were prepared for."""
+    scans = {}
+    for row in rows:
+        if row["dtype"] not in DTYPES:
+            raise ValueError(
+                f"prepared scan {row['name']!r} has voxels of type {row['dtype']!r}, expected one of {DTYPES}."
+            )
+        array = np.frombuffer(row["voxels"], np.dtype(row["dtype"]).newbyteorder("<"))
+        if array.size != int(np.prod(row["shape"])):
+            raise ValueError(
+                f"prepared scan {row['name']!r} has {array.size} voxels, its shape {row['shape']} says otherwise."
+            )
+        affine = np.array(row["affine"]).reshape(4, 4) if row["affine"] else None
+        scans[row["name"]] = Scan(
+            array.reshape(row["shape"]), affine, row["name"], None, row["modality"], list(row["history"]), prepared=True
+        )
+    return scans
