@@ -28,7 +28,9 @@ _BREAK = re.compile(
     rf"|(?P<negation>,?\s+(?:and|with)\s+(?={_THERE}(?:no|without)\b)|,\s*(?={_THERE}(?:no|without|neither)\b)|\s+(?=without\b))"
     r"|(?P<weak>,?\s+and\s+|,\s+)"
 )
-_NO_SUBJECT = re.compile(r"\s*(?:is|are|was|were|has|have|which|that|who|whose|where|some of which|the largest of which)\b")
+_NO_SUBJECT = re.compile(
+    r"\s*(?:is|are|was|were|has|have|which|that|who|whose|where|some of which|the largest of which)\b"
+)
 _LEAD = re.compile(
     r"\s*(?:in|at|on|within|from|for|around|along|near|under|between|among|through|by|again|also|however|otherwise|specifically"
     r"|as a result)\b"

@@ -1,5 +1,6 @@
 """Lists of studies: JSONL, parquet and folders -> records with `id`, `images`, `items`, `labels`."""
 
+import gzip
 import io
 import json
 import os
@@ -110,8 +111,8 @@ def read_records(
 ) -> Records:
     """
     Args:
-        source: a `.jsonl` or `.parquet` file or a glob of them, a saved `datasets` folder, a folder of studies (each a folder
-            of NIfTI files), one study's folder, or one image file.
+        source: a `.jsonl`, `.jsonl.gz` or `.parquet` file or a glob of them, a saved `datasets` folder, a folder of
+            studies (each a folder of NIfTI files), one study's folder, or one image file.
     """
     path = Path(source)
     columns = {"items_column": items_column, "images_column": images_column, "id_column": id_column}
@@ -125,7 +126,7 @@ def read_records(
         return Records(rows, path.parent, **columns)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}.")
-    if path.suffix == ".jsonl":
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
         return Records(_read_jsonl(path), path.parent, **columns)
     if path.suffix == ".parquet":
         return Records(_load_parquet([path]), path.parent, **columns)
@@ -148,7 +149,8 @@ def _has_scans(folder: Path) -> bool:
 
 def _read_jsonl(path: Path) -> list[dict]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    for number, line in enumerate(content.decode("utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
