@@ -24,7 +24,7 @@ _OPENING = re.compile(
 )
 _THERE = "(?:there (?:is|are|was|were) )?"
 _BREAK = re.compile(
-    rf"(?P<colon>:)|(?P<strong>;|[,:]?\s+(?:{_CONTRAST}|{_EXCEPTION})\b)"
+    rf"(?P<colon>:)|(?P<strong>;|[,:]?\s+(?:{_CONTRAST}|{_EXCEPTION}|please)\b)|(?P<rest>[,:]?\s+otherwise\b)"
     rf"|(?P<negation>,?\s+(?:and|with)\s+(?={_THERE}(?:no|without)\b)|,\s*(?={_THERE}(?:no|without|neither)\b)|\s+(?=without\b))"
     r"|(?P<weak>,?\s+and\s+|,\s+)"
 )
@@ -111,12 +111,15 @@ def _rules() -> _Rules:
         lacks=re.compile(
             rf"\b(?:do|does|did) not (?:show|have|contain|reveal|demonstrate|include)\b|\b{link}(?: \w+ly)? without\b"
         ),
-        within_limits=re.compile(rf"\b{link}(?: \w+)? within (?:the )?(?:normal limits|limits of normal)"),
+        within_limits=re.compile(
+            rf"\b{link}(?: \w+)? within (?:the )?(?:normal limits|limits of normal)"
+            r"(?: (?:in|for|of) [\w ]+)?\W*$"
+        ),
         removed_organ=re.compile(
             rf"^(?:the |both |left |right |bilateral )*{organs} (?:is|are|was|were|could|can) ?not (?:be )?{seen}\b"
             r"|\bnot \w+ ?\(?(?:post ?|secondary to )?(?:\w+ )?(?:operat|surg|resect|cholecystectom)"
         ),
-        relative=re.compile(r"\b(?:that|which|who|whose(?: \w+){1,2})\s+$"),
+        relative=re.compile(r"\b(?:that|which|who|whose(?: \w+){1,2}|where\b[^,;]*)\s+$"),
         ends_with_verb=re.compile(whole("verbs") + r"\s*$"),
     )
 
@@ -160,6 +163,8 @@ def _pieces(text: str, masked: str) -> list[tuple[int, int, bool]]:
         if depths[found.start()] or not before.strip():
             continue
         if kind == "colon" and not rules.technique.search(before) and len(before.split()) > 2:
+            continue
+        if kind == "rest" and rules.ends_with_verb.search(before):  # "lungs are otherwise clear"
             continue
         if kind == "negation":
             without = masked[found.start() : found.end() + 8].find("without") >= 0
@@ -301,8 +306,12 @@ def _is_absent(text: str) -> bool:
         if any(not rules.relative.search(text[: found.start()]) for found in rules.denied.finditer(text)):
             return True
     lacks = rules.lacks.search(text)
-    if text.startswith("without ") or (lacks and not rules.abnormal.search(text[: lacks.start()])):
+    if text.startswith("without "):
         return True
+    if lacks:
+        before = text[: lacks.start()]
+        if not rules.abnormal.search(before) and not rules.relative.search(before):
+            return True
     for found in rules.negations.finditer(text):
         before = text[: found.start()]
         named = rules.abnormal.search(before)

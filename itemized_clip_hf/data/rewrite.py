@@ -39,8 +39,8 @@ You are given several captions of one image. Write a list of entries about the i
 2. Use only information that at least two of the captions give. Leave out what a single caption says: it may be wrong.
 3. Put every piece of information into exactly one entry.
 4. Revise the draft in rounds until nothing needs to change. In each round, state why you revise. For each entry name the \
-captions that support it and count them; delete entries with fewer than two. Take details that another entry gives already out of \
-an entry and keep the rest of it. Merge entries that give similar attributes of the same subject. Name the main objects and \
+captions that support it and count them; delete entries with fewer than two. Take details that another entry already gives out \
+of an entry and keep the rest of it. Merge entries that give similar attributes of the same subject. Name the main objects and \
 properties of each entry, and see to it that no two entries have the same focus.
 5. End with one line that starts with {MARKER} and holds the entries, separated by {SEPARATOR}"""
 

@@ -3,13 +3,16 @@
 import re
 from dataclasses import dataclass
 
-TITLES = "dr prof assist assoc mr mrs ms st"
-BEFORE_ANYTHING = f"{TITLES} vs e.g i.e eg ie approx cf et.al al resp incl excl viz"
-BEFORE_NUMBERS = "no nos nr fig figs img im se ser ca c p pp vol sec"
-BEFORE_LOWER_CASE = "etc lab max min avg diam lat ant post sup inf med bilat mm cm ml cc hu mg kg yr yrs mo wk"
-SENTENCE_STARTS = "the there no it its this these in a an both all bilateral findings impression"
+TITLES = tuple("dr prof assist assoc mr mrs ms st".split())
+BEFORE_ANYTHING = (*TITLES, *"vs e.g i.e eg ie approx cf et.al al resp incl excl viz".split())
+BEFORE_NUMBERS = tuple("no nos nr fig figs img im se ser ca c p pp vol sec".split())
+BEFORE_LOWER_CASE = tuple(
+    "etc lab max min avg diam lat ant post sup inf med bilat mm cm ml cc hu mg kg yr yrs mo wk".split()
+)
+SENTENCE_STARTS = tuple("the there no it its this these an a both all bilateral findings impression".split())
 COUNTED = (
-    "segment segments level type grade stage group category phase zone station rib ribs section image series and or to"
+    *"segment segments level type grade stage group category phase zone station rib ribs section image and or to".split(),
+    *BEFORE_NUMBERS,
 )
 SECTIONS = {
     "findings": "findings finding result results report description",
@@ -25,7 +28,7 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"[•·▪◦]+|(?:(?<=\n)|^)[ \t]*[*\-–—](?=\s)")
-_NUMBER = re.compile(r"(?:(?<=\s)|^)\(?(?P<number>\d{1,2})[.)][ \t]+(?=[A-Z\"“])")
+_NUMBER = re.compile(r"(?:(?<=\s)|^)\(?(?P<number>\d{1,2})[.)](?:[ \t]+(?=[\w\"“])|(?=[A-Z]))")
 _QUOTE = re.compile("[\"“”]|''")
 _LINE_END = re.compile(r"[ \t]*\n\s*")
 _FULL_STOP = re.compile(r"[.!?]+[\"”')\]]*(?=\s|$)|(?<=[a-z)])\.(?=[A-Z][a-z])")
@@ -104,17 +107,17 @@ def _continues(text: str, begin: int, stop: re.Match, end: int) -> bool:
     found = _WORD_BEFORE.search(text, begin, stop.start())
     word = found[0].lower() if found else ""
     next_word = re.split(r"\W", following, maxsplit=1)[0].lower()
-    if word in BEFORE_ANYTHING.split():
+    if word in BEFORE_ANYTHING:
         return True
-    if word in BEFORE_NUMBERS.split():
+    if word in BEFORE_NUMBERS:
         return following[0].isdigit()
-    if word in BEFORE_LOWER_CASE.split():
-        return following[0].islower() and next_word not in SENTENCE_STARTS.split()
+    if word in BEFORE_LOWER_CASE:
+        return following[0].islower() and next_word not in SENTENCE_STARTS
     if word.isdigit() and re.match(r"\d+ ?(?:mm|cm|m|%|x)\b", following):  # "1. 5 cm"
         return True
     if re.search(r"\d\.,\s?\d+$", text[begin : stop.start()]):  # "1., 2., 3. ribs"
         return True
-    return bool(re.search(rf"\b(?:{'|'.join(TITLES.split())})\. +[A-Z]$", text[begin : stop.start()], re.I))
+    return bool(re.search(rf"\b(?:{'|'.join(TITLES)})\. +[A-Z]$", text[begin : stop.start()], re.I))
 
 
 def _marks(text: str):
@@ -124,13 +127,16 @@ def _marks(text: str):
     for found in _NUMBER.finditer(text):
         number = int(found["number"])
         before = text[: found.start()].rstrip()
-        starts = not before or before[-1] in '.!?:;"“”•·)' or "\n" in text[len(before) : found.start()]
-        last = before.split()[-1].lower() if before else ""
-        counted = last.rstrip(".") in {*COUNTED.split(), *BEFORE_NUMBERS.split()}
-        if counted or not (starts or number == expected > 1) or (starts and number not in (1, expected)):
+        first = not before or before[-1] == ":" or "\n" in text[len(before) : found.start()]
+        starts = first or before[-1] in '.!?;"“”•·)'
+        last = before.split()[-1].lower().rstrip(".") if before else ""
+        if number not in (1, expected) or (last in COUNTED and not first):
             continue
-        expected = number + 1
-        yield found.span()
+        if not text[found.end()].isupper() and not first and not (starts and number > 1):
+            continue  # "a size of 1. 5 cm"
+        if starts or number > 1:
+            expected = number + 1
+            yield found.span()
 
 
 def _quotes(text: str):
