@@ -106,8 +106,8 @@ def _rows(sources, kind, domain, answers, keep_text, with_source, quiet):
         if source.id in answers:
             items = answers[source.id]
             spans = [None] * len(items)
-            is_normal = is_normal and items == found.items or bool(domain and domain.is_normal(items))
-        removed = [part for part in found.as_dict()["removed"]]
+            is_normal = is_normal and items == found.items
+        removed = found.as_dict()["removed"]
         if not keep_text:
             removed = [{name: value for name, value in part.items() if name != "text"} for part in removed]
         row = {

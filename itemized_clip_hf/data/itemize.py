@@ -13,6 +13,7 @@ from .negation import (
     RECOMMENDATION,
     TECHNIQUE,
     judge,
+    names_abnormality,
 )
 from .sentences import split_sentences
 
@@ -165,22 +166,37 @@ def repeats(texts: Sequence[str], threshold: float = 0.8) -> list[int | None]:
     For every text the number of the earlier one that it repeats, or None.
 
     Two texts repeat each other where their words, stop words and plural endings aside, are the same to at least `threshold`
-    (common words / all words of the two) and their numbers, sides, directions, negations and colours agree in full.
+    (common words / all words of the two), their numbers, sides, directions, negations and colours agree in full, and the later
+    one names no abnormality that the earlier does not.
     """
     firsts: list[int | None] = []
     seen: list[tuple[int, frozenset[str], frozenset[str]]] = []
     for number, text in enumerate(texts):
         words = content_words(text)
         telling = frozenset(word for word in words if word in TELLING_WORDS or word[0].isdigit())
-        for earlier, other_words, other_telling in seen:
-            union = len(words | other_words)
-            if telling == other_telling and (words == other_words or len(words & other_words) >= threshold * union):
+        for earlier, known, known_telling in seen:
+            similar = words == known or len(words & known) >= threshold * len(words | known)
+            if similar and telling == known_telling and not _adds_abnormality(words, known):
                 firsts.append(earlier)
                 break
         else:
             seen.append((number, words, telling))
             firsts.append(None)
     return firsts
+
+
+def _adds_abnormality(words: frozenset[str], known: frozenset[str]) -> bool:
+    return any(names_abnormality(word) and not any(related(word, other) for other in known) for word in words - known)
+
+
+def related(word: str, other: str) -> bool:
+    """Whether two words look like forms of one: "calcified" and "calcification"."""
+    common = 0
+    for one, two in zip(word, other):
+        if one != two:
+            break
+        common += 1
+    return common >= max(4, 0.75 * min(len(word), len(other)))
 
 
 def content_words(text: str) -> frozenset[str]:

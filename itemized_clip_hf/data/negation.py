@@ -138,6 +138,11 @@ def judge(sentence: str) -> tuple[Clause, ...]:
     return tuple(_joined(clauses, sentence))
 
 
+def names_abnormality(word: str) -> bool:
+    """Whether the word, in lower case, is among the names of abnormal things and deviations."""
+    return bool(_rules().abnormal.fullmatch(word))
+
+
 def _hide(text: str) -> str:
     """The text without what only looks like a negation; same length."""
     return _rules().hidden.sub(lambda found: "_" * len(found[0]), text)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from ..domains import Domain, load_domain
-from .itemize import SIDES, TELLING_WORDS, content_words, itemize_report, normal_item, repeats
+from .itemize import SIDES, TELLING_WORDS, content_words, itemize_report, normal_item, related, repeats
 from .negation import ABSENT, NORMAL, judge
 from .sentences import split_sentences
 
@@ -125,8 +125,8 @@ def read_answers(
         kind: "report" or "captions".
         domain: whose normal rule recognises the entry of a normal report.
 
-    An entry that its source does not support is rejected by itself; an answer is rejected whole where no entry is left. Of two
-    answers with one id the first that holds is used.
+    The entry of a normal report becomes the domain's normal item. An entry that its source does not support is rejected by
+    itself; an answer is rejected whole where no entry is left. Of two answers with one id the first that holds is used.
     """
     domain = load_domain(domain) if isinstance(domain, str) else domain
     accepted: dict[str, list[str]] = {}
@@ -168,11 +168,17 @@ def _read_answer(number, line, sources, kind, domain, accepted, rejected) -> Non
         if problem:
             reject(*problem, entry, name)
         else:
-            kept.append(entry)
+            kept.append(normal_item(domain) if kind == "report" and states_normality(entry, domain) else entry)
     if kept:
         accepted[name] = kept
     else:
         reject(NOTHING_LEFT, f"none of {len(entries)} entries holds", answer, name)
+
+
+def states_normality(entry: str, domain: Domain | None) -> bool:
+    """Whether an entry is the normal item of the domain, or one that its normal rule recognises."""
+    item = normal_item(domain)
+    return bool(item and entry.rstrip(".").lower() == item.rstrip(".")) or bool(domain and domain.is_normal([entry]))
 
 
 def _answer_of(row: dict) -> str | None:
@@ -239,9 +245,7 @@ class _Report:
         self.neighbours = [first | second for first, second in zip(stated, [*stated[1:], frozenset()])]
 
     def problem(self, entry: str, alone: bool) -> tuple[str, str] | None:
-        if entry.rstrip(".").lower() == (normal_item(self.domain) or "").rstrip(".") or (
-            self.domain and self.domain.is_normal([entry])
-        ):
+        if states_normality(entry, self.domain):
             return self._problem_of_normal(alone)
         words = _claims(entry)
         if not words:
@@ -280,16 +284,7 @@ def _occurs(word: str, words: frozenset[str]) -> bool:
         return True
     if word in TELLING_WORDS or word[0].isdigit():
         return word in ("both", "bilateral") and (bool(words & {"both", "bilateral"}) or {"left", "right"} <= words)
-    return any(_related(word, other) for other in words if other not in TELLING_WORDS)
-
-
-def _related(word: str, other: str) -> bool:
-    common = 0
-    for one, two in zip(word, other):
-        if one != two:
-            break
-        common += 1
-    return common >= max(4, 0.75 * min(len(word), len(other)))
+    return any(related(word, other) for other in words if other not in TELLING_WORDS)
 
 
 def _all_occur(words: frozenset[str], among: frozenset[str]) -> bool:
