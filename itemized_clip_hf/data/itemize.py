@@ -196,7 +196,7 @@ def related(word: str, other: str) -> bool:
         if one != two:
             break
         common += 1
-    return common >= max(4, 0.75 * min(len(word), len(other)))
+    return common >= max(4, 0.7 * min(len(word), len(other)))
 
 
 def content_words(text: str) -> frozenset[str]:

@@ -23,10 +23,19 @@ _OPENING = re.compile(
     re.IGNORECASE,
 )
 _THERE = "(?:there (?:is|are|was|were) )?"
+_GAP = r"(?<!\s)\s+"  # looked for at its first character only: long runs of spaces would take quadratic time
 _BREAK = re.compile(
-    rf"(?P<colon>:)|(?P<strong>;|[,:]?\s+(?:{_CONTRAST}|{_EXCEPTION}|please)\b)|(?P<rest>[,:]?\s+otherwise\b)"
-    rf"|(?P<negation>,?\s+(?:and|with)\s+(?={_THERE}(?:no|without)\b)|,\s*(?={_THERE}(?:no|without|neither)\b)|\s+(?=without\b))"
-    r"|(?P<weak>,?\s+and\s+|,\s+)"
+    rf"(?P<colon>:(?!\s+(?:{_CONTRAST}|{_EXCEPTION}|please|otherwise)\b))"
+    rf"|(?P<strong>;|(?:[,:]\s+|{_GAP})(?:{_CONTRAST}|{_EXCEPTION}|please)\b)|(?P<rest>(?:[,:]\s+|{_GAP})otherwise\b)"
+    rf"|(?P<negation>(?:,\s+|{_GAP})(?:and|with)\s+(?={_THERE}(?:no|without)\b)|,\s*(?={_THERE}(?:no|without|neither)\b)"
+    rf"|{_GAP}(?=without\b))"
+    rf"|(?P<weak>(?:,\s+|{_GAP})and\s+|,\s+)"
+)
+_LABEL = re.compile(r"notes?|conclusions?|results?|comments?|addendum|also|in addition")
+# After "no hydrocephalus," such words begin something that is there, unless an "or" says that the list goes on.
+_DENIAL = re.compile(r"[\s,]*(?:and )?no\b")
+_ANEW = re.compile(
+    r"\s*(?:\d|an?\b|mild|moderate|severe|minimal|old|chronic|stable|unchanged|persistent|known)(?!.*\bn?or\b)"
 )
 _NO_SUBJECT = re.compile(
     r"\s*(?:is|are|was|were|has|have|which|that|who|whose|where|some of which|the largest of which)\b"
@@ -106,7 +115,7 @@ def _rules() -> _Rules:
         denied=re.compile(
             rf"\b{auxiliary}(?: not|n't|n’t)\b(?: \w+){{0,2}}? {seen}\b|\bcan ?not be {seen}\b|^not {seen}\b"
             rf"|\bno longer (?:\w+ )?{seen}\b|\b{auxiliary} not (?:\w+ )?{any_of('not_abnormal')}\b"
-            r"|\b(?:absent|disappeared|resolved|vanished)\b"
+            r"|\b(?:disappeared|resolved|vanished)\b"
         ),
         lacks=re.compile(
             rf"\b(?:do|does|did) not (?:show|have|contain|reveal|demonstrate|include)\b|\b{link}(?: \w+ly)? without\b"
@@ -167,7 +176,7 @@ def _pieces(text: str, masked: str) -> list[tuple[int, int, bool]]:
         kind, before = found.lastgroup, masked[start : found.start()]
         if depths[found.start()] or not before.strip():
             continue
-        if kind == "colon" and not rules.technique.search(before) and len(before.split()) > 2:
+        if kind == "colon" and not _introduces(before, masked[found.end() :]):
             continue
         if kind == "rest" and rules.ends_with_verb.search(before):  # "lungs are otherwise clear"
             continue
@@ -183,42 +192,54 @@ def _pieces(text: str, masked: str) -> list[tuple[int, int, bool]]:
     return [*pieces, (start, len(text), weak)]
 
 
+def _introduces(before: str, after: str) -> bool:
+    """Whether a colon parts a remark from a statement; "Liver: normal" stays whole."""
+    rules = _rules()
+    if rules.technique.search(before) or not re.search("[a-z]", before) or _LABEL.fullmatch(before.strip(_EDGES)):
+        return True
+    return bool(rules.abnormal.search(before) and re.match(r"\s*(?:no|without)\b", after))
+
+
 def _statements(text: str) -> list[tuple[int, int]]:
     """Places of the statements of a sentence: pieces without a verb of their own stay with the statement they belong to."""
     rules = _rules()
     masked = _hide(text)
     pieces = _pieces(text, masked)
     statements: list[tuple[int, int]] = []
+    complete = False  # whether the last statement has its verb
     waiting = None  # start of the pieces that are subjects of the next statement
     for number, (start, end, weak) in enumerate(pieces):
+        verb = bool(rules.verbs.search(masked, start, end))
+        ends = verb or bool(rules.technique.search(text[start:end]))
         if not weak or not statements:
             if waiting is not None:
                 statements.append((waiting, pieces[number - 1][1]))
                 waiting = None
             statements.append((start, end))
-            continue
-        first, last = statements[-1]
-        complete = rules.verbs.search(masked, first, last) or rules.technique.search(text[first:last])
-        own = rules.verbs.search(masked, start, end) and not _NO_SUBJECT.match(text, start)
-        if complete and own:
+            complete = ends
+        elif not complete and _DENIAL.match(text, statements[-1][0]) and _ANEW.match(text, start):
+            statements.append((start, end))
+            complete = ends
+        elif complete and verb and not _NO_SUBJECT.match(text, start):
             statements.append((start if waiting is None else waiting, end))
             waiting = None
-        elif complete and _is_subject_of_next(text, masked, pieces, number):
+        elif complete and _is_subject_of_next(text, masked, pieces[number : number + 20]):
             waiting = start if waiting is None else waiting
         else:
-            statements[-1] = (first, end)
+            statements[-1] = (statements[-1][0], end)
+            complete = complete or ends
     if waiting is not None:
         statements[-1] = (statements[-1][0], len(text))
     return statements
 
 
-def _is_subject_of_next(text: str, masked: str, pieces, number: int) -> bool:
-    """Whether this piece names an abnormality of which a later piece says something: "..., plaques and thickening are seen"."""
+def _is_subject_of_next(text: str, masked: str, pieces) -> bool:
+    """Whether the first piece names an abnormality of which a later one says something: "plaques and thickening are seen"."""
     rules = _rules()
-    start, end, _ = pieces[number]
+    start, end, _ = pieces[0]
     if rules.verbs.search(masked, start, end) or not rules.abnormal.search(masked, start, end):
         return False
-    for later, (start, end, weak) in enumerate(pieces[number:]):
+    for later, (start, end, weak) in enumerate(pieces):
         if not weak or re.match(r"\s*n?or\b", text[start:end]):
             return False
         if later and rules.verbs.search(masked, start, end):
@@ -311,6 +332,9 @@ def _is_absent(text: str) -> bool:
         if any(not rules.relative.search(text[: found.start()]) for found in rules.denied.finditer(text)):
             return True
     lacks = rules.lacks.search(text)
+    absent = re.search(r"\babsent\b", text)
+    if absent and (rules.abnormal.search(text, 0, absent.start()) or "patholog" in text[: absent.start()]):
+        return True
     if text.startswith("without "):
         return True
     if lacks:

@@ -30,7 +30,7 @@ _HEADING = re.compile(
 _BULLET = re.compile(r"[•·▪◦]+|(?:(?<=\n)|^)[ \t]*[*\-–—](?=\s)")
 _NUMBER = re.compile(r"(?:(?<=\s)|^)\(?(?P<number>\d{1,2})[.)](?:[ \t]+(?=[\w\"“])|(?=[A-Z]))")
 _QUOTE = re.compile("[\"“”]|''")
-_LINE_END = re.compile(r"[ \t]*\n\s*")
+_LINE_END = re.compile(r"\n\s*")
 _FULL_STOP = re.compile(r"[.!?]+[\"”')\]]*(?=\s|$)|(?<=[a-z)])\.(?=[A-Z][a-z])")
 _WORD_BEFORE = re.compile(r"[\w.]*\w$")
 _LEFT_OPEN = re.compile(

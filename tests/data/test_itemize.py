@@ -97,6 +97,12 @@ def test_headings_are_left_out_and_remembered():
         ("Findings within normal limits except for a hiatal hernia.", ["a hiatal hernia."]),
         ("When examined in the lung parenchyma window; a nodule is observed.", ["a nodule is observed."]),
         ("Small nodule, follow-up is recommended.", ["Small nodule"]),
+        ("Cisterns are patent, no herniation, 3 mm hematoma on the left.", ["3 mm hematoma on the left."]),
+        ("Right artery is occluded: no flow is seen.", ["Right artery is occluded"]),
+        (
+            "Mild prominence of the aorta otherwise vascularity appears within normal limits.",
+            ["Mild prominence of the aorta"],
+        ),
         ("A plaque is seen and no significant difference was found.", ["A plaque is seen"]),
     ],
 )
@@ -123,6 +129,8 @@ def test_only_the_clause_with_the_finding_is_kept(sentence, findings):
         "Patent foramen ovale.",
         "The mass shows no calcification.",
         "Possible early pneumonia.",
+        "Spine: degenerative changes.",
+        "Flow void of the left artery is absent.",
     ],
 )
 def test_kept_whole(sentence):
@@ -139,6 +147,11 @@ def test_kept_whole(sentence):
         ("The effusion is no longer seen.", "absent"),
         ("The heart is not enlarged.", "absent"),
         ("Negative for pneumothorax.", "absent"),
+        ("No herniation, mild swelling, or hematoma.", "absent"),
+        ("Pleura: no effusion.", "absent"),
+        ("Effusion is absent.", "absent"),
+        ("Liver: normal in size.", "normal"),
+        ("The lungs are otherwise clear.", "normal"),
         ("The consolidation, which was observed in the previous examination, was not detected.", "absent"),
         ("Bone structures in the study area are natural.", "normal"),
         ("Trachea, both main bronchi are open.", "normal"),
