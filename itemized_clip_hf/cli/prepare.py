@@ -18,7 +18,8 @@ from itemized_clip_cli import accept_option, domain_option, json_option, volume_
 )
 @click.option("--reports", type=click.Path(exists=True), help="JSONL, CSV or JSON: ids with items or report texts.")
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False), help="Folder of the dataset.")
-@domain_option(required=True)
+@domain_option()
+@click.option("--recipe", metavar="NAME", help="Prepare for this recipe: its domain and its image settings.")
 @click.option("--id-column", help="Of the reports; found by name otherwise.")
 @click.option("--items-column", help="Of the reports: lists of items, or texts, which are itemised by rules.")
 @accept_option
@@ -32,6 +33,7 @@ def command(
     reports,
     output,
     domain,
+    recipe,
     id_column,
     items_column,
     accept,
@@ -50,12 +52,23 @@ def command(
     """
     from itemized_clip_hf.data.prepare import plan_studies, prepare
 
+    image_settings: dict = {}
+    if recipe is not None:
+        from itemized_clip_hf.recipes import load_recipe
+
+        loaded = load_recipe(recipe)
+        if domain not in (None, loaded.domain):
+            raise ValueError(f"recipe {recipe!r} is for the domain {loaded.domain}, not {domain}.")
+        domain, image_settings = loaded.domain, loaded.image
+    if domain is None:
+        raise click.UsageError("pass --domain or --recipe.")
     plan, left_out = plan_studies(
         studies,
         domain,
         reports,
         id_column=id_column,
         items_column=items_column,
+        image_settings=image_settings,
         accept=sorted(accept),
         volume_index=volume_index,
         file_format=file_format,

@@ -19,7 +19,7 @@ _COVERAGE = {
     "head-ct": {"every": (100, 400), "axial": (80, 400)},
     "chest-ct": {"every": (180, 600), "axial": (180, 700)},
 }
-_MAX_SAMPLE = 400_000
+_MAX_SAMPLE = 60_000
 
 
 @dataclass
@@ -146,13 +146,12 @@ def _facts(scan: Scan) -> dict:
 def _check_voxels(scan: Scan, add: Callable) -> bool:
     """Whether there are intensities to look at."""
     array = scan.array
-    if array.dtype.kind == "f":
-        bad = int(array.size - np.isfinite(array).sum())
-        if bad:
-            found = f"{bad} of {array.size} voxels are NaN or infinite"
-            add("not-finite", "refuse", found, "replace them by a value that means air or background")
-            return False
-    if array.min() == array.max():
+    lowest, highest = array.min(), array.max()
+    if not np.isfinite(lowest) or not np.isfinite(highest):
+        found = f"{int(array.size - np.isfinite(array).sum())} of {array.size} voxels are NaN or infinite"
+        add("not-finite", "refuse", found, "replace them by a value that means air or background")
+        return False
+    if lowest == highest:
         add("constant", "refuse", f"every voxel is {array.flat[0]}", "convert the series again")
         return False
     reason = mask_reason(array)
@@ -163,57 +162,41 @@ def _check_voxels(scan: Scan, add: Callable) -> bool:
 
 
 def _check_intensities(scan: Scan, domain: str | None, add: Callable, facts: dict) -> None:
-    array = scan.array
     if scan.prepared:
         return
+    array = scan.array
     step = max(int(round((array.size / _MAX_SAMPLE) ** (1 / 3))), 1)
     sample = np.asarray(array[::step, ::step, ::step], dtype=np.float32).ravel()
     low, middle, high = (float(value) for value in np.percentile(sample, [0.5, 50, 99.5]))
-    facts["intensity"] = {
-        "min": float(array.min()),
-        "p0.5": low,
-        "median": middle,
-        "p99.5": high,
-        "max": float(array.max()),
-    }
-    hu = hu_problem(sample)
-    is_ct = scan.modality == "CT" or domain in CT_DOMAINS
+    facts["intensity"] = {"p0.5": low, "median": middle, "p99.5": high}
     if domain in MR_DOMAINS and scan.modality == "CT" or domain in CT_DOMAINS and scan.modality == "MR":
         add("modality", "refuse", f"it is {scan.modality}", f"the domain {domain} takes the other kind")
-    elif is_ct:
+    elif scan.modality == "CT" or domain in CT_DOMAINS:
         if array.dtype == np.uint8:
             add("not-hu", "refuse", "its voxels have 8 bits, which cannot be HU", "convert the original series again")
-        elif hu is not None:
-            code, found, advice = hu
+        elif (problem := hu_problem(sample)) is not None:
+            code, found, advice = problem
             add(code, "refuse", f"values {low:.0f} to {high:.0f}: {found}", advice)
-        if "no-rescale" in scan.notes and hu is None:
-            add(
-                "no-rescale", "warn", scan.notes["no-rescale"], "the values are plausible HU and were taken as they are"
-            )
+        elif "no-rescale" in scan.notes:
+            add("no-rescale", "warn", scan.notes["no-rescale"], "the values are plausible HU, taken as they are")
     elif domain in MR_DOMAINS:
-        if hu is None and scan.modality is None:
-            found = f"values {low:.0f} to {high:.0f} with air and tissue at their Hounsfield units"
-            add("modality", "refuse", f"it looks like CT: {found}", f"the domain {domain} takes MR")
+        if scan.modality is None and _plausible_hu(sample):
+            found = f"it looks like CT: values {low:.0f} to {high:.0f}, air and tissue at their Hounsfield units"
+            add("modality", "refuse", found, f"the domain {domain} takes MR")
         elif low < -0.02 * high:
             found = f"not raw intensities: values {low:.2f} to {high:.2f}, MR magnitudes are not negative"
-            advice = (
-                "use the series before normalisation; or accept it, if skull and background were kept as in training"
-            )
+            advice = "use the series before normalisation; or accept it, if skull and background are as in training"
             add("not-raw", "refuse", found, advice)
-        elif (sample == 0).mean() > 0.6 and _has_hard_edge(array):
+        elif (sample == 0).mean() > 0.6 and _has_hard_edge(sample):
             advice = "use the series with the skull, as in training, or expect other scores"
             add("skull-stripped", "warn", "most voxels are exactly 0: it looks skull-stripped", advice)
-    elif domain is None and scan.modality is None:
-        if hu is not None and low < -0.02 * high:
+    elif domain is None and scan.modality is None and not _plausible_hu(sample):
+        advice = "name the domain, for the checks of its units"
+        if low < -0.02 * high:
             found = f"values {low:.2f} to {high:.2f} are neither Hounsfield units nor raw MR intensities"
-            add("units", "warn", found, "name the domain, for the checks of its units")
-        elif hu is not None:
-            add(
-                "units",
-                "note",
-                "the file does not say whether it is CT or MR",
-                "name the domain, for the checks of its units",
-            )
+            add("units", "warn", found, advice)
+        else:
+            add("units", "note", "the file does not say whether it is CT or MR", advice)
 
 
 def hu_problem(sample: np.ndarray) -> tuple[str, str, str] | None:
@@ -267,9 +250,9 @@ def _most_common(values: np.ndarray) -> float:
     return float(edges[int(counts.argmax())])
 
 
-def _has_hard_edge(array: np.ndarray) -> bool:
+def _has_hard_edge(sample: np.ndarray) -> bool:
     """Whether background is exactly 0 and ends abruptly, as after a mask, rather than in noise."""
-    inside = array[array > 0]
+    inside = sample[sample > 0]
     return len(inside) > 0 and float(np.percentile(inside, 1)) > 0.05 * float(np.percentile(inside, 99))
 
 

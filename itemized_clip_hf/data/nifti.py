@@ -236,7 +236,7 @@ def _geometry(header, name: str) -> tuple[np.ndarray, list[str], dict[str, str]]
             )
     if not np.allclose(axis_spacing(affine), zooms, rtol=0.02):
         notes["two-spacings"] = (
-            f"its affine has a spacing of {_numbers(axis_spacing(affine))} mm, its pixdim {_numbers(zooms)}; the former was taken"
+            f"its affine says {_numbers(axis_spacing(affine))} mm, its pixdim {_numbers(zooms)}; the former was taken"
         )
     try:
         units = header.get_xyzt_units()[0]

@@ -176,7 +176,7 @@ def _items_of(value, facts) -> list[str]:
     if isinstance(value, str):
         from .itemize import itemize_report
 
-        return [item.text for item in itemize_report(value, facts.name).items]
+        return itemize_report(value, facts.name).items
     return [] if value is None else as_items(value)
 
 
@@ -184,6 +184,40 @@ def _truth(value, name: str, label) -> int:
     if value is True or value is False or value in (0, 1):
         return int(value)
     raise ValueError(f"study {name}: the label {label!r} is {value!r}, expected 0 or 1.")
+
+
+def _image_processor(plan: Plan) -> ItemizedCLIPImageProcessor:
+    return ItemizedCLIPImageProcessor.from_domain(plan.domain, **plan.image_settings)
+
+
+def preset_of(processor: ItemizedCLIPImageProcessor) -> dict:
+    """The settings that `standardize_scan` depends on."""
+    names = (
+        "domain",
+        "fit",
+        "in_plane_size",
+        "spacing",
+        "orientation",
+        "thickest_axis_first",
+        "windows",
+        "percentiles",
+    )
+    depth = processor.scan_size[0] if processor.fit == "slices" else None
+    return json.loads(json.dumps({"depth": depth, **{name: getattr(processor, name) for name in names}}))
+
+
+def check_prepared(folder: str | os.PathLike, processor: ItemizedCLIPImageProcessor) -> None:
+    """Refuses a processor other than the one that a prepared folder was made for; other folders pass."""
+    path = Path(folder) / "prepare.json"
+    if not path.exists() or processor.fit == "picture":
+        return
+    made_for, wanted = json.loads(path.read_text())["image"], preset_of(processor)
+    differing = {name: (made_for.get(name), wanted[name]) for name in wanted if made_for.get(name) != wanted[name]}
+    if differing:
+        listed = "; ".join(f"{name} {old} instead of {new}" for name, (old, new) in differing.items())
+        raise ValueError(
+            f"{folder} was prepared for other settings ({listed}): prepare it again with this recipe or model."
+        )
 
 
 def features_of(plan: Plan):
@@ -232,10 +266,8 @@ def prepare(
     parts = output / ".parts"
     if _claim(output, plan):
         return json.loads((output / "summary.json").read_text())
-    parts.mkdir(parents=True, exist_ok=True)
     for stale in (*parts.glob("*.tmp"), *parts.glob("running-*")):
         stale.unlink()
-    (parts / "plan.json").write_text(json.dumps(asdict(plan)))
     from tqdm.auto import tqdm
 
     pending = [number for number in range(plan.num_shards) if not _part(parts, number).exists()]
@@ -268,21 +300,32 @@ def prepare(
 
 def _claim(output: Path, plan: Plan) -> bool:
     """Whether the folder holds the whole result of the plan already; refuses the folder of another one."""
-    for path in (output / "prepare.json", output / ".parts" / "plan.json"):
+    parts = output / ".parts"
+    for path in (output / "prepare.json", parts / "plan.json"):
         if not path.exists():
             continue
+        complete = path.name == "prepare.json"
         known = json.loads(path.read_text())
-        digest = known["digest"] if path.name == "prepare.json" else Plan(**known).digest()
-        if digest != plan.digest():
+        if (known["digest"] if complete else Plan(**known).digest()) != plan.digest():
             raise ValueError(
                 f"{output} holds another dataset, or the beginning of one: its studies, items or settings differ. Choose "
                 "another folder, or delete this one."
             )
-        if path.name == "prepare.json":
-            return True
-    if output.exists() and any(entry.name != ".parts" for entry in output.iterdir()):
-        raise ValueError(f"{output} is not empty; choose another folder.")
+        if complete:
+            shutil.rmtree(parts, ignore_errors=True)
+        return complete
+    if output.exists() and any(entry != parts for entry in output.iterdir()):
+        raise ValueError(f"{output} is not empty and holds no prepared dataset; choose another folder.")
+    parts.mkdir(parents=True, exist_ok=True)
+    _write(parts / "plan.json", json.dumps(asdict(plan)))
     return False
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or none."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _part(parts: Path, number: int) -> Path:
@@ -305,8 +348,13 @@ def _start_worker(plan_file: str, parts: str, banned: list[int]) -> None:
 
         threading.Thread(target=follow, daemon=True).start()
     plan = Plan(**json.loads(Path(plan_file).read_text()))
-    processor = ItemizedCLIPImageProcessor.from_domain(plan.domain, **plan.image_settings)
-    _worker.update(plan=plan, parts=Path(parts), banned=set(banned), processor=processor, features=features_of(plan))
+    _worker.update(
+        plan=plan,
+        parts=Path(parts),
+        banned=set(banned),
+        processor=_image_processor(plan),
+        features=features_of(plan),
+    )
 
 
 def _prepare_shard(number: int) -> None:
@@ -336,9 +384,7 @@ def _prepare_shard(number: int) -> None:
             writer.write(stored)
             found.append(facts)
         writer.finalize()
-    sidecar = parts / f"{target.name}.json.{os.getpid()}.tmp"
-    sidecar.write_text(json.dumps({"lost": lost, "found": found}))
-    os.replace(sidecar, parts / f"{target.name}.json")
+    _write(parts / f"{target.name}.json", json.dumps({"lost": lost, "found": found}))
     os.replace(temporary, target)
     marker.unlink()
 
@@ -469,14 +515,14 @@ def _finish(plan: Plan, output: Path, parts: Path, left_out: list[Loss]) -> dict
     _assemble(plan, output, parts)
     _write_quarantine(output, lost)
     summary = summarize(plan, found, lost)
-    (output / "summary.json").write_text(json.dumps(summary, indent=1))
+    _write(output / "summary.json", json.dumps(summary, indent=1))
     from .summary_page import write_page
 
     write_page(output / "summary.html", summary, found, lost)
-    temporary = output / "prepare.json.tmp"
     described = {name: value for name, value in asdict(plan).items() if name != "rows"}
-    temporary.write_text(json.dumps({"digest": plan.digest(), "version": __version__, **described}, indent=1))
-    os.replace(temporary, output / "prepare.json")
+    image = preset_of(_image_processor(plan))
+    described |= {"digest": plan.digest(), "version": __version__, "image": image}
+    _write(output / "prepare.json", json.dumps(described, indent=1))
     shutil.rmtree(parts)
     return summary
 
@@ -490,7 +536,7 @@ def _assemble(plan: Plan, output: Path, parts: Path) -> None:
         if plan.file_format == "arrow":
             names.append(f"data-{number:05d}-of-{plan.num_shards:05d}.arrow")
             if not (output / names[-1]).exists():
-                os.link(part, output / names[-1])
+                _link(part, output / names[-1])
         else:
             (output / "data").mkdir(exist_ok=True)
             _to_parquet(part, output / "data" / f"train-{number:05d}-of-{plan.num_shards:05d}.parquet")
@@ -507,6 +553,16 @@ def _assemble(plan: Plan, output: Path, parts: Path) -> None:
         "_split": None,
     }
     (output / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
+
+
+def _link(part: Path, target: Path) -> None:
+    """The part stays, so that an interrupted end can be repeated."""
+    try:
+        os.link(part, target)
+    except OSError:  # a file system without hard links
+        temporary = target.with_suffix(".tmp")
+        shutil.copyfile(part, temporary)
+        os.replace(temporary, target)
 
 
 def _to_parquet(part: Path, target: Path) -> None:

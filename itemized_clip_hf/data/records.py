@@ -154,21 +154,21 @@ def read_records(
         if not files:
             raise FileNotFoundError(f"no file matches {source}.")
         if all(file.suffix == ".parquet" for file in files):
-            return Records(_load_parquet(files), path.parent, **columns)
+            return Records(load_parquet(files), path.parent, **columns)
         return Records([row for file in files for row in read_table(file)], path.parent, **columns)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}.")
     if path.name.lower().endswith(TABLE_SUFFIXES):
         return Records(read_table(path), path.parent, **columns)
     if path.suffix == ".parquet":
-        return Records(_load_parquet([path]), path.parent, **columns)
+        return Records(load_parquet([path]), path.parent, **columns)
     if path.is_file():
         return Records([{"id": study_name(path), "images": str(path)}])
     if (path / "dataset_info.json").exists() and (path / "state.json").exists():
         return Records(_datasets().load_from_disk(str(path)), path, **columns)
     shards = sorted(path.glob("data/*.parquet"))
     if shards:
-        return Records(_load_parquet(shards), path, **columns)
+        return Records(load_parquet(shards), path, **columns)
     return Records(list_studies(path), path, **columns)
 
 
@@ -235,7 +235,8 @@ def read_table(path: str | os.PathLike) -> list[dict]:
         raise ValueError(f"{path.name} is no text in UTF-8 ({type(error).__name__}).") from None
     rows: list = []
     if path.suffix == ".csv":
-        rows = list(csv.DictReader(io.StringIO(text)))
+        csv.field_size_limit(1 << 27)
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
         if any(None in row or None in row.values() for row in rows):
             number = next(i for i, row in enumerate(rows, 2) if None in row or None in row.values())
             raise ValueError(f"{path.name}, row {number}: it has more or fewer fields than the header.")
@@ -285,5 +286,5 @@ def _datasets():
     return datasets
 
 
-def _load_parquet(files: list[Path]):
+def load_parquet(files: list[Path]):
     return _datasets().Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)

@@ -300,9 +300,14 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
                 processed.append(ProcessedScan(full_name, pixel_values.contiguous(), transform, scan))
         return processed
 
-    def _standardize_volume(self, name, scan, settings) -> tuple[list[ProcessedScan], dict[str, Any]]:
+    def _standardize_volume(
+        self, name, scan, settings, store: Callable = lambda view, in_hu: view
+    ) -> tuple[list[ProcessedScan], dict[str, Any]]:
         """
         What does not depend on a draw: depth first, spacing, intensities and, for `"slices"`, in-plane size and depth.
+
+        Args:
+            store: turns each volume, told whether it is in HU, to what is kept.
 
         Returns:
             volumes (D, H, W) in [0, 1], one a window; and `{"": None}`. Where windows come after the resampling (`"crop"`,
@@ -315,18 +320,23 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         if slices:
             chosen = nearest_slices(len(volume), settings["scan_size"][0])
             to_source = to_source @ scaling((len(volume), 1, 1), (len(chosen), 1, 1))
-            # Before anything is computed on them: all that follows works on each slice by itself.
-            volume = volume if len(chosen) == len(volume) else volume[chosen]
+            # Each once, before anything is computed on them: all that follows works on each slice by itself.
+            distinct, repeats = np.unique(chosen, return_inverse=True)
+            volume = volume if len(distinct) == len(volume) else volume[distinct]
         standard = []
         for window, rescale in rescales.items():
             view, transform = rescale(volume), to_source
             if slices:
                 view, step = _fit_plane(view, settings["in_plane_size"])
+                view = store(view, False)
+                view = view if len(repeats) == len(distinct) else view[torch.from_numpy(repeats)]
                 transform = transform @ step
             elif settings["do_resize"] and settings["spacing"] is not None and spacing is not None:
                 size = [max(int(n * s / t), 1) for n, s, t in zip(view.shape, spacing, settings["spacing"])]
                 transform = transform @ scaling(view.shape, size)
                 view = _trilinear(view, size)
+            if not slices:
+                view = store(view, windows != {"": None})
             standard.append(ProcessedScan(_join_names(name, window), view, transform, scan))
         return standard, windows
 
@@ -340,13 +350,17 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             whose `prepared` is True goes through the processor in place of the original.
         """
         settings = self._standardize_kwargs(**{name: getattr(self, name, None) for name in self._valid_kwargs_names})
-        standard, windows = self._standardize_volume(getattr(scan, "name", None), scan, settings)
-        for stored in standard:
-            in_hu = windows != {"": None}
-            lowest, highest, dtype = (-32768, 32767, torch.int16) if in_hu else (0, 255, torch.uint8)
-            factor = 1 if in_hu else 1 / settings["rescale_factor"]
-            stored.pixel_values = (stored.pixel_values * factor).round_().clamp_(lowest, highest).to(dtype)
-        return standard
+        scale = 1 / settings["rescale_factor"]
+
+        def store(view: torch.Tensor, in_hu: bool) -> torch.Tensor:
+            if not in_hu:
+                return view.mul_(scale).round_().to(torch.uint8)
+            low, high = (float(limit) for limit in view.aminmax())
+            if low < -32768 or high > 32767:
+                raise ValueError(f"a scan holds values from {low:g} to {high:g}; expected HU.")
+            return view.round_().to(torch.int16)
+
+        return self._standardize_volume(getattr(scan, "name", None), scan, settings, store)[0]
 
     def _process_picture(self, scan, settings, generator) -> tuple[torch.Tensor, np.ndarray]:
         """(C, 1, H, W) and the index transform, with the picture as a (1, H, W) volume."""
@@ -395,15 +409,17 @@ def _depth_first(scan, label: str, settings) -> tuple[np.ndarray, np.ndarray, li
         raise ValueError(f"{label} is empty: its shape is {array.shape}.")
     if array.dtype.kind not in "buif":
         raise ValueError(f"{label} holds values of type {array.dtype}, expected numbers.")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    prepared = getattr(scan, "prepared", False)
+    lowest, highest = (0, 1) if prepared else (array.min(), array.max())
+    if not np.isfinite(lowest) or not np.isfinite(highest):
         bad = int((~np.isfinite(array)).sum())
         raise ValueError(
             f"{label} holds {bad} voxels that are NaN or infinite, of {array.size}; replace them first (np.nan_to_num with a "
             "value that means air or background)."
         )
-    if getattr(scan, "prepared", False):
+    if prepared:
         return array, np.eye(4), None
-    if array.min() == array.max():
+    if lowest == highest:
         raise ValueError(f"{label} is constant (every voxel is {array.flat[0]}): there is nothing to see in it.")
     if affine is None:
         return array, np.eye(4), None
@@ -443,7 +459,8 @@ def _intensities(volume: np.ndarray, label: str, scan, settings) -> tuple[dict[s
     if windows:
         return {name: partial(_apply_window, limits=limits) for name, limits in windows.items()}, nothing_left
     if settings["percentiles"] is not None:
-        low, high = percentiles(volume, settings["percentiles"])
+        # In the order of the memory: the depth-first view may run backwards.
+        low, high = percentiles(np.asarray(scan.array) if _is_scan(scan) else volume, settings["percentiles"])
         if high <= low:
             low, high = float(volume.min()), float(volume.max())
         return {"": partial(_apply_window, limits=(low, high), epsilon=1e-8)}, nothing_left
@@ -466,7 +483,7 @@ def percentiles(volume: np.ndarray, shares) -> list[float]:
     if volume.dtype.kind in "iu":
         lowest, highest = int(volume.min()), int(volume.max())
         if highest - lowest < 1 << 20:
-            counts = np.bincount(volume.ravel(order="K").astype(np.int64) - lowest)
+            counts = np.bincount(np.subtract(volume.ravel(order="K"), lowest, dtype=np.int64))
             below, results = np.cumsum(counts), []
             for share in shares:
                 position = share / 100 * (volume.size - 1)
@@ -474,7 +491,22 @@ def percentiles(volume: np.ndarray, shares) -> list[float]:
                 left, right = np.searchsorted(below, ranks, side="right").tolist()
                 results.append(lowest + left + (position - int(position)) * (right - left))
             return results
-    return [float(value) for value in np.percentile(volume, shares)]
+    return [_percentile_from_tail(volume.reshape(-1), share) for share in shares]
+
+
+def _percentile_from_tail(values: np.ndarray, share: float) -> float:
+    """A percentile near either end by sorting that end only, which a sample bounds."""
+    position = share / 100 * (values.size - 1)
+    rank = int(position)
+    low_end = share < 50
+    sample = values[:: max(values.size // 20_000, 1)]
+    bound = np.percentile(sample, min(2 * share + 0.5, 100) if low_end else max(2 * share - 100.5, 0))
+    tail = values[values <= bound] if low_end else values[values >= bound]
+    first = rank if low_end else rank - (values.size - tail.size)
+    if not 0 <= first < tail.size - 1:
+        return float(np.percentile(values, share))
+    left, right = np.partition(tail, [first, first + 1])[first : first + 2].astype(float)
+    return float(left + (position - rank) * (right - left))
 
 
 def nearest_slices(count: int, wanted: int) -> np.ndarray:
@@ -484,9 +516,25 @@ def nearest_slices(count: int, wanted: int) -> np.ndarray:
 
 
 def _trilinear(volume: torch.Tensor, size) -> torch.Tensor:
-    if tuple(volume.shape) == tuple(size):
-        return volume
-    return F.interpolate(volume[None, None], size=tuple(size), mode="trilinear", align_corners=False)[0, 0]
+    """Along the depth and in the plane, the smaller result first: half the time of one step."""
+    old_depth, *old_plane = volume.shape
+    depth, *plane = size
+    if depth < old_depth:
+        volume = _resize_depth(volume, depth)
+    if plane != old_plane:
+        volume = F.interpolate(volume[:, None], size=tuple(plane), mode="bilinear", align_corners=False)[:, 0]
+    return _resize_depth(volume, depth) if depth > old_depth else volume
+
+
+def _resize_depth(volume: torch.Tensor, depth: int) -> torch.Tensor:
+    """Linear along the first axis, outer faces in place."""
+    old = len(volume)
+    resized = volume.new_empty(depth, *volume.shape[1:])
+    for index in range(depth):
+        position = min(max((index + 0.5) * old / depth - 0.5, 0), old - 1)
+        below = int(position)
+        torch.lerp(volume[below], volume[min(below + 1, old - 1)], position - below, out=resized[index])
+    return resized
 
 
 def _fit_plane(volume: torch.Tensor, side: int) -> tuple[torch.Tensor, np.ndarray]:

@@ -9,6 +9,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..data.cache import CachedPictures
+from ..data.prepare import check_prepared
 from ..data.records import Records, read_records
 from ..data.tokenizer import load_tokenizer, train_tokenizer
 from ..domains import load_domain
@@ -129,6 +130,9 @@ def train_recipe(
     else:
         processor = build_processor(recipe, records.items(), tokenizer)
         model = build_model(recipe, processor.tokenizer, args.seed)
+    for folder in (data, eval_data):
+        if folder is not None:
+            check_prepared(folder, processor.image_processor)
     if recipe.cache_pictures:
         records = cache(records, recipe.cache_pictures)
     eval_records: Records | CachedPictures | None = None

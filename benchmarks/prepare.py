@@ -1,0 +1,138 @@
+"""
+Throughput of `itemized-clip prepare` on the real volumes, against decoding alone with nibabel, two worker processes each.
+
+    python benchmarks/prepare.py [--repeats 5] [--copies 6] [-o benchmarks/results/prepare.json]
+
+Both run in pools that are up before the clock starts, in turns; medians are kept. "decompression" is the share of one
+process's time that the reader spends in zlib.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+CASES = {
+    "brain-mri": ["mri_tcga_fg_6692", "mri_decubitus_hfs", "mri_brats_2013_pat0005_1"],
+    "head-ct": ["ct_head_ge"],
+    "chest-ct": ["ct_chest_qin"],
+}
+
+
+def decode(path: str) -> int:
+    import nibabel
+    import numpy as np
+
+    return np.asanyarray(nibabel.load(path).dataobj).size
+
+
+def share_of_decompression(plan) -> float:
+    """Of the time that one process spends on all studies of a plan."""
+    from itemized_clip_hf.data import nifti
+    from itemized_clip_hf.data.prepare import _image_processor, prepare_study
+
+    spent = 0.0
+
+    class Timed:
+        def __init__(self, *args):
+            self.inner = zlib.decompressobj(*args)
+
+        def decompress(self, *args):
+            nonlocal spent
+            start = time.perf_counter()
+            data = self.inner.decompress(*args)
+            spent += time.perf_counter() - start
+            return data
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    class Module:
+        decompressobj, error = Timed, zlib.error
+
+    nifti.zlib = Module
+    processor = _image_processor(plan)
+    try:
+        for row in plan.rows[:1]:
+            prepare_study(row, plan, processor, [])
+        spent, start = 0.0, time.perf_counter()
+        for row in plan.rows:
+            prepare_study(row, plan, processor, [])
+        return spent / (time.perf_counter() - start)
+    finally:
+        nifti.zlib = zlib
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=str(Path(__file__).parents[2] / "shared" / "data" / "volumes"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=6)
+    parser.add_argument("-o", "--output", default=str(Path(__file__).parent / "results" / "prepare.json"))
+    args = parser.parse_args()
+
+    import numpy
+    import torch
+
+    from itemized_clip_hf.data import prepare as module
+
+    torch.set_num_threads(1)
+    results = {}
+    for domain, cases in CASES.items():
+        files = {
+            case: [str(f) for f in sorted((Path(args.data) / case).glob("*.nii.gz")) if f.name != "seg.nii.gz"]
+            for case in cases
+        }
+        rows = [
+            {"id": f"{case}-{copy}", "images": files[case], "items": ["an item"], "labels": {}, "label": None}
+            for copy in range(args.copies)
+            for case in cases
+        ]
+        plan = module.Plan(domain, rows, accept=["not-raw"], shard_size=1)
+        paths = [path for row in rows for path in row["images"]]
+        with tempfile.TemporaryDirectory() as folder:
+            plan_file = Path(folder) / "plan.json"
+            plan_file.write_text(json.dumps(module.asdict(plan)))
+            context = multiprocessing.get_context("spawn")
+            initializer = (str(plan_file), folder, [])
+            with context.Pool(2, module._start_worker, initializer) as pool:
+                pool.map(decode, paths[:4], chunksize=1)
+                pool.map(module._prepare_shard, range(min(4, plan.num_shards)), chunksize=1)
+                times: dict = {"decode": [], "prepare": []}
+                for _ in range(args.repeats):
+                    start = time.perf_counter()
+                    pool.map(decode, paths, chunksize=1)
+                    middle = time.perf_counter()
+                    pool.map(module._prepare_shard, range(plan.num_shards), chunksize=1)
+                    times["decode"].append(middle - start)
+                    times["prepare"].append(time.perf_counter() - middle)
+        decode_s, prepare_s = (statistics.median(times[name]) for name in ("decode", "prepare"))
+        results[domain] = {
+            "studies": len(rows),
+            "scans": len(paths),
+            "decode_s": round(decode_s, 3),
+            "prepare_s": round(prepare_s, 3),
+            "scans_per_s": round(len(paths) / prepare_s, 1),
+            "share_of_decode_speed": round(statistics.median(d / p for d, p in zip(*times.values())), 3),
+            "decompression": round(share_of_decompression(plan), 3),
+        }
+        print(domain, results[domain])
+    total = {name: sum(result[name] for result in results.values()) for name in ("decode_s", "prepare_s")}
+    results["all"] = {"share_of_decode_speed": round(total["decode_s"] / total["prepare_s"], 3)}
+    print("all", results["all"])
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    Path(args.output).write_text(json.dumps({"machine": machine, "workers": 2, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
