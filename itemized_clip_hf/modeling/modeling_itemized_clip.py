@@ -402,7 +402,9 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
                 raise ImportError(
                     "Training losses are part of the package: pip install itemized-clip-hf, then import it."
                 )
-            more = {}
+            more: dict[str, Any] = {}
+            if getattr(self, "objective_module", None) is not None:
+                more["objective_module"] = self.objective_module
             if getattr(self.loss_function, "uses_item_tokens", False):
                 more["item_tokens"], more["item_token_mask"] = self.item_tokens(text_outputs, attention_mask, item_mask)
             terms = self.loss_function(

@@ -2,7 +2,6 @@
 
 import torch
 import torch.distributed as dist
-from torch.nn import functional as F
 
 
 def world_size() -> int:
@@ -73,7 +72,8 @@ def own_rows(gathered: torch.Tensor) -> torch.Tensor:
 
 def own_identity(count: int, device: torch.device) -> torch.Tensor:
     """The rows of this rank, (count / W, count), of a boolean identity matrix."""
-    return F.one_hot(own_rows(torch.arange(count, device=device)), count).bool()
+    rows = torch.arange(count, device=device)
+    return own_rows(rows)[:, None] == rows
 
 
 def gather_texts(

@@ -159,8 +159,9 @@ class ItemizedCLIPTrainer(Trainer):
         """Parameters of the objective leave the library's groups for those that the objective asks for."""
         created = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if created:
-            for chosen in self.objective.parameter_groups():
+        module = self.accelerator.unwrap_model(self.model).objective_module
+        if created and module is not None:
+            for chosen in self.objective.parameter_groups(module):
                 moved = {id(parameter) for parameter in chosen["params"]}
                 for group in optimizer.param_groups:
                     group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]

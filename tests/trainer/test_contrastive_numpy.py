@@ -1,5 +1,6 @@
 """hlip, dreamlip and smartclip in double precision against the numpy formulation; joined texts; padding; gradients."""
 
+import copy
 from collections import Counter
 
 import numpy as np
@@ -98,14 +99,17 @@ def test_groups():
     assert torch.isfinite(one.grad).all() and torch.isfinite(text.grad).all()
 
 
-def smartclip(logits, **arguments):
+def call_smartclip(logits, images, texts, **arguments):
     """The objective with a network that returns these logits."""
-    objective = load_objective("smartclip", **arguments)
-    objective.mask_network = lambda tokens, mask: logits
-    return objective
-
-
-TOKENS = {"item_tokens": torch.zeros(4, 1, 2, 3), "item_token_mask": torch.ones(4, 1, 2)}
+    return call(
+        load_objective("smartclip", **arguments),
+        images,
+        None,
+        texts,
+        item_tokens=torch.zeros(4, 1, 2, 3),
+        item_token_mask=torch.ones(4, 1, 2),
+        objective_module=lambda tokens, mask: logits,
+    )
 
 
 @pytest.mark.parametrize("hard", [True, False])
@@ -115,8 +119,7 @@ def test_smartclip(hard):
     masks = (soft >= 0.5).astype(float) if hard else soft
     weights = {"alignment_weight": 3.0, "sparsity_weight": 0.5, "scale": 4.0}
     expected = reference.smartclip(images, texts, masks, **weights)
-    objective = smartclip(torch.as_tensor(logits), hard_mask=hard, **weights)
-    out = call(objective, images, None, texts[:, None], **TOKENS)
+    out = call_smartclip(torch.as_tensor(logits), images, texts[:, None], hard_mask=hard, **weights)
     for name, value in expected.terms.items():
         same(out[name], value)
     same(out["loss"], expected.loss)
@@ -128,7 +131,7 @@ def test_gradient_of_the_mask(hard):
     images, texts, logits = arrays((4, 8), (4, 8), (4, 8), seed=1)
     weights = {"alignment_weight": 3.0, "sparsity_weight": 0.5, "scale": 4.0}
     leaf = torch.tensor(logits, requires_grad=True)
-    call(smartclip(leaf, hard_mask=hard, **weights), images, None, texts[:, None], **TOKENS)["loss"].backward()
+    call_smartclip(leaf, images, texts[:, None], hard_mask=hard, **weights)["loss"].backward()
 
     def sigmoid(x):
         return 1 / (1 + np.exp(-x))
@@ -157,7 +160,7 @@ def test_straight_through():
 def test_empty_mask_is_harmless():
     images, texts = arrays((4, 8), (4, 8))
     leaves = [torch.tensor(x, requires_grad=True) for x in (images, texts[:, None], np.full((4, 8), -3.0))]
-    out = call(smartclip(leaves[2]), leaves[0], None, leaves[1], **TOKENS)
+    out = call_smartclip(leaves[2], *leaves[:2])
     out["loss"].backward()
     same(out["sidm"], np.log(4))
     assert out["sparsity"] == 0 and all(torch.isfinite(leaf.grad).all() for leaf in leaves)
@@ -202,7 +205,7 @@ def test_the_model_passes_its_tokens(text):
     if text == "clip":
         ids[1, 0, 3] = 119
     seen = {}
-    objective.mask_network.register_forward_hook(
+    model.objective_module.register_forward_hook(
         lambda module, inputs, out: seen.update(tokens=inputs[0], mask=inputs[1])
     )
     inputs = {"pixel_values": torch.randn(3, 1, 1, 8, 16, 16), "input_ids": ids, "attention_mask": attention}
@@ -214,7 +217,9 @@ def test_the_model_passes_its_tokens(text):
         torch.testing.assert_close(seen["tokens"][kept], hidden[kept])
     out.loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in model.text_model.parameters())
-    assert objective.mask_network.projection.weight.grad.any()
+    assert model.objective_module.projection.weight.grad.any()
+    again = copy.deepcopy(model)(**inputs, return_loss=True).loss
+    torch.testing.assert_close(again, out.loss)
 
 
 def test_attach_replaces_the_last_objective():

@@ -92,7 +92,7 @@ SPLIT = [
 
 
 def shared_batch(objective, count=6, slots=3, width=8):
-    """Inputs of a global batch in double precision, and the objective's own network where it has one."""
+    """Inputs of a global batch in double precision, and a mask network."""
     from itemized_clip_hf.trainer.objectives import StudyTextObjective
     from itemized_clip_hf.trainer.objectives.smartclip import MaskNetwork
 
@@ -110,8 +110,10 @@ def shared_batch(objective, count=6, slots=3, width=8):
         "item_token_mask": torch.arange(4) < torch.tensor([4, 2, 3, 1, 4, 2])[:, None, None],
         "token_mask": torch.arange(5) < torch.tensor([5, 3, 5, 4, 2, 5])[:, None],
     }
-    objective.mask_network = MaskNetwork(6, 2, width).double()
-    return {name: x.double() if x.is_floating_point() else x for name, x in rows.items()}
+    return {
+        **{name: x.double() if x.is_floating_point() else x for name, x in rows.items()},
+        "objective_module": MaskNetwork(6, 2, width).double(),
+    }
 
 
 def loss_and_gradients(objective, rows):
@@ -120,7 +122,7 @@ def loss_and_gradients(objective, rows):
     scale, bias = (torch.tensor([x], dtype=torch.double, requires_grad=True) for x in (1.5, -3.0))
     out = objective(**{**rows, **leaves}, logit_scale=scale, logit_bias=bias, pooler=None)
     out["loss"].backward()
-    shared = [scale, bias, *objective.mask_network.parameters()]
+    shared = [scale, bias, *rows["objective_module"].parameters()]
     flat = [(torch.zeros_like(x) if x.grad is None else x.grad).flatten() for x in shared]
     own = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in leaves.items()}
     return {name: term.detach().clone() for name, term in out.items()}, own, torch.cat(flat)
@@ -136,8 +138,8 @@ def split_rank(rank: int, world: int, port: int):
     whole = [loss_and_gradients(objective, rows) for (objective, _), rows in zip(cases, batches)]
     start(rank, world, port)
     for (objective, what), rows, (terms, gradients, shared) in zip(cases, batches, whole):
-        objective.mask_network.zero_grad()
-        part = {name: gather.own_rows(x) for name, x in rows.items()}
+        rows["objective_module"].zero_grad()
+        part = {name: x if name == "objective_module" else gather.own_rows(x) for name, x in rows.items()}
         own_terms, own_gradients, own_shared = loss_and_gradients(objective, part)
         for name, term in own_terms.items():
             dist.all_reduce(term)

@@ -62,7 +62,9 @@ def test_learns_by_heart(name):
     config.text_config.hidden_size, config.text_config.intermediate_size = 48, 96
     model = ItemizedCLIPModel(config).train()
     objective.attach(model)
-    groups = [{"params": group["params"], "lr": group["lr"]} for group in objective.parameter_groups()]
+    groups = [
+        {"params": group["params"], "lr": group["lr"]} for group in objective.parameter_groups(model.objective_module)
+    ]
     special = {id(parameter) for group in groups for parameter in group["params"]}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in special]
     optimizer = torch.optim.Adam([{"params": rest}, *groups], lr=2e-3)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from ..gather import world_size
 from .functional import draw_keep_mask, draw_negatives
@@ -36,17 +37,22 @@ class Objective(ABC):
     #: Whether the model passes `item_tokens` and `item_token_mask`.
     uses_item_tokens: ClassVar[bool] = False
 
+    def build_module(self, config) -> nn.Module | None:
+        """Parameters of the objective's own, for a model of that config."""
+        return None
+
     def attach(self, model) -> None:
         """
-        Makes this the loss of the model. An objective with parameters of its own registers them here, as
-        `model.objective_module`: so they are sharded, moved, saved and restored with the model.
+        Makes this the loss of the model, which takes in the objective's own parameters as `objective_module` and passes them
+        back: so they are sharded, moved, saved and restored with the model.
         """
+        module = self.build_module(model.config)
+        model.objective_module = None if module is None else module.to(model.device, model.dtype)
         model.loss_function = self
-        model.objective_module = None
         for name in self.unused:
             getattr(model, name).requires_grad_(False)
 
-    def parameter_groups(self) -> list[dict]:
+    def parameter_groups(self, module: nn.Module) -> list[dict]:
         """
         Optimizer groups of the objective's own parameters, where they are trained unlike the model's: `params`, the
         settings that differ, and `warmup_steps` if the schedule's warm-up does.
@@ -87,8 +93,8 @@ class Objective(ABC):
             draws: random choices; drawn here if None.
             token_mask: (B, L), True for tokens of real scans; all real if None.
             training: False hides no tokens at random.
-            unused: what only some objectives take, among it, where `uses_item_tokens` is set, `item_tokens` (B, K, T, C), the
-                hidden states of the text tower, and `item_token_mask` (B, K, T).
+            unused: what only some objectives take: `objective_module`, where one was built; `item_tokens` (B, K, T, C), the
+                hidden states of the text tower, and `item_token_mask` (B, K, T), where `uses_item_tokens` is set.
 
         Returns:
             `"loss"` and the unweighted terms it is made of. In a process group every rank returns its own sum over the local

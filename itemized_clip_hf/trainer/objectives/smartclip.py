@@ -75,19 +75,18 @@ class SmartCLIPObjective(StudyTextObjective):
         self.scale = scale
         self.hard_mask = hard_mask
         self.mask_learning_rate = mask_learning_rate
-        self.mask_network: MaskNetwork | None = None
+
+    def build_module(self, config) -> MaskNetwork:
+        text = config.text_config
+        return MaskNetwork(text.hidden_size, text.num_attention_heads, config.projection_dim)
 
     def attach(self, model) -> None:
         super().attach(model)
-        text = model.config.text_config
-        network = MaskNetwork(text.hidden_size, text.num_attention_heads, model.config.projection_dim)
-        model.objective_module = self.mask_network = network.to(model.device, model.dtype)
         with torch.no_grad():
             model.logit_scale.fill_(math.log(self.scale))
 
-    def parameter_groups(self) -> list[dict]:
-        assert self.mask_network is not None
-        parameters = list(self.mask_network.parameters())
+    def parameter_groups(self, module) -> list[dict]:
+        parameters = list(module.parameters())
         return [{"params": parameters, "lr": self.mask_learning_rate, "weight_decay": 0.0, "warmup_steps": 0}]
 
     def join_items(self, items, generator=None) -> str:
@@ -95,16 +94,6 @@ class SmartCLIPObjective(StudyTextObjective):
             count = 1 + int(torch.randint(len(items), (1,), generator=generator))
             items = [items[i] for i in sorted(torch.randperm(len(items), generator=generator)[:count].tolist())]
         return join_sentences(items)
-
-    def masks(self, item_tokens: torch.Tensor | None, item_token_mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, P), one mask per text; no gradient reaches the text tower through it."""
-        if self.mask_network is None or item_tokens is None or item_token_mask is None:
-            raise ValueError(
-                "smartclip needs its mask network and the hidden states of the texts: call objective.attach(model) and "
-                "model(..., return_loss=True), as the Trainer does."
-            )
-        soft = full(self.mask_network(item_tokens[:, 0].detach(), item_token_mask[:, 0].bool())).sigmoid()
-        return straight_through(soft) if self.hard_mask else soft
 
     def __call__(
         self,
@@ -119,10 +108,19 @@ class SmartCLIPObjective(StudyTextObjective):
         draws=None,
         item_tokens=None,
         item_token_mask=None,
+        objective_module=None,
         **unused,
     ):
         images, texts = full(image_embeds), unit(self.study_embeds(item_embeds, item_mask))
-        masks = self.masks(item_tokens, item_token_mask)
+        if objective_module is None or item_tokens is None or item_token_mask is None:
+            raise ValueError(
+                "smartclip needs its mask network and the hidden states of the texts: call objective.attach(model), then "
+                "model(..., return_loss=True), as the Trainer does."
+            )
+        # Detached: no gradient reaches the text tower through the masks.
+        masks = full(objective_module(item_tokens[:, 0].detach(), item_token_mask[:, 0].bool())).sigmoid()
+        if self.hard_mask:
+            masks = straight_through(masks)
         all_images, all_texts, all_masks = gather_rows(images, texts, masks)
         targets = own_identity(len(all_images), images.device)
         per_image = self.scale * masked_cosines(images, all_texts, all_masks)
