@@ -47,5 +47,10 @@ def sample_diverse(
                 chosen = items[start : start + merged]
         else:
             chosen = [items[i] for i in torch.randperm(count, generator=generator)[:merged].tolist()]
-        strings.append(". ".join(item.strip().rstrip(".") or item for item in chosen))
+        strings.append(join_sentences(chosen))
     return strings
+
+
+def join_sentences(items: list[str]) -> str:
+    """Items as one text, ". " between them."""
+    return ". ".join(item.strip().rstrip(".") or item for item in items)

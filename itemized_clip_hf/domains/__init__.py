@@ -18,6 +18,7 @@ class Domain:
         text: `context_length`, `lowercase` and the `tokenizer` that the published checkpoints use.
         normal_rule: presets of `is_normal`; a study without any rule is never normal.
         objective: weights of the ItemizedCLIP objective.
+        baselines: arguments of other objectives, by their names.
         architecture: arguments of `ItemizedCLIPConfig` for the published size.
         labels: finding or class -> its prompts; several prompts of one label are averaged.
     """
@@ -29,6 +30,7 @@ class Domain:
     objective: dict
     architecture: dict
     normal_rule: dict = field(default_factory=dict)
+    baselines: dict = field(default_factory=dict)
     labels: dict = field(default_factory=dict)
 
     def is_normal(self, items: list[str]) -> bool:
@@ -41,6 +43,10 @@ class Domain:
         if first in self.normal_rule.get("first_item", ()):
             return True
         return any(phrase in first for phrase in self.normal_rule.get("first_item_contains", ()))
+
+    def weights(self, objective: str) -> dict:
+        """Arguments of an objective that differ from its defaults in this domain."""
+        return self.objective if objective == "itemized_clip" else self.baselines.get(objective, {})
 
     @property
     def prompts(self) -> dict[str, list[str]]:

@@ -201,6 +201,7 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
     """Images or studies and lists of items in one space; see [`ItemizedCLIPOutput`] for what comes out."""
 
     _can_record_outputs = {}
+    _keys_to_ignore_on_load_unexpected = [r"^objective_module\."]  # parameters of a training objective
     accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever its number of items
 
     def __init__(self, config: ItemizedCLIPConfig):
@@ -306,6 +307,18 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
         embeds = real.new_zeros(item_mask.numel(), real.shape[-1]).index_copy(0, rows, real)
         return embeds.unflatten(0, item_mask.shape), outputs
 
+    def item_tokens(
+        self, outputs: BaseModelOutputWithPooling, attention_mask: torch.Tensor | None, item_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (B, K, T, C) and mask (B, K, T) of the items that `encode_items` encoded, zeros for the others."""
+        tokens: Any = outputs.last_hidden_state
+        if tokens.ndim == 3 and item_mask is not None:  # the real items, cut to the longest
+            layout = tokens.new_zeros(item_mask.numel(), *tokens.shape[1:])
+            tokens = layout.index_copy(0, item_mask.flatten().nonzero()[:, 0], tokens).unflatten(0, item_mask.shape)
+        if attention_mask is None:
+            return tokens, torch.ones(tokens.shape[:3], dtype=torch.bool, device=tokens.device)
+        return tokens, attention_mask[..., : tokens.shape[2]].bool()
+
     def score_items(
         self, item_embeds: torch.Tensor, image_tokens: torch.Tensor, token_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -389,6 +402,11 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
                 raise ImportError(
                     "Training losses are part of the package: pip install itemized-clip-hf, then import it."
                 )
+            more: dict[str, Any] = {}
+            if getattr(self, "objective_module", None) is not None:
+                more["objective_module"] = self.objective_module
+            if getattr(self.loss_function, "uses_item_tokens", False):
+                more["item_tokens"], more["item_token_mask"] = self.item_tokens(text_outputs, attention_mask, item_mask)
             terms = self.loss_function(
                 image_embeds=image_embeds,
                 image_tokens=image_tokens,
@@ -401,6 +419,7 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
                 token_mask=token_mask,
                 config=self.config,
                 training=self.training,
+                **more,
             )
             loss = terms["loss"]
             loss_terms = {name: term.detach() for name, term in terms.items() if name != "loss"}

@@ -37,7 +37,7 @@ class Recipe:
         """This recipe with the changes of one of its variants."""
         if name not in self.variants:
             raise ValueError(f"the recipe has no variant {name!r}; it has {sorted(self.variants)}.")
-        return Recipe(**merge({**vars(self), "variants": {}}, self.variants[name]))
+        return Recipe(**merge_recipes({**vars(self), "variants": {}}, self.variants[name]))
 
     def architecture(self) -> dict:
         """Arguments of `ItemizedCLIPConfig`; a text tower of another type takes nothing from the domain's."""
@@ -46,6 +46,18 @@ class Recipe:
         if text.get("model_type", base["text_config"]["model_type"]) != base["text_config"]["model_type"]:
             base = {**base, "text_config": {}}
         return merge(base, self.model)
+
+
+def without_foreign_weights(training: dict, changes: dict) -> dict:
+    """Training arguments that `changes` start from: another objective does not inherit the weights of the one it replaces."""
+    before = training.get("objective", "itemized_clip")
+    if changes.get("objective", before) == before:
+        return training
+    return {name: value for name, value in training.items() if name != "objective_weights"}
+
+
+def merge_recipes(base: dict, changes: dict) -> dict:
+    return merge({**base, "training": without_foreign_weights(base["training"], changes.get("training", {}))}, changes)
 
 
 def merge(base: dict, changes: dict) -> dict:
@@ -78,7 +90,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         raise ValueError(f"{path.name} is no recipe: expected keys such as domain and training.")
     base = content.pop("base", None)
     if base is not None:
-        content = merge({**vars(load_recipe(base)), "variants": {}}, content)
+        content = merge_recipes({**vars(load_recipe(base)), "variants": {}}, content)
     unknown = sorted(set(content) - set(Recipe.__dataclass_fields__))
     if unknown:
         raise ValueError(f"{path.name}: unknown keys {unknown}; a recipe has {sorted(Recipe.__dataclass_fields__)}.")

@@ -25,6 +25,8 @@ class ItemizedCLIPCollator:
         scan_fill: `"mask"` pads the missing scans and masks them; `"repeat"` repeats the study's scans up to `max_scans`, as
             the released code does.
         diverse_sampling: arguments of `sample_diverse`; plain items if None.
+        join_items: makes one text of all items of a study and a generator (None in evaluation), for objectives that take
+            one text per study; `max_items` and `diverse_sampling` then have no effect.
         is_normal: rule on the items of a study, for studies that do not say it themselves.
         quarantine: file that lists what could not be read: study, or study and scan, and reason. A bad scan is left out of its
             study, a study without a scan or an item is left out of its batch.
@@ -41,6 +43,7 @@ class ItemizedCLIPCollator:
     diverse_sampling: dict | None = None
     is_normal: Callable[[list[str]], bool] | None = None
     quarantine: str | Path | None = None
+    join_items: Callable[[list[str], torch.Generator | None], str] | None = None
     _reported: set = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self):
@@ -61,7 +64,8 @@ class ItemizedCLIPCollator:
                 f"none of the {len(examples)} studies of this batch could be used; the last error: {last_error}"
             )
         batch = dict(self.processor.image_processor.collate([study.scans for study in prepared], return_tensors="pt"))
-        encoded = self.processor.encode_text([study.items for study in prepared], num_slots=self.max_items)
+        slots = self.max_items if self.join_items is None else 1
+        encoded = self.processor.encode_text([study.items for study in prepared], num_slots=slots)
         batch.update({name: torch.as_tensor(value) for name, value in encoded.items()})
         batch["is_normal"] = torch.tensor([study.is_normal for study in prepared])
         return batch
@@ -81,6 +85,8 @@ class ItemizedCLIPCollator:
         return PreparedStudy(scans, chosen, bool(flag))
 
     def _items(self, items: list[str], generator: torch.Generator | None) -> list[str]:
+        if self.join_items is not None:
+            return [self.join_items(items, generator)]
         if self.diverse_sampling is not None and generator is not None:
             return sample_diverse(items, self.max_items, generator, **self.diverse_sampling)
         return choose_items(items, self.max_items, generator)

@@ -1,4 +1,4 @@
-"""What the processes of one run exchange: the texts of all, with gradients, never the images (spec 5.10)."""
+"""What the processes of one run exchange: texts, and the global features of images where an objective needs them."""
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,50 @@ class GatherWithGradient(torch.autograd.Function):
         return gradient[rank()]
 
 
+def require_equal(shape: torch.Size, device: torch.device) -> None:
+    """Raises where the ranks' first dimensions (studies, or studies and item slots) differ."""
+    own = torch.tensor(shape, device=device)
+    shapes = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(shapes, own)
+    if any(not torch.equal(other, own) for other in shapes):
+        raise ValueError(
+            f"ranks hold (studies, item slots) of {[tuple(s.tolist()) for s in shapes]}; the loss pairs row i of one rank "
+            "with row i of the others, so all need the same: drop the last incomplete batch and pad items to one count."
+        )
+
+
+def gather_rows(*tensors: torch.Tensor, with_gradient: bool = True) -> list[torch.Tensor]:
+    """
+    Each tensor (B, ...) as (W * B, ...), the rows of all ranks in their order. All ranks need the same shapes.
+
+    Args:
+        tensors: of the same studies.
+        with_gradient: gradients flow back to the rank of a row; False: to the own rows only.
+    """
+    if world_size() == 1:
+        return list(tensors)
+    require_equal(tensors[0].shape[:2], tensors[0].device)
+    gathered = []
+    for x in tensors:
+        sent = x.to(torch.uint8) if x.dtype == torch.bool else x if with_gradient else x.detach()
+        rows = GatherWithGradient.apply(sent).flatten(0, 1).to(x.dtype)
+        if not with_gradient:
+            rows = rows.index_copy(0, own_rows(torch.arange(len(rows), device=x.device)), x)
+        gathered.append(rows)
+    return gathered
+
+
+def own_rows(gathered: torch.Tensor) -> torch.Tensor:
+    """The rows of this rank among those of all."""
+    return gathered.chunk(world_size())[rank()]
+
+
+def own_identity(count: int, device: torch.device) -> torch.Tensor:
+    """The rows of this rank, (count / W, count), of a boolean identity matrix."""
+    rows = torch.arange(count, device=device)
+    return own_rows(rows)[:, None] == rows
+
+
 def gather_texts(
     item_embeds: torch.Tensor, item_mask: torch.Tensor, is_normal: torch.Tensor, negatives: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -42,14 +86,7 @@ def gather_texts(
     """
     if world_size() == 1:
         return [(item_embeds, item_mask, is_normal, negatives)]
-    shape = torch.tensor(item_embeds.shape[:2], device=item_embeds.device)
-    shapes = [torch.empty_like(shape) for _ in range(world_size())]
-    dist.all_gather(shapes, shape)
-    if any(not torch.equal(other, shape) for other in shapes):
-        raise ValueError(
-            f"ranks hold (studies, item slots) of {[tuple(s.tolist()) for s in shapes]}; the loss pairs row i of one rank "
-            "with row i of the others, so all need the same: drop the last incomplete batch and pad items to one count."
-        )
+    require_equal(item_embeds.shape[:2], item_embeds.device)
     items = GatherWithGradient.apply(item_embeds)
 
     def plain(x: torch.Tensor) -> list[torch.Tensor]:

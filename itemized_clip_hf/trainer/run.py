@@ -17,7 +17,7 @@ from ..hub.load import load
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
-from ..recipes import Recipe
+from ..recipes import Recipe, without_foreign_weights
 from .gather import world_size
 from .trainer import ItemizedCLIPTrainer
 from .training_args import ItemizedCLIPTrainingArguments
@@ -98,7 +98,7 @@ def train_recipe(
     logger.warning(
         f"{len(records)} studies; images from {records.images_column!r}, items from {records.items_column!r}"
     )
-    settings = {"logging_strategy": "steps", **recipe.training, **overrides}
+    settings = {"logging_strategy": "steps", **without_foreign_weights(recipe.training, overrides), **overrides}
     known = ItemizedCLIPTrainingArguments.__dataclass_fields__
     unknown = sorted(set(settings) - set(known))
     if unknown:

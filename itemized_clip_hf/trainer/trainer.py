@@ -1,8 +1,10 @@
 """The library's Trainer with an objective inside the model, its terms in the log, and the papers' schedule."""
 
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from transformers.utils import logging
 from ..domains import load_domain
 from .collator import ItemizedCLIPCollator
 from .gather import rank, world_size
-from .objectives import Objective, load_objective
+from .objectives import Objective, StudyTextObjective, load_objective
 from .sampler import SeededDataset, SeededSampler
 from .training_args import ItemizedCLIPTrainingArguments
 
@@ -91,15 +93,16 @@ class ItemizedCLIPTrainer(Trainer):
             )
         if objective is None:
             weights = dict(cast(dict | None, args.objective_weights) or {})
-            if args.objective == "itemized_clip" and domain:
-                weights = {**domain.objective, **weights}
+            if domain:
+                weights = {**domain.weights(args.objective), **weights}
             objective = load_objective(args.objective, **weights)
         self.objective: Objective = objective
-        model.loss_function = objective
+        if isinstance(objective, StudyTextObjective) and isinstance(data_collator, ItemizedCLIPCollator):
+            data_collator = replace(data_collator, join_items=objective.join_items)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(args.seed)  # the objective's own parameters
+            objective.attach(model)
         freeze_text_tower(model, args.freeze_text)
-        if not objective.uses_pooler:
-            # Parameters without gradient would stall distributed training.
-            model.item_pooler.requires_grad_(False)
         if train_dataset is not None:
             prepare = getattr(data_collator, "prepare", lambda example: example)
             report = getattr(
@@ -152,20 +155,40 @@ class ItemizedCLIPTrainer(Trainer):
             torch.manual_seed(self.args.seed)
             return super().evaluation_loop(*args, **kwargs)
 
+    def create_optimizer(self, *args, **kwargs):
+        """Parameters of the objective leave the library's groups for those that the objective asks for."""
+        created = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        module = self.accelerator.unwrap_model(self.model).objective_module
+        if created and module is not None:
+            for chosen in self.objective.parameter_groups(module):
+                moved = {id(parameter) for parameter in chosen["params"]}
+                for group in optimizer.param_groups:
+                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
+                optimizer.add_param_group(chosen)
+        return optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """Cosine to zero after a linear warm-up that starts at lr / warmup instead of 0; other types are the library's."""
+        """
+        Cosine to zero after a linear warm-up that starts at lr / warmup instead of 0; other types are the library's.
+
+        The warm-up of a group of parameters is its `warmup_steps` where it has some.
+        """
         if self.args.lr_scheduler_type != "cosine" or self.args.lr_scheduler_kwargs:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
             warmup = self.args.get_warmup_steps(num_training_steps)
 
-            def factor(step: int) -> float:
+            def factor(step: int, warmup: int) -> float:
                 if step < warmup:
                     return (step + 1) / warmup
                 return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, num_training_steps - warmup))))
 
-            chosen = optimizer if optimizer is not None else self.optimizer
-            self.lr_scheduler = LambdaLR(cast(torch.optim.Optimizer, chosen), factor)
+            chosen = cast(torch.optim.Optimizer, optimizer if optimizer is not None else self.optimizer)
+            factors: list[Any] = [
+                partial(factor, warmup=group.get("warmup_steps", warmup)) for group in chosen.param_groups
+            ]
+            self.lr_scheduler = LambdaLR(chosen, factors)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 

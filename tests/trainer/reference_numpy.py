@@ -4,6 +4,7 @@ A second formulation to hold the package against: it is slow, shares no code wit
 off the table of row numbers instead of its layout. One process only.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -239,3 +240,117 @@ def itemized_clip(
     weights = {"ila": ila_weight, "mps": mps_weight, "kta": kta_weight, "iis": iis_weight}
     result.loss = sum(weights[name] * term for name, term in result.terms.items() if weights[name])
     return result
+
+
+def cross_entropy(logits, positives):
+    """-sum of log softmax over the positives."""
+    logits = np.asarray(logits, dtype=np.float64)
+    log_total = logits.max() + np.log(np.exp(logits - logits.max()).sum())
+    return float(sum(log_total - logits[p] for p in positives))
+
+
+def hlip(image_embeds, study_embeds, is_normal, logit_scale, logit_bias, form, normal_check):
+    """One text per study: softmax form with normal studies as further positives, or sigmoid form without their pairs."""
+    batch, scale = len(image_embeds), np.exp(logit_scale)
+    cosines = [[cosine(image, text) for text in study_embeds] for image in image_embeds]
+    normal = [bool(normal_check and z) for z in is_normal]
+    total = 0.0
+    for i in range(batch):
+        if form == "siglip":
+            for j in range(batch):
+                if i == j:
+                    total -= log_sigmoid(scale * cosines[i][j] + logit_bias)
+                elif not (normal[i] and normal[j]):
+                    total -= log_sigmoid(-scale * cosines[i][j] - logit_bias)
+        else:
+            positives = [j for j in range(batch) if j == i or (normal[i] and normal[j])]
+            total += cross_entropy([scale * cosines[i][j] for j in range(batch)], positives) / 2
+            total += cross_entropy([scale * cosines[j][i] for j in range(batch)], positives) / 2
+    return float(total / batch)
+
+
+def token_group(text, tokens, threshold):
+    """Mean of the tokens, weighted by their min-max normalised similarity with the text."""
+    similarity = np.array([cosine(text, token) for token in tokens])
+    weights = (similarity - similarity.min()) / (similarity.max() - similarity.min() + 1e-10)
+    weights[weights < (1 / len(tokens) if threshold < 0 else threshold)] = 0
+    return unit(sum(w * unit(token) for w, token in zip(weights / weights.sum(), tokens)))
+
+
+def dreamlip(
+    image_embeds,
+    image_tokens,
+    item_embeds,
+    item_mask,
+    logit_scale,
+    token_mask=None,
+    clip_weight=1.0,
+    grouping_weight=1.0,
+    grouping_threshold=0.0,
+):
+    """Slot by slot against the global embeddings, and every real item against every group of tokens."""
+    batch, slots = item_mask.shape
+    scale = np.exp(logit_scale)
+    real = [(i, m) for i in range(batch) for m in range(slots) if item_mask[i, m]]
+    clip = grouping = 0.0
+    for m in range(slots):
+        studies = [i for i in range(batch) if item_mask[i, m]]
+        table = [[scale * cosine(image_embeds[i], item_embeds[j, m]) for j in studies] for i in studies]
+        for n in range(len(studies)):
+            clip += (cross_entropy(table[n], [n]) + cross_entropy([row[n] for row in table], [n])) / 2
+    groups = []
+    for i, m in real:
+        seen = np.ones(image_tokens.shape[1], bool) if token_mask is None else np.asarray(token_mask[i], bool)
+        groups.append(token_group(item_embeds[i, m], image_tokens[i][seen], grouping_threshold))
+    table = [[scale * cosine(item_embeds[i, m], group) for group in groups] for i, m in real]
+    for n in range(len(real)):
+        grouping += (cross_entropy(table[n], [n]) + cross_entropy([row[n] for row in table], [n])) / 2
+    terms = {"clip": clip / len(real), "grouping": grouping / len(real)}
+    return Result(terms, clip_weight * terms["clip"] + grouping_weight * terms["grouping"])
+
+
+def smartclip(image_embeds, study_embeds, masks, scale=100.0, alignment_weight=10.0, sparsity_weight=2.0):
+    """Every image seen through the mask of every text."""
+    batch = len(image_embeds)
+    table = np.zeros((batch, batch))
+    for i in range(batch):
+        for j in range(batch):
+            seen = image_embeds[i] * masks[j]
+            table[i, j] = scale * np.sum(seen / (np.sqrt(np.sum(seen * seen)) + 1e-6) * unit(study_embeds[j]))
+    terms = {
+        "sidm": sum(cross_entropy(table[i], [i]) for i in range(batch)) / batch,
+        "dism": sum(cross_entropy(table[:, j], [j]) for j in range(batch)) / batch,
+        "sparsity": float(np.mean(np.abs(masks))),
+    }
+    loss = alignment_weight * (terms["sidm"] + terms["dism"]) + sparsity_weight * terms["sparsity"]
+    return Result(terms, loss)
+
+
+def mask_logits(parameters, tokens, heads):
+    """The mask network on the tokens (T, C) of one text without padding; parameters under the names of its state dict."""
+    p = parameters
+    width = tokens.shape[1]
+    size = width // heads
+    normed = [layer_norm(x, p["block.norm1.weight"], p["block.norm1.bias"]) for x in tokens]
+    weight, bias = p["block.self_attn.in_proj_weight"], p["block.self_attn.in_proj_bias"]
+    queries, keys, values = (
+        [weight[n * width : (n + 1) * width] @ x + bias[n * width : (n + 1) * width] for x in normed] for n in range(3)
+    )
+    hidden = []
+    for t, x in enumerate(tokens):
+        mixed = np.zeros(width)
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            shares = np.array([np.sum(queries[t][part] * key[part]) / np.sqrt(size) for key in keys])
+            shares = np.exp(shares - shares.max())
+            for share, value in zip(shares / shares.sum(), values):
+                mixed[part] += share * value[part]
+        x = x + p["block.self_attn.out_proj.weight"] @ mixed + p["block.self_attn.out_proj.bias"]
+        inner = p["block.linear1.weight"] @ layer_norm(x, p["block.norm2.weight"], p["block.norm2.bias"])
+        inner = inner + p["block.linear1.bias"]
+        inner = np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in inner])
+        hidden.append(x + p["block.linear2.weight"] @ inner + p["block.linear2.bias"])
+    scores = np.array([float((p["score.weight"] @ x + p["score.bias"])[0]) for x in hidden])
+    shares = np.exp(scores - scores.max())
+    pooled = sum(share * x for share, x in zip(shares / shares.sum(), hidden))
+    return p["projection.weight"] @ pooled + p["projection.bias"]

@@ -80,6 +80,119 @@ def test_recorded_worlds(name):
     mp.spawn(replay_rank, (world, free_port(), name), nprocs=world)
 
 
+SPLIT = [
+    ("clip", {}),
+    ("siglip", {}),
+    ("hlip", {"normal_check": True}),
+    ("hlip", {"form": "siglip", "normal_check": True}),
+    ("dreamlip", {"grouping_threshold": 0.2}),
+    ("smartclip", {}),
+    ("smartclip", {"hard_mask": False, "scale": 5.0}),
+]
+
+
+def shared_batch(objective, count=6, slots=3, width=8):
+    """Inputs of a global batch in double precision, and a mask network."""
+    from itemized_clip_hf.trainer.objectives import StudyTextObjective
+    from itemized_clip_hf.trainer.objectives.smartclip import MaskNetwork
+
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 1, 0], [1, 0, 0]]).bool()
+    if isinstance(objective, StudyTextObjective):
+        slots, mask = 1, mask[:, :1]
+    rows = {
+        "image_embeds": torch.randn(count, width),
+        "image_tokens": torch.randn(count, 5, width),
+        "item_embeds": torch.randn(count, slots, width),
+        "item_mask": mask,
+        "is_normal": torch.tensor([1, 0, 1, 1, 0, 1]).bool(),
+        "item_tokens": torch.randn(count, slots, 4, 6),
+        "item_token_mask": torch.arange(4) < torch.tensor([4, 2, 3, 1, 4, 2])[:, None, None],
+        "token_mask": torch.arange(5) < torch.tensor([5, 3, 5, 4, 2, 5])[:, None],
+    }
+    return {
+        **{name: x.double() if x.is_floating_point() else x for name, x in rows.items()},
+        "objective_module": MaskNetwork(6, 2, width).double(),
+    }
+
+
+def loss_and_gradients(objective, rows):
+    """Loss, gradients of the rows, and those of scale, bias and network in one vector."""
+    leaves = {name: rows[name].clone().requires_grad_() for name in ("image_embeds", "image_tokens", "item_embeds")}
+    scale, bias = (torch.tensor([x], dtype=torch.double, requires_grad=True) for x in (1.5, -3.0))
+    out = objective(**{**rows, **leaves}, logit_scale=scale, logit_bias=bias, pooler=None)
+    out["loss"].backward()
+    shared = [scale, bias, *rows["objective_module"].parameters()]
+    flat = [(torch.zeros_like(x) if x.grad is None else x.grad).flatten() for x in shared]
+    own = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in leaves.items()}
+    return {name: term.detach().clone() for name, term in out.items()}, own, torch.cat(flat)
+
+
+def split_rank(rank: int, world: int, port: int):
+    """The mean over ranks, which data-parallel training takes, is the loss of the whole batch in one process."""
+    from itemized_clip_hf.trainer import gather
+    from itemized_clip_hf.trainer.objectives import load_objective
+
+    cases = [(load_objective(name, **arguments), f"{name} {arguments}") for name, arguments in SPLIT]
+    batches = [shared_batch(objective) for objective, _ in cases]
+    whole = [loss_and_gradients(objective, rows) for (objective, _), rows in zip(cases, batches)]
+    start(rank, world, port)
+    for (objective, what), rows, (terms, gradients, shared) in zip(cases, batches, whole):
+        rows["objective_module"].zero_grad()
+        part = {name: x if name == "objective_module" else gather.own_rows(x) for name, x in rows.items()}
+        own_terms, own_gradients, own_shared = loss_and_gradients(objective, part)
+        for name, term in own_terms.items():
+            dist.all_reduce(term)
+            torch.testing.assert_close(term / world, terms[name], msg=lambda m: f"{what}, {name}: {m}")  # noqa: B023
+        for name, gradient in own_gradients.items():
+            torch.testing.assert_close(gradient / world, gather.own_rows(gradients[name]), msg=f"{what}, {name}")
+        dist.all_reduce(own_shared)
+        torch.testing.assert_close(own_shared / world, shared, msg=f"{what}, shared parameters")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_mean_over_processes_is_the_whole_batch(world):
+    mp.spawn(split_rank, (world, free_port()), nprocs=world)
+
+
+def trainer_rank(rank: int, world: int, port: int, folder: str):
+    """Without a search for unused parameters, as with gradient checkpointing: each one left trainable needs a gradient."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    start(rank, world, port)
+    from conftest import ITEMS
+    from test_trainer import make_trainer
+
+    from itemized_clip_hf import ItemizedCLIPProcessor
+    from itemized_clip_hf.data.tokenizer import train_tokenizer
+
+    processor = ItemizedCLIPProcessor.from_domain(
+        "brain-mri", tokenizer=train_tokenizer(ITEMS, 120, 24), scan_size=[8, 16, 16], in_plane_size=16
+    )
+    for name in ("clip", "siglip", "hlip", "dreamlip", "smartclip"):
+        trainer = make_trainer(
+            processor,
+            folder,
+            objective=name,
+            max_steps=3,
+            per_device_train_batch_size=4,
+            ddp_find_unused_parameters=False,
+        )
+        before = [p.detach().clone() for p in trainer.model.parameters() if p.requires_grad]
+        trainer.train()
+        after = [p.detach() for p in trainer.model.parameters() if p.requires_grad]
+        assert trainer.args.world_size == world and any(not torch.equal(x, y) for x, y in zip(before, after))
+        mine = torch.cat([p.flatten() for p in after])
+        theirs = mine.clone()
+        dist.broadcast(theirs, 0)
+        assert torch.equal(mine, theirs), f"{name}: the ranks' models differ"
+    dist.destroy_process_group()
+
+
+def test_trainer_in_two_processes(tmp_path):
+    mp.spawn(trainer_rank, (2, free_port(), str(tmp_path)), nprocs=2)
+
+
 def unequal_rank(rank: int, world: int, port: int):
     from itemized_clip_hf.trainer.objectives import load_objective
 
@@ -89,6 +202,11 @@ def unequal_rank(rank: int, world: int, port: int):
         load_objective("mps")(
             torch.randn(batch, 4), None, torch.randn(batch, 3, 4), None, None, torch.zeros(1), torch.zeros(1), None
         )
+    for name in ("clip", "siglip", "hlip", "dreamlip"):
+        slots = 3 if name == "dreamlip" else 1
+        embeds = (torch.randn(batch, 4), torch.randn(batch, 2, 4), torch.randn(batch, slots, 4))
+        with pytest.raises(ValueError, match="all need the same"):
+            load_objective(name)(*embeds, None, None, torch.zeros(1), torch.zeros(1), None)
     dist.destroy_process_group()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ITEMS, tiny_config
+from transformers import AutoModel
 
 from itemized_clip_hf import (
     ItemizedCLIPModel,
@@ -17,7 +18,9 @@ from itemized_clip_hf import (
     ItemizedCLIPTrainer,
     ItemizedCLIPTrainingArguments,
 )
-from itemized_clip_hf.trainer.objectives import available_objectives, load_objective
+from itemized_clip_hf.recipes import load_recipe, without_foreign_weights
+from itemized_clip_hf.trainer.collator import ItemizedCLIPCollator
+from itemized_clip_hf.trainer.objectives import StudyTextObjective, available_objectives, load_objective
 from itemized_clip_hf.trainer.sampler import SeededSampler
 
 
@@ -75,9 +78,124 @@ def test_learns_and_logs_every_term(processor, tmp_path):
 def test_every_objective_trains_by_its_name(processor, tmp_path, objective):
     trainer = make_trainer(processor, tmp_path, objective=objective, max_steps=2)
     before = trainer.model.visual_projection.weight.detach().clone()
+    slots = {trainer.data_collator(dataset()[:3])["input_ids"].shape[1]}
+    joins = isinstance(trainer.objective, StudyTextObjective)
+    assert slots == ({1} if joins else {trainer.args.max_items})
     trainer.train()
     assert np.isfinite(float(trainer.state.log_history[0]["loss"]))
     assert not torch.equal(before, trainer.model.visual_projection.weight)
+    assert np.isfinite(trainer.evaluate(dataset(8, seed=1))["eval_loss"])
+    logged = set().union(*trainer.state.log_history)
+    assert {name for name in logged if name.startswith("loss_")} and {n for n in logged if n.startswith("eval_loss_")}
+    trainable = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    idle = [name for name, p in trainable.items() if id(p) not in {id(q) for q in with_gradient(trainer)}]
+    assert not idle, f"would stall distributed training: {idle}"
+
+
+def with_gradient(trainer):
+    """Parameters that one batch gives a gradient, be it zero."""
+    trainer.model.zero_grad()
+    trainer.compute_loss(trainer.model.train(), trainer.data_collator(dataset()[:8])).backward()
+    return [p for p in trainer.model.parameters() if p.grad is not None]
+
+
+def test_text_of_a_study(processor, tmp_path):
+    """All items, whatever `max_items` and the sampling of captions say; the prefix is the domain's."""
+    rows = [{**row, "items": ITEMS[:3]} for row in dataset(8)]
+    trainer = make_trainer(
+        processor, tmp_path, objective="clip", rows=rows, max_items=1, diverse_sampling={"max_merged": 3}
+    )
+    expected = processor(text=[[". ".join(ITEMS[:3])]])["input_ids"][0, 0].tolist()
+    for batch in (next(iter(trainer.get_train_dataloader())), trainer.data_collator(rows)):
+        assert batch["input_ids"].tolist() == [[expected]] * 8
+    for domain, prefix in (
+        ("brain-mri", "This MRI study shows: "),
+        ("chest-ct", ""),
+        ("head-ct", "This study shows: "),
+    ):
+        model = ItemizedCLIPModel(tiny_config())
+        model.config.domain = domain
+        trainer = make_trainer(processor, tmp_path, model=model, objective="hlip")
+        assert trainer.data_collator.join_items(["a", "b"]) == prefix + "a b"
+    seen = {tuple(trainer.train_dataset.prepare({**rows[0], "seed": seed}).items) for seed in range(40)}
+    assert len(seen) == 6
+
+
+def test_own_collator_joins_too(processor, tmp_path):
+    collator = ItemizedCLIPCollator(processor, max_items=3, max_scans=2)
+    args = ItemizedCLIPTrainingArguments(output_dir=str(tmp_path), objective="siglip", use_cpu=True)
+    trainer = ItemizedCLIPTrainer(ItemizedCLIPModel(tiny_config()), args, data_collator=collator)
+    assert trainer.data_collator(dataset()[:3])["item_mask"].tolist() == [[True]] * 3
+    assert collator.join_items is None
+
+
+def test_mask_network_has_its_own_rate_and_schedule(processor, tmp_path):
+    trainer = make_trainer(
+        processor,
+        tmp_path,
+        objective="smartclip",
+        objective_weights={"mask_learning_rate": 0.02},
+        weight_decay=0.3,
+        warmup_steps=4,
+    )
+    own = {id(p) for p in trainer.model.objective_module.parameters()}
+    trainer.create_optimizer()
+    *others, group = trainer.optimizer.param_groups
+    assert {id(p) for p in group["params"]} == own and group["lr"] == 0.02 and group["weight_decay"] == 0
+    assert not own & {id(p) for other in others for p in other["params"]}
+    trainer.create_scheduler(10)
+    first = [g["lr"] for g in trainer.optimizer.param_groups]
+    assert first == pytest.approx([trainer.args.learning_rate / 4] * 2 + [0.02])
+    before = {name: p.detach().clone() for name, p in trainer.model.objective_module.named_parameters()}
+    trainer.train()
+    moved = {n for n, p in trainer.model.objective_module.named_parameters() if not torch.equal(p, before[n])}
+    # The score's bias shifts all tokens alike.
+    assert {name for name in before if name != "score.bias"} <= moved
+    assert trainer.model.logit_scale.exp().item() == pytest.approx(100)
+
+
+def test_mask_network_does_not_depend_on_what_was_drawn_before(processor, tmp_path):
+    weights = []
+    for seed in (1, 2):
+        model = ItemizedCLIPModel(tiny_config())
+        torch.manual_seed(seed)
+        args = ItemizedCLIPTrainingArguments(output_dir=str(tmp_path), objective="smartclip", use_cpu=True)
+        trainer = ItemizedCLIPTrainer(model, args, processing_class=processor)
+        weights.append(trainer.model.objective_module.score.weight)
+    assert torch.equal(*weights)
+
+
+def test_exported_folder_loads_without_the_mask_network(processor, tmp_path):
+    """Nothing is missing, left over or warned about, and the scores are those of the trained model."""
+    import logging
+
+    trainer = make_trainer(processor, tmp_path, objective="smartclip")
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    library = logging.getLogger("transformers")
+    library.addHandler(handler)
+    try:
+        loaded, report = AutoModel.from_pretrained(tmp_path / "model", output_loading_info=True)
+    finally:
+        library.removeHandler(handler)
+    assert not messages and not any(report.values()), (messages, report)
+    assert not hasattr(loaded, "objective_module")
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, trainer.model.get_parameter(name)), name
+
+
+def test_another_objective_does_not_inherit_the_weights_of_a_recipe():
+    recipe = load_recipe("remote-sensing-small")
+    assert "objective_weights" in recipe.training
+    for changes in ({"objective": "clip"}, {"objective": "mps", "max_items": 2}):
+        assert "objective_weights" not in without_foreign_weights(recipe.training, changes)
+    for changes in ({}, {"objective": "itemized_clip"}):
+        assert without_foreign_weights(recipe.training, changes) == recipe.training
+    recipe.variants["baseline"] = {"training": {"objective": "flair", "objective_weights": {"tcs_weight": 0.4}}}
+    assert recipe.variant("baseline").training["objective_weights"] == {"tcs_weight": 0.4}
 
 
 @pytest.mark.parametrize("mode", [False, True, "except_layernorm"])
@@ -227,7 +345,7 @@ def run_in_process(*arguments):
     return done
 
 
-def resume_run(folder, stop_after, resume):
+def resume_run(folder, stop_after, resume, objective):
     """Ten steps over two and a half epochs; dies hard after `stop_after` steps."""
     from transformers import TrainerCallback
 
@@ -246,7 +364,14 @@ def resume_run(folder, stop_after, resume):
         tiny_config(attention_scopes=["scan", "scan", "study"], max_num_scans=4, drop_path_rate=0.2)
     )
     trainer = make_trainer(
-        processor, folder, model=model, max_steps=10, save_strategy="steps", save_steps=3, per_device_train_batch_size=6
+        processor,
+        folder,
+        model=model,
+        max_steps=10,
+        save_strategy="steps",
+        save_steps=3,
+        per_device_train_batch_size=6,
+        objective=objective,
     )
     trainer.add_callback(Die())
     trainer.train(resume_from_checkpoint=resume == "True")
@@ -256,15 +381,17 @@ def resume_run(folder, stop_after, resume):
         json.dump(losses, file)
 
 
-def test_killed_and_resumed_run_equals_an_undisturbed_one(tmp_path):
-    """Bitwise: same scans, items, negatives, token masks and dropped paths after the restart."""
+@pytest.mark.parametrize("objective", ["itemized_clip", "smartclip"])
+def test_killed_and_resumed_run_equals_an_undisturbed_one(tmp_path, objective):
+    """Bitwise: same scans, items, negatives, token masks and dropped paths after the restart, and the same mask network."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = run_in_process(whole, 0, False)
+    done = run_in_process(whole, 0, False, objective)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert run_in_process(broken, 5, False).returncode == 9
-    done = run_in_process(broken, 0, True)
+    assert run_in_process(broken, 5, False, objective).returncode == 9
+    done = run_in_process(broken, 0, True, objective)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((whole / "losses.json").read_text()) == json.loads((broken / "losses.json").read_text())
     expected, got = torch.load(whole / "final.pt"), torch.load(broken / "final.pt")
+    assert any("objective_module" in name for name in expected) == (objective == "smartclip")
     for name in expected:
         assert torch.equal(expected[name], got[name]), name

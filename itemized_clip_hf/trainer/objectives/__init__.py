@@ -4,11 +4,11 @@ import importlib
 import inspect
 import pkgutil
 
-from .base import Draws, Objective
+from .base import Draws, Objective, StudyTextObjective
 
 _HELPERS = {"base", "functional"}
 
-__all__ = ["Draws", "Objective", "available_objectives", "default_loss", "load_objective"]
+__all__ = ["Draws", "Objective", "StudyTextObjective", "available_objectives", "default_loss", "load_objective"]
 
 
 def available_objectives() -> list[str]:

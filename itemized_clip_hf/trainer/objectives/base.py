@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from ..gather import world_size
 from .functional import draw_keep_mask, draw_negatives
@@ -31,7 +32,32 @@ class Objective(ABC):
     the name of its file.
     """
 
-    uses_pooler: ClassVar[bool] = True
+    #: Parts of the model that get no gradient from this objective; left trainable, they would stall distributed training.
+    unused: tuple[str, ...] = ()
+    #: Whether the model passes `item_tokens` and `item_token_mask`.
+    uses_item_tokens: ClassVar[bool] = False
+
+    def build_module(self, config) -> nn.Module | None:
+        """Parameters of the objective's own, for a model of that config."""
+        return None
+
+    def attach(self, model) -> None:
+        """
+        Makes this the loss of the model, which takes in the objective's own parameters as `objective_module` and passes them
+        back: so they are sharded, moved, saved and restored with the model.
+        """
+        module = self.build_module(model.config)
+        model.objective_module = None if module is None else module.to(model.device, model.dtype)
+        model.loss_function = self
+        for name in self.unused:
+            getattr(model, name).requires_grad_(False)
+
+    def parameter_groups(self, module: nn.Module) -> list[dict]:
+        """
+        Optimizer groups of the objective's own parameters, where they are trained unlike the model's: `params`, the
+        settings that differ, and `warmup_steps` if the schedule's warm-up does.
+        """
+        return []
 
     def draw(
         self, item_mask: torch.Tensor, num_tokens: int, num_heads: int, generator: torch.Generator | None = None
@@ -67,6 +93,8 @@ class Objective(ABC):
             draws: random choices; drawn here if None.
             token_mask: (B, L), True for tokens of real scans; all real if None.
             training: False hides no tokens at random.
+            unused: what only some objectives take: `objective_module`, where one was built; `item_tokens` (B, K, T, C), the
+                hidden states of the text tower, and `item_token_mask` (B, K, T), where `uses_item_tokens` is set.
 
         Returns:
             `"loss"` and the unweighted terms it is made of. In a process group every rank returns its own sum over the local
@@ -81,6 +109,31 @@ class Objective(ABC):
         if is_normal is None:
             is_normal = torch.zeros(len(item_embeds), dtype=torch.bool, device=item_embeds.device)
         return item_mask.bool(), is_normal.view(-1).bool()
+
+
+class StudyTextObjective(Objective):
+    """
+    Base of the objectives that take one text per study. The Trainer hands `join_items` to the collator, which joins before
+    it tokenises; the objective then gets one item slot.
+    """
+
+    unused: tuple[str, ...] = ("item_pooler",)
+
+    @abstractmethod
+    def join_items(self, items: list[str], generator: torch.Generator | None = None) -> str:
+        """The text of a study with these items. Nothing is random without a generator, as in evaluation."""
+
+    @staticmethod
+    def study_embeds(item_embeds: torch.Tensor, item_mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, 1, P) -> (B, P)."""
+        if item_embeds.shape[1] != 1:
+            raise ValueError(
+                f"this objective takes one text per study, found {item_embeds.shape[1]} item slots: join the items before "
+                "they are tokenised, as ItemizedCLIPCollator(..., join_items=objective.join_items) does."
+            )
+        if item_mask is not None and not bool(item_mask.all()):
+            raise ValueError(f"{int((~item_mask.bool()).sum())} of {len(item_mask)} studies have no text.")
+        return item_embeds[:, 0]
 
 
 def draw_pairs(item_mask, num_tokens, num_heads, keep_rate, generator=None) -> Draws:

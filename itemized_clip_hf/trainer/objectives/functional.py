@@ -39,6 +39,46 @@ def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tens
     return (losses if weights is None else losses * weights).sum()
 
 
+def softmax_loss(
+    logits: torch.Tensor, targets: torch.Tensor, candidate_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    -sum of targets * log softmax(logits), the sum of cross entropies where a row of targets is one-hot.
+
+    Args:
+        logits, targets: (..., rows, candidates).
+        candidate_mask: (..., candidates), False for what is no candidate of any row.
+    """
+    if candidate_mask is not None:
+        logits = logits.masked_fill(~candidate_mask[..., None, :], torch.finfo(logits.dtype).min)
+    return -(targets * logits.log_softmax(-1)).sum()
+
+
+def contrastive_loss(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    all_images: torch.Tensor,
+    all_texts: torch.Tensor,
+    targets: torch.Tensor,
+    logit_scale: torch.Tensor,
+    candidate_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Both directions of InfoNCE, averaged, summed over rows: images against all texts, texts against all images.
+
+    Args:
+        images, texts: (..., B, P), L2-normalised; row i of the one belongs to row i of the other.
+        all_images, all_texts: (..., N, P), the candidates.
+        targets: (..., B, N), the same for both directions.
+        candidate_mask: (..., N), False for pairs left out.
+    """
+    scale = full(logit_scale).exp()
+    with full_precision(images):
+        per_image = images @ all_texts.mT * scale
+        per_text = texts @ all_images.mT * scale
+    return (softmax_loss(per_image, targets, candidate_mask) + softmax_loss(per_text, targets, candidate_mask)) / 2
+
+
 def draw_negatives(item_mask: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """
     One random real item of every other study for every study (spec 5.1).
@@ -188,3 +228,52 @@ def item_separation_loss(
     labels = 2 * torch.eye(slots, device=logits.device, dtype=logits.dtype) - 1
     mask = item_mask.to(logits.dtype)
     return sigmoid_loss(logits, labels, mask[:, :, None] * mask[:, None]) / (batch * slots)
+
+
+def group_tokens(
+    texts: torch.Tensor, tokens: torch.Tensor, threshold: float = 0.0, token_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    What each text finds in its own image (spec 6.5): the tokens weighted by their similarity, min-max normalised over the
+    tokens, cut off below a threshold and made to sum to one.
+
+    Args:
+        texts, tokens: (B, K, P) and (B, L, P), L2-normalised.
+        threshold: weights below it are zero; below 0 it stands for one over the number of tokens.
+        token_mask: (B, L), True for tokens of real scans.
+
+    Returns:
+        (B, K, P), L2-normalised.
+    """
+    with full_precision(texts):
+        similarity = texts @ tokens.mT
+        real = (
+            torch.ones_like(similarity[:, :1], dtype=torch.bool) if token_mask is None else token_mask[:, None].bool()
+        )
+        lowest = similarity.masked_fill(~real, float("inf")).amin(-1, keepdim=True)
+        highest = similarity.masked_fill(~real, -float("inf")).amax(-1, keepdim=True)
+        weights = (similarity - lowest) / (highest - lowest + 1e-10)
+        limit = 1 / real.sum(-1, keepdim=True) if threshold < 0 else threshold
+        weights = weights.masked_fill(~real | (weights < limit), 0.0)
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-10)
+        return unit(weights @ tokens)
+
+
+def straight_through(soft: torch.Tensor) -> torch.Tensor:
+    """1 where `soft` >= 0.5, else 0, with the gradient of `soft`."""
+    return (soft >= 0.5).to(soft.dtype) + (soft - soft.detach())
+
+
+def masked_cosines(images: torch.Tensor, texts: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """
+    Cosine (B, N) of every image, seen through the mask of a text, with that text (spec 6.7).
+
+    Args:
+        images: (B, P).
+        texts, masks: (N, P), the texts L2-normalised; the image is normalised after it was masked.
+    """
+    with full_precision(images):
+        # Products of matrices instead of (B, N, P) masked images.
+        products = images @ (masks * texts).t()
+        squares = images.square() @ masks.square().t()
+    return products / (squares.clamp(min=1e-24).sqrt() + 1e-6)

@@ -17,7 +17,7 @@ class MPSObjective(Objective):
         normal_check: never pair a normal study with an item of another normal study.
     """
 
-    uses_pooler = False
+    unused = ("item_pooler",)
 
     def __init__(self, normal_check: bool = True):
         self.normal_check = normal_check

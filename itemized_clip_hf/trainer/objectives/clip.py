@@ -1,0 +1,55 @@
+"""
+CLIP (Radford et al. 2021; spec 6.1): softmax contrast of global embeddings, here the baseline "all items in one string".
+
+Data: an image or study and one text; a list of items is joined by ". " [inferred for itemised data].
+
+    L = (CE(tau g t^T) + CE(tau t g^T)) / 2 with unit g and t, over the studies of all processes
+
+The bias of the model takes no part.
+"""
+
+import torch
+
+from ...data.items import join_sentences
+from ..gather import gather_rows, own_identity
+from .base import StudyTextObjective
+from .functional import contrastive_loss, unit
+
+
+class CLIPObjective(StudyTextObjective):
+    """
+    Args:
+        global_loss: every process computes the loss of the whole global batch, with gradients to its own embeddings only
+            (OpenCLIP's default; averaged over W processes the step is 1 / W of the exact one). False: each process scores
+            its own studies against all, gradients flow to every process, and their mean is the exact gradient (OpenCLIP's
+            `local_loss` with `gather_with_grad`).
+    """
+
+    unused = ("item_pooler", "logit_bias")
+
+    def __init__(self, global_loss: bool = False):
+        self.global_loss = global_loss
+
+    def join_items(self, items, generator=None) -> str:
+        return join_sentences(items)
+
+    def __call__(
+        self,
+        image_embeds,
+        image_tokens,
+        item_embeds,
+        item_mask,
+        is_normal,
+        logit_scale,
+        logit_bias,
+        pooler,
+        draws=None,
+        **unused,
+    ):
+        images, texts = unit(image_embeds), unit(self.study_embeds(item_embeds, item_mask))
+        all_images, all_texts = gather_rows(images, texts, with_gradient=not self.global_loss)
+        targets = own_identity(len(all_images), images.device)
+        if self.global_loss:
+            images, texts, targets = all_images, all_texts, torch.eye(len(all_images), device=images.device).bool()
+        loss = contrastive_loss(images, texts, all_images, all_texts, targets, logit_scale) / len(images)
+        return {"loss": loss, "clip": loss}

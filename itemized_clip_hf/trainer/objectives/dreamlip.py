@@ -1,0 +1,78 @@
+"""
+DreamLIP (Zheng et al. 2024; spec 6.5): every item by itself against the global embedding, and against the tokens it resembles.
+
+Data: an image and K sub-captions; here the K items take their place, without a raw caption [inferred].
+
+    L = clip_weight * CLIP + grouping_weight * grouping
+
+CLIP is the symmetric InfoNCE of slot m's texts with the global embeddings, averaged over slots. Grouping is the symmetric
+InfoNCE of all texts with their groups, e_k = sum_p w_kp v_p (`functional.group_tokens`), over all items of the global batch.
+
+Inferred: the learned scale serves both terms (the release passes none to the second), texts and groups are paired by study and
+slot (a reshape of the release mixes the two orders), padded slots are left out as rows and as candidates of both terms, the
+means are over real items, and tokens of padded scans belong to no group. Normal studies are not known to it.
+"""
+
+import torch
+
+from ..gather import gather_rows, own_identity, world_size
+from .base import Objective
+from .functional import contrastive_loss, group_tokens, unit
+
+
+class DreamLIPObjective(Objective):
+    """
+    Args:
+        clip_weight, grouping_weight: of the two terms.
+        grouping_threshold: smallest weight of a token in a group, see `functional.group_tokens`.
+    """
+
+    unused = ("item_pooler", "logit_bias")
+
+    def __init__(self, clip_weight: float = 1.0, grouping_weight: float = 1.0, grouping_threshold: float = 0.0):
+        self.clip_weight = clip_weight
+        self.grouping_weight = grouping_weight
+        self.grouping_threshold = grouping_threshold
+
+    def __call__(
+        self,
+        image_embeds,
+        image_tokens,
+        item_embeds,
+        item_mask,
+        is_normal,
+        logit_scale,
+        logit_bias,
+        pooler,
+        draws=None,
+        token_mask=None,
+        **unused,
+    ):
+        item_mask, _ = self.complete(item_embeds, item_mask, is_normal)
+        images, texts = unit(image_embeds), unit(item_embeds)
+        groups = group_tokens(texts, unit(image_tokens), self.grouping_threshold, token_mask)
+        all_images, all_texts, all_groups, all_mask = gather_rows(images, texts, groups, item_mask)
+        pairs = all_mask.sum() / world_size()
+
+        def identity(mask: torch.Tensor) -> torch.Tensor:
+            """Targets of the own rows among M rows of all processes, none for padding."""
+            return own_identity(len(mask), mask.device) & mask
+
+        clip = sum(
+            contrastive_loss(
+                images, texts[:, m], all_images, all_texts[:, m], identity(all_mask[:, m]), logit_scale, all_mask[:, m]
+            )
+            for m in range(item_mask.shape[1])
+        )
+        flat_mask = all_mask.flatten()
+        grouping = contrastive_loss(
+            groups.flatten(0, 1),
+            texts.flatten(0, 1),
+            all_groups.flatten(0, 1),
+            all_texts.flatten(0, 1),
+            identity(flat_mask),
+            logit_scale,
+            flat_mask,
+        )
+        terms = {"clip": clip / pairs, "grouping": grouping / pairs}
+        return {"loss": self.clip_weight * terms["clip"] + self.grouping_weight * terms["grouping"], **terms}

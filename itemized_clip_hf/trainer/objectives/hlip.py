@@ -1,0 +1,72 @@
+"""
+HLIP (spec 6.6): CLIP or SigLIP of a study and its whole report.
+
+Data: a study and its findings, joined to one text: prefix + items, single spaces between them, in random order in training and
+in their own order in evaluation. The prefix is a fact of the domain (`domains/*.yaml`): HLIP's for brain MRI, none for chest
+CT; elsewhere the variant of the ItemizedCLIP code.
+
+    form "clip":    as `clip`; with `normal_check` the targets are max(I, z z^T), rows not normalised
+    form "siglip":  as `siglip`; with `normal_check` pairs of two normal studies are left out, a study's own pair never
+
+Inferred: across processes the same targets and pairs over the global batch, where a normal study of this process and the normal
+study of the same row elsewhere are a pair like any other.
+"""
+
+import torch
+
+from ..gather import gather_rows, own_identity
+from .base import StudyTextObjective
+from .functional import contrastive_loss, unit
+from .mps import MPSObjective
+
+FORMS = ("clip", "siglip")
+
+
+class HLIPObjective(StudyTextObjective):
+    """
+    Args:
+        form: `"clip"` (the published models) or `"siglip"`.
+        prefix: start of every text.
+        normal_check: normal studies are no negatives of each other.
+    """
+
+    def __init__(self, form: str = "clip", prefix: str = "This study shows: ", normal_check: bool = False):
+        if form not in FORMS:
+            raise ValueError(f"form is {form!r}, expected one of {list(FORMS)}.")
+        self.form = form
+        self.prefix = prefix
+        self.normal_check = normal_check
+        if form == "clip":
+            self.unused = ("item_pooler", "logit_bias")
+
+    def join_items(self, items, generator=None) -> str:
+        if generator is not None:
+            items = [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+        return self.prefix + " ".join(items)
+
+    def __call__(
+        self,
+        image_embeds,
+        image_tokens,
+        item_embeds,
+        item_mask,
+        is_normal,
+        logit_scale,
+        logit_bias,
+        pooler,
+        draws=None,
+        **unused,
+    ):
+        study_embeds = self.study_embeds(item_embeds, item_mask)
+        if self.form == "siglip":
+            pairs = MPSObjective(self.normal_check)  # of one positive
+            loss = pairs(image_embeds, None, item_embeds, None, is_normal, logit_scale, logit_bias, None)["loss"]
+            return {"loss": loss, "siglip": loss}
+        _, is_normal = self.complete(item_embeds, item_mask, is_normal)
+        images, texts = unit(image_embeds), unit(study_embeds)
+        all_images, all_texts, all_normal = gather_rows(images, texts, is_normal)
+        targets = own_identity(len(all_images), images.device)
+        if self.normal_check:
+            targets = targets | is_normal[:, None] & all_normal[None]
+        loss = contrastive_loss(images, texts, all_images, all_texts, targets, logit_scale) / len(images)
+        return {"loss": loss, "clip": loss}

@@ -1,0 +1,35 @@
+"""
+SigLIP (Zhai et al. 2023; spec 6.2): sigmoid contrast of global embeddings, here the baseline "all items in one string".
+
+Data: an image or study and one text; a list of items is joined by ". " [inferred for itemised data].
+
+    L = -1/B * sum_ij log sigmoid(y_ij (tau g_i t_j + b)) with unit g and t, y = 1 for a study's own text and -1 for all
+    others, those of other processes too
+"""
+
+from ...data.items import join_sentences
+from .base import StudyTextObjective
+from .mps import MPSObjective
+
+
+class SigLIPObjective(StudyTextObjective):
+    def join_items(self, items, generator=None) -> str:
+        return join_sentences(items)
+
+    def __call__(
+        self,
+        image_embeds,
+        image_tokens,
+        item_embeds,
+        item_mask,
+        is_normal,
+        logit_scale,
+        logit_bias,
+        pooler,
+        draws=None,
+        **unused,
+    ):
+        self.study_embeds(item_embeds, item_mask)
+        pairs = MPSObjective(normal_check=False)  # of one positive
+        loss = pairs(image_embeds, None, item_embeds, None, None, logit_scale, logit_bias, None)["loss"]
+        return {"loss": loss, "siglip": loss}
