@@ -187,8 +187,7 @@ def _scale(array: np.ndarray, header, name: str) -> np.ndarray:
     if not np.isfinite(slope) or not np.isfinite(intercept):
         raise ValueError(f"{name} cannot be read: its voxels are scaled by {slope} and {intercept}.")
     if (slope, intercept) != (1.0, 0.0):
-        scaled = array.astype(np.float32)
-        scaled *= np.float32(slope)
+        scaled = np.multiply(array, np.float32(slope), dtype=np.float32)
         scaled += np.float32(intercept)
         return scaled
     return array if array.dtype.isnative and array.dtype.itemsize < 8 else array.astype(_native(array.dtype))

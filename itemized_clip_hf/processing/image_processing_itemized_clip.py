@@ -500,6 +500,11 @@ def _percentile_from_tail(values: np.ndarray, share: float) -> float:
     rank = int(position)
     low_end = share < 50
     sample = values[:: max(values.size // 20_000, 1)]
+    guess = np.percentile(sample, share, method="nearest")
+    if (sample == guess).mean() > 0.01:  # background of one value
+        below = int((values < guess).sum())
+        if below <= rank and rank + 1 < below + int((values == guess).sum()):
+            return float(guess)
     bound = np.percentile(sample, min(2 * share + 0.5, 100) if low_end else max(2 * share - 100.5, 0))
     tail = values[values <= bound] if low_end else values[values >= bound]
     first = rank if low_end else rank - (values.size - tail.size)
