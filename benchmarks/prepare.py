@@ -72,7 +72,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=str(Path(__file__).parents[2] / "shared" / "data" / "volumes"))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--copies", type=int, default=6)
+    parser.add_argument("--copies", type=int, default=24)
     parser.add_argument("-o", "--output", default=str(Path(__file__).parent / "results" / "prepare.json"))
     args = parser.parse_args()
 
@@ -100,13 +100,13 @@ def main():
             plan_file.write_text(json.dumps(module.asdict(plan)))
             context = multiprocessing.get_context("spawn")
             initializer = (str(plan_file), folder, [])
-            with context.Pool(2, module._start_worker, initializer) as pool:
-                pool.map(decode, paths[:4], chunksize=1)
+            with context.Pool(2) as plain, context.Pool(2, module._start_worker, initializer) as pool:
+                plain.map(decode, paths[:4], chunksize=1)
                 pool.map(module._prepare_shard, range(min(4, plan.num_shards)), chunksize=1)
                 times: dict = {"decode": [], "prepare": []}
                 for _ in range(args.repeats):
                     start = time.perf_counter()
-                    pool.map(decode, paths, chunksize=1)
+                    plain.map(decode, paths, chunksize=1)
                     middle = time.perf_counter()
                     pool.map(module._prepare_shard, range(plan.num_shards), chunksize=1)
                     times["decode"].append(middle - start)

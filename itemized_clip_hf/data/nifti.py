@@ -97,6 +97,7 @@ class _Inflate:
         self.file = file
         self.decoder = zlib.decompressobj(31)
         self.pending = b""
+        self.chunk = 1 << 16  # what a header needs; what follows comes in large pieces
 
     def read(self, size: int) -> bytes:
         pieces, wanted = [], size
@@ -106,7 +107,9 @@ class _Inflate:
                 if not rest:
                     break
                 self.decoder, self.pending = zlib.decompressobj(31), rest
-            chunk = self.pending or self.file.read(1 << 20)
+            chunk = self.pending
+            if not chunk:
+                chunk, self.chunk = self.file.read(self.chunk), 1 << 24
             if not chunk:
                 raise EOFError("the compressed data ends early")
             piece = self.decoder.decompress(chunk, wanted)
