@@ -6,7 +6,7 @@ import pkgutil
 
 from .base import Draws, Objective, StudyTextObjective
 
-_HELPERS = {"base", "functional"}
+_HELPERS = {"base", "blocks", "functional", "fused", "plain"}
 
 __all__ = ["Draws", "Objective", "StudyTextObjective", "available_objectives", "default_loss", "load_objective"]
 

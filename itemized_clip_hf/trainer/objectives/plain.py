@@ -1,0 +1,69 @@
+"""The pooled terms of ItemizedCLIP word by word (spec 5.2 to 5.6 and 5.10): what the fused formulation has to agree with."""
+
+import torch
+
+from .blocks import Block, SeededMask
+from .functional import cosine_logits, item_separation_loss, key_tokens, sigmoid_loss, worst_positive
+
+
+def plain_terms(
+    pooler,
+    image_tokens: torch.Tensor,
+    blocks: list[Block],
+    token_mask: torch.Tensor | None,
+    logit_scale: torch.Tensor,
+    logit_bias: torch.Tensor,
+    *,
+    ila_weight: float,
+    kta_weight: float,
+    iis_weight: float,
+    key_token_rate: float,
+    worst_positive_factor: float,
+    worst_positive_select: str,
+) -> tuple[torch.Tensor | float, dict[str, torch.Tensor]]:
+    """
+    One pass of the pooler for ILA and one for KTA per block, each on all texts of the table.
+
+    Args:
+        pooler: the item pooler.
+        image_tokens: (B, L, P).
+        blocks: one a rank.
+        token_mask: (B, L), True for tokens of real scans.
+
+    Returns:
+        the weighted sum, and the unweighted terms.
+    """
+    batch, length, _ = image_tokens.shape
+    terms: dict[str, torch.Tensor] = {}
+
+    def add(name: str, term: torch.Tensor):
+        terms[name] = terms[name] + term if name in terms else term
+
+    for block in blocks:
+        texts = block.items.flatten(0, 1)[block.table]
+        keep_mask = block.keep_mask
+        if isinstance(keep_mask, SeededMask):
+            keep_mask = keep_mask.rows(0, (batch, pooler.num_heads, texts.shape[1], length), image_tokens.device)
+        if token_mask is not None:
+            real_tokens = token_mask[:, None, None]
+            keep_mask = real_tokens if keep_mask is None else keep_mask & real_tokens
+        pooled, attention = pooler(texts, image_tokens, keep_mask, output_attentions=True)
+        logits = cosine_logits(pooled, texts, logit_scale, logit_bias)
+        labels = block.own.to(logits.dtype) * 2 - 1
+        weights = block.counted.to(logits.dtype)
+        if block.local and worst_positive_factor > 1:
+            worst = worst_positive(logits, block.own, block.real, worst_positive_select)[:, None]
+            weights = weights.scatter(1, worst, weights.gather(1, worst) * worst_positive_factor)
+        if ila_weight:
+            add("ila", sigmoid_loss(logits, labels, weights) / batch)
+        if kta_weight:
+            chosen = key_tokens(attention, key_token_rate, token_mask)[:, None]
+            logits = cosine_logits(pooler(texts, image_tokens, chosen), texts, logit_scale, logit_bias)
+            add("kta", sigmoid_loss(logits, labels, weights) / batch)
+        if block.local and iis_weight:
+            slots = block.item_mask.shape[1]
+            own = torch.arange(batch, device=texts.device)[:, None] + torch.arange(slots, device=texts.device)
+            pooled = pooled.gather(1, own[..., None].expand(-1, -1, pooled.shape[-1]))
+            add("iis", item_separation_loss(pooled, block.items, block.item_mask, logit_scale, logit_bias))
+    factors = {"ila": ila_weight, "kta": kta_weight, "iis": iis_weight}
+    return sum(factors[name] * term for name, term in terms.items()), terms
