@@ -31,8 +31,18 @@ class ItemizedCLIPItemPooler(nn.Module):
 
     def project_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, L, d) of the tokens (B, L, P); they do not depend on the queries."""
-        key = self._split(self.k_proj(self.layer_norm_k(tokens)))
-        return key, self._split(self.v_proj(self.layer_norm_v(tokens)))
+        normed = F.layer_norm(tokens, tokens.shape[-1:], eps=self.layer_norm_k.eps)
+        key, value = F.linear(normed, *self.fold_norms()).chunk(2, dim=-1)
+        return self._split(key), self._split(value)
+
+    def fold_norms(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Weight (2 P, P) and bias (2 P,) that turn tokens, normalised without gain and shift, into keys and values: both norms
+        differ in these alone, so one norm and one product serve both.
+        """
+        pairs = ((self.k_proj, self.layer_norm_k), (self.v_proj, self.layer_norm_v))
+        weight = torch.cat([projection.weight * norm.weight for projection, norm in pairs])
+        return weight, torch.cat([projection(norm.bias) for projection, norm in pairs])
 
     def project_queries(self, queries: torch.Tensor) -> torch.Tensor:
         """(B, T, P) -> (B, heads, T, d)."""
