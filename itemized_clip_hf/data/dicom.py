@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import re
 import warnings
@@ -34,6 +35,8 @@ except ImportError:
 
 MAX_FILE_BYTES = 1 << 30
 HEAD_BYTES = 1 << 17
+"""Bytes of a file that are read for its header; up to `MAX_HEADER_BYTES` where it is longer."""
+MAX_HEADER_BYTES = 1 << 26
 MAX_SERIES_BYTES = 2 << 30
 MAX_VOLUMES = 4
 """Most volumes of one series that are kept, as of echoes or b-values; of a longer (dynamic) one only the first is."""
@@ -108,12 +111,12 @@ _SIEMENS_TAGS = (_SIEMENS_CREATOR, _SIEMENS_B_VALUE, _SIEMENS_MOSAIC_IMAGES)
 
 @dataclass
 class _File:
-    """A file of the folder or zip: its name, and what reads all of its bytes or the first `HEAD_BYTES`."""
+    """A file of the folder or zip: its name, what reads its first bytes, its header and where its pixels start."""
 
     name: str
-    read: Callable[[], bytes]
-    head: Callable[[], bytes]
+    read: Callable[[int], bytes]
     header: Any = None
+    pixels_at: int = 0
 
 
 @dataclass
@@ -225,17 +228,26 @@ def read_dicom(path: str | os.PathLike) -> Study:
 _WHERE = ("ImagePositionPatient", "AcquisitionNumber", "EchoTime")
 
 
+_TALKING = ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")
+
+
 @contextlib.contextmanager
 def _quiet():
-    """pydicom neither checks nor quotes values while files are read."""
+    """Nothing checks, logs or quotes values while files are read."""
     before = pydicom.config.settings.reading_validation_mode
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] in _TALKING]
+    talking = [logger for logger in loggers if not logger.disabled]
+    for logger in talking:
+        logger.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         pydicom.config.settings.reading_validation_mode = before
+        for logger in talking:
+            logger.disabled = False
 
 
 def is_dicom(path: Path) -> bool:
@@ -258,15 +270,11 @@ def _list_files(path: Path, stack: contextlib.ExitStack) -> Iterator[_File]:
             name = Path(info.filename).name
             if not info.is_dir() and not name.startswith(".") and name != "DICOMDIR":
                 read = _zip_reader(archive, info)
-                yield _File(name, partial(read, MAX_FILE_BYTES), partial(read, HEAD_BYTES))
+                yield _File(name, read)
         return
     for member in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if member.is_file() and not member.name.startswith(".") and member.name != "DICOMDIR":
-            yield _File(
-                member.name,
-                partial(_read_bounded, member, MAX_FILE_BYTES),
-                partial(_read_bounded, member, HEAD_BYTES),
-            )
+            yield _File(member.name, partial(_read_bounded, member))
 
 
 def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[int], bytes]:
@@ -301,15 +309,15 @@ def _label(file: _File) -> str:
 
 def _read_header(file: _File) -> None:
     """The fields that are looked at, and none besides."""
-    data = file.head()
+    data = file.read(HEAD_BYTES)
     if data[128:132] != b"DICM":
         raise _Unusable("it is no DICOM file")
     header, end = _parse(data)
     if len(data) == HEAD_BYTES and end >= len(data):
         if "SOPClassUID" not in header:  # it stands at the start
             raise _Unusable("it is no image, or its header is damaged")
-        header, _ = _parse(file.read())
-    file.header = header
+        header, end = _parse(file.read(MAX_HEADER_BYTES))
+    file.header, file.pixels_at = header, end
 
 
 def _refuse_other_images(header) -> None:
@@ -351,9 +359,14 @@ def _parse(data: bytes) -> tuple[Any, int]:
     """The header, and where reading it ended: before the pixels, or at the end of the data."""
     _refuse_deflated(data)
     stream = io.BytesIO(data)
-    tags: list[Any] = [*_TAGS, *_SIEMENS_TAGS]
-    header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags)
+    tags: list[Any] = [pydicom.tag.Tag(tag) for tag in (*_TAGS, *_SIEMENS_TAGS)]
+    header = pydicom.filereader.read_partial(stream, stop_when=_ends_header, specific_tags=tags)
     return header, stream.tell()
+
+
+def _ends_header(tag, vr, length) -> bool:
+    """At the pixels, or in what is no data set: zeros would be read eight bytes at a time."""
+    return not 0x0004 <= tag >> 16 < 0x7FE0
 
 
 def _refuse_deflated(data: bytes) -> None:
@@ -664,7 +677,10 @@ def _padding(plane: np.ndarray, dataset) -> np.ndarray | None:
 
 
 def _read_pixels(file: _File) -> tuple[np.ndarray, Any]:
-    data = file.read()
+    rows, columns, frames = (int(file.header.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames"))
+    # More than twice the size of the pixels is none of them, whatever a small zip inflates to.
+    most = file.pixels_at + 16 * rows * columns * max(frames, 1) + (1 << 20)
+    data = file.read(min(most, MAX_FILE_BYTES))
     _refuse_deflated(data)
     dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*_TAGS, *_PIXEL_TAGS])
     pixels = next((dataset[name].value for name in _PIXEL_DATA if name in dataset), None)
