@@ -464,6 +464,8 @@ def _make_slice(file: _File, frame: int, groups: list) -> _Slice:
         raise _Unusable("its orientation is damaged (ImageOrientationPatient): no two unit vectors at a right angle")
     if not (spacing > 0).all():
         raise _Unusable("its pixel spacing is not positive")
+    if spacing.min() < 1e-3 or spacing.max() > 1e3:
+        raise _Unusable("its pixel spacing is damaged (PixelSpacing)")
     slope, intercept = find("RescaleSlope"), find("RescaleIntercept")
     rescale = None
     if slope is not None or intercept is not None:

@@ -53,7 +53,7 @@ def read_nifti(
         raise FileNotFoundError(f"there is no file {path}.")
     name = path.name
     with path.open("rb") if data is None else io.BytesIO(data) as file:
-        stream = _Inflate(file) if file.read(2) == b"\x1f\x8b" else file
+        stream = Inflate(file) if file.read(2) == b"\x1f\x8b" else file
         stored = file.seek(0, os.SEEK_END)
         file.seek(0)
         try:
@@ -79,8 +79,9 @@ def read_nifti(
             raise ValueError(f"{name} cannot be read: it is truncated or damaged ({error}).") from None
     array = np.frombuffer(voxels, dtype).reshape(shape, order="F")
     array = _choose_volume(array, volume_index, name)
-    array = _scale(array, header, name)
-    affine, history, notes = _geometry(header, name)
+    with np.errstate(all="ignore"):  # what overflows or is not finite is refused or reported in words
+        array = _scale(array, header, name)
+        affine, history, notes = _geometry(header, name)
     history.insert(0, f"NIfTI of {' x '.join(map(str, shape))} voxels")
     if len(shape) > 3 and max(shape[3:]) > 1:
         history.append(f"volume {volume_index} of {shape[3]} taken")
@@ -98,12 +99,12 @@ def scan_of_image(image, name: str | None = None) -> Scan:
     )
 
 
-class _Inflate:
-    """Reads gzip data in pieces, never more than asked for, checksums verified."""
+class Inflate:
+    """Reads gzip (or zlib) data in pieces, never more than asked for, checksums verified."""
 
-    def __init__(self, file):
+    def __init__(self, file, window_bits: int = 31):
         self.file = file
-        self.decoder = zlib.decompressobj(31)
+        self.decoder = zlib.decompressobj(window_bits)
         self.pending = b""
 
     def read(self, size: int) -> bytearray:

@@ -1,7 +1,9 @@
 """Files and folders of every known kind -> scans and studies; masks are not taken for scans."""
 
 import os
+import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +133,9 @@ def read_itk(path: str | os.PathLike) -> Scan:
             )
         if 8 * np.prod(size) > 2 * nifti.MAX_BYTES:
             raise ValueError(f"{path.name} would take more than {nifti.MAX_BYTES >> 30} GiB: its header is damaged.")
+        _verify_compressed(path, reader)
         image = reader.Execute()
-    except RuntimeError:
+    except (RuntimeError, EOFError, zlib.error):
         raise ValueError(f"{path.name} cannot be read: it is truncated, damaged or of another kind.") from None
     direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:3, :3]
     spacing = np.array(image.GetSpacing()[:3])
@@ -155,9 +158,47 @@ def _states_orientation(path: Path, reader) -> bool:
     """Whether the header says how the axes lie; ITK silently takes them along the scanner's otherwise."""
     if path.suffix.lower() == ".nrrd":
         return "NRRD_space" in reader.GetMetaDataKeys()
+    return re.search(rb"(?m)^(TransformMatrix|Rotation|Orientation) *=", _itk_header(path)) is not None
+
+
+def _itk_header(path: Path) -> bytes:
+    """The text before the voxels."""
     with path.open("rb") as file:
-        header = file.read(1 << 14).partition(b"ElementDataFile")[0]
-    return any(word in header for word in (b"TransformMatrix", b"Rotation", b"Orientation"))
+        start = file.read(1 << 16)
+    end = re.search(rb"\r?\n\r?\n" if path.suffix.lower() == ".nrrd" else rb"ElementDataFile *=[^\n]*\n?", start)
+    return start[: end.end()] if end else start
+
+
+def _verify_compressed(path: Path, reader) -> None:
+    """ITK goes on with what it could inflate of damaged voxels: their checksum and size are looked at here."""
+    header = _itk_header(path)
+    if path.suffix.lower() == ".nrrd":
+        compressed = re.search(rb"(?mi)^encoding: *gz", header)
+        apart = re.search(rb"(?mi)^(data ?file|byte ?skip|line ?skip):", header)
+        voxels, start, window_bits = None if apart else path, len(header), 31
+    else:
+        compressed = re.search(rb"(?m)^CompressedData *= *True", header)
+        where = re.search(rb"ElementDataFile *= *([^\r\n]*)", header)
+        name = where[1].decode(errors="replace").strip() if where else "LOCAL"
+        local = name.upper() == "LOCAL"
+        voxels, start, window_bits = path if local else path.parent / name, len(header) if local else 0, 47
+    if not compressed or voxels is None or not voxels.is_file():
+        return
+    left = int(np.prod([float(count) for count in reader.GetSize()])) * reader.GetNumberOfComponents()
+    left *= _ITK_BYTES.get(reader.GetPixelIDValue(), 0)
+    if not left:
+        return
+    with voxels.open("rb") as file:
+        file.seek(start)
+        stream = nifti.Inflate(file, window_bits)
+        while left > 0 and (piece := stream.read(min(left, 1 << 24))):
+            left -= len(piece)
+        if left or stream.read(1):
+            raise RuntimeError
+
+
+# Bytes of a voxel by SimpleITK's numbers of pixel types: (un)signed integers of 8 to 64 bits, then two floats.
+_ITK_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 8, 7: 8, 8: 4, 9: 8}
 
 
 def read_tensor(path: str | os.PathLike) -> Scan:
