@@ -43,7 +43,7 @@ MAX_VOLUMES = 4
 MIN_SLICES = 3
 SAME_PLACE = 0.02
 """mm up to which two slices lie in one place; headers round positions."""
-MAX_SHIFT = 20.0
+MAX_SHIFT = 10.0
 """mm that a slice may lie beside the line of the others."""
 MODALITIES = ("CT", "MR")
 _OTHER_MODALITIES = (
@@ -462,14 +462,15 @@ def _make_slice(file: _File, frame: int, groups: list) -> _Slice:
     lengths = np.linalg.norm(orientation[:3]), np.linalg.norm(orientation[3:])
     if not np.allclose(lengths, 1, atol=1e-2) or abs(orientation[:3] @ orientation[3:]) > 1e-2:
         raise _Unusable("its orientation is damaged (ImageOrientationPatient): no two unit vectors at a right angle")
+    orientation = np.concatenate([orientation[:3] / lengths[0], orientation[3:] / lengths[1]])
     if not (spacing > 0).all():
         raise _Unusable("its pixel spacing is not positive")
     if spacing.min() < 1e-3 or spacing.max() > 1e3:
         raise _Unusable("its pixel spacing is damaged (PixelSpacing)")
     slope, intercept = find("RescaleSlope"), find("RescaleIntercept")
-    rescale = None
-    if slope is not None or intercept is not None:
-        rescale = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
+    if (slope is None) != (intercept is None):
+        raise _Unusable("it has a rescale slope or intercept without the other one")
+    rescale = None if slope is None else (float(slope), float(intercept))
     if rescale is not None and (not np.isfinite(rescale).all() or rescale[0] == 0):
         raise _Unusable(f"its voxels would be scaled by {rescale[0]} and {rescale[1]}")
     b_value = find("DiffusionBValue", _SIEMENS_B_VALUE)
@@ -558,18 +559,24 @@ def _interleaved(groups: list[list[_Slice]]) -> bool:
 
 def _drop_repeats(slices: list[_Slice]) -> tuple[list[_Slice], int]:
     """Slices without those whose place and pixels another one has, and how many these were."""
-    kept: list[_Slice] = []
+    places: dict[tuple, list[_Slice]] = defaultdict(list)
     for one in slices:
-        same_place = [other for other in kept if np.abs(one.position - other.position).max() <= SAME_PLACE]
-        try:
-            if same_place:
-                plane = _read_plane(one, str(one.file.header.Modality), {})
-                if any(np.array_equal(plane, _read_plane(o, str(o.file.header.Modality), {})) for o in same_place):
-                    continue
-        except (_Unusable, ImportError):
-            pass
-        kept.append(one)
+        places[tuple(np.rint(one.position / SAME_PLACE).astype(int))].append(one)
+    if len(slices) > 2 * len(places):  # repeats of another kind
+        return slices, 0
+    kept: list[_Slice] = []
+    for first, *others in places.values():
+        kept.append(first)
+        kept += [one for one in others if not _same_pixels(first, one)]
     return kept, len(slices) - len(kept)
+
+
+def _same_pixels(first: _Slice, second: _Slice) -> bool:
+    try:
+        a, b = (_read_plane(one, str(one.file.header.Modality), {}) for one in (first, second))
+    except (_Unusable, ImportError):
+        return False
+    return np.array_equal(a, b)
 
 
 def _order(values: tuple) -> list:

@@ -649,7 +649,6 @@ def arrays_that_are_no_volume():
         "sparse.pt": torch.zeros(3, 4, 5).to_sparse(),
         "flat.pt": torch.zeros(4, 5),
         "empty.pt": torch.zeros(0, 4, 5),
-        "quantized.pt": torch.quantize_per_tensor(torch.zeros(3, 4, 5), 0.1, 0, torch.qint8),
         "meta.pt": torch.zeros(3, 4, 5, device="meta"),
         "expanded.pt": torch.zeros(1).expand(100_000, 100_000, 1000),
         "state.pt": torch.nn.Linear(3, 3).state_dict(),

@@ -184,9 +184,19 @@ def test_rescale_of_each_slice(tmp_path):
     assert any("each slice by its own" in step for step in scan.history)
 
 
-def test_only_an_intercept(tmp_path):
-    scan = read_one(save(make_series(make_grid(), RescaleSlope=None), tmp_path / "s"))
-    assert_true(scan)
+@pytest.mark.parametrize("lost", ["RescaleSlope", "RescaleIntercept"])
+def test_slope_and_intercept_belong_together(tmp_path, lost):
+    """Half of the pair is damage: 1024 HU hang on it."""
+    with pytest.raises(ValueError, match="without the other one"):
+        read_dicom(save(make_series(make_grid(), slope=0.5, **{lost: None}), tmp_path / "s"))
+
+
+def test_orientation_that_is_rounded(tmp_path):
+    grid = make_grid("oblique")
+    made = make_series(grid)
+    for one in made:
+        one.ImageOrientationPatient = [f"{float(value) * 1.004:.4f}" for value in one.ImageOrientationPatient]
+    assert_true(read_one(save(made, tmp_path / "s")))
 
 
 def test_rescale_in_some_slices_only_is_refused(tmp_path):
