@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import re
+import struct
 import warnings
 import zipfile
 from collections import defaultdict
@@ -702,25 +703,46 @@ def _read_pixels(file: _File) -> tuple[np.ndarray, Any]:
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if (syntax is None or not syntax.is_compressed) and len(pixels) > expected + 1:  # pydicom would cut it
         raise _Unusable("it holds more pixels than its header says, or they are not in the stated transfer syntax")
+    compressed = syntax is not None and syntax.is_compressed
+    if compressed and not _can_decode(syntax):
+        raise ImportError(
+            f"its pixels are compressed ({syntax.name}); reading them needs: pip install 'itemized-clip-hf[dicom-compressed]'"
+        )
     try:
+        if compressed and syntax != pydicom.uid.RLELossless:
+            for frame in pydicom.encaps.generate_frames(pixels, number_of_frames=frames):
+                if _coded_size(frame) != (int(dataset.Rows), int(dataset.Columns), 1):
+                    raise _Unusable("its compressed pixels do not have the size that its header gives")
         return dataset.pixel_array, dataset
+    except _Unusable:
+        raise
     except Exception as error:
-        if syntax is not None and syntax.is_compressed and not _can_decode(syntax):
-            raise ImportError(
-                f"its pixels are compressed ({syntax.name}); reading them needs: "
-                "pip install 'itemized-clip-hf[dicom-compressed]'"
-            ) from None
         raise _Unusable(
             f"its pixels cannot be decoded: they are cut off, damaged, or not in the stated transfer syntax "
             f"({type(error).__name__})"
         ) from None
 
 
+def _coded_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and colours that a JPEG or JPEG 2000 stream states: decoders take memory for them before anything else."""
+    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # JPEG 2000: start of the stream, then its size
+    if start >= 0:
+        columns, rows, left, top = struct.unpack_from(">4I", frame, start + 8)
+        return rows - top, columns - left, struct.unpack_from(">H", frame, start + 40)[0]
+    at = 2
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker == 0xF7 or 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # JPEG-LS; start of a frame
+            return (*struct.unpack_from(">2H", frame, at + 5), frame[at + 9])
+        at += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", frame, at + 2)[0]
+    return None
+
+
 def _can_decode(syntax) -> bool:
     try:
         return pydicom.pixels.get_decoder(syntax).is_available
     except NotImplementedError:
-        return False
+        raise _Unusable("its pixels are compressed in a way that nothing here decodes, as a video is") from None
 
 
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")

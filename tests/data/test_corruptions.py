@@ -474,6 +474,9 @@ def test_wrong_transfer_syntax(tmp_path, kind, noisy):
         (length,) = struct.unpack_from("<I", data, 140)
         data = data[:140] + struct.pack("<I", length + len(new) - len(old)) + data[144:].replace(old, new, 1)
         file.write_bytes(data)
+    if kind == "a video":
+        with pytest.raises(ValueError, match="as a video is"):
+            read_dicom(folder)
     if noisy:
         scans = try_read(folder, read_dicom)
         if scans is not None:  # the encoding can be told from the data, and was
@@ -844,6 +847,12 @@ def make_bombs(folder: Path) -> list[Path]:
     }
     for name, start in members.items():
         (folder / name).write_bytes(zip_of_zeros(start))
+    save(make_series(make_grid(slices=3, size=(40, 48))), folder / "wide", JPEG2000Lossless)
+    for file in (folder / "wide").iterdir():
+        data = file.read_bytes()
+        size = data.index(b"\xff\x4f\xff\x51") + 8
+        file.write_bytes(data[:size] + struct.pack(">6I", 40000, 40000, 0, 0, 40000, 40000) + data[size + 24 :])
+    zip_folder(folder / "wide", folder / "wide_codestream.zip")
     with zipfile.ZipFile(folder / "nested.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(folder / "zeros.zip", "inner.zip")
     torch.save(torch.zeros(1, dtype=torch.uint8).expand(60_000, 60_000, 60), folder / "expanded.pt")
