@@ -3,6 +3,7 @@
 import io
 import zipfile
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from pydicom.uid import (
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     MRImageStorage,
-    generate_uid,
 )
 
 LPS = np.diag([-1.0, -1.0, 1.0])
@@ -42,6 +42,14 @@ SECRETS = (
     *("mustermann", "erika", "qx7731z", "19520417", "99182", "quacksalver", "ottokar", "klinikum", "hinterwald"),
     *("20190823", "st4711", "station77", "1952-04-17", "23.08.2019", "2019-08-23", "2019_08_23", "23aug2019"),
 )
+
+
+_UIDS = count(1)
+
+
+def make_uid() -> str:
+    """Another one each time, all of one length, so that seeded damage meets the same fields in every run."""
+    return f"1.2.826.0.1.3680043.8.498.1{next(_UIDS):012d}"
 
 
 def world(points: np.ndarray) -> np.ndarray:
@@ -100,7 +108,7 @@ def make_series(grid: Grid, modality="CT", slope=1.0, intercept=-1024.0, functio
     function = function or (world if modality == "CT" else mr_world)
     if modality == "MR":
         slope, intercept = None, None
-    series = generate_uid()
+    series = make_uid()
     made = []
     for number in range(len(grid.positions)):
         one = _base(modality, CTImageStorage if modality == "CT" else MRImageStorage, series)
@@ -121,7 +129,7 @@ def make_series(grid: Grid, modality="CT", slope=1.0, intercept=-1024.0, functio
 def make_enhanced(grid: Grid, modality="CT", shared=("orientation", "measures", "rescale"), order=None, **fields):
     """One multi-frame data set; groups named in `shared` stand there, the others in each frame."""
     enhanced = _base(
-        modality, EnhancedCTImageStorage if modality == "CT" else EnhancedMRImageStorage, generate_uid(), "VOLUME"
+        modality, EnhancedCTImageStorage if modality == "CT" else EnhancedMRImageStorage, make_uid(), "VOLUME"
     )
     function = world if modality == "CT" else mr_world
     groups = {
@@ -163,11 +171,11 @@ def _add_group(dataset: Dataset, name: str, values: dict) -> None:
 def _base(modality: str, sop_class, series: str, kind: str = "") -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = sop_class
-    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.MediaStorageSOPInstanceUID = make_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     one = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     one.SOPClassUID, one.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
-    one.SeriesInstanceUID, one.StudyInstanceUID = series, generate_uid()
+    one.SeriesInstanceUID, one.StudyInstanceUID = series, make_uid()
     one.Modality = modality
     one.SeriesNumber = 3
     one.SeriesDescription = "AX HEAD" if modality == "CT" else "AX T1"
