@@ -298,6 +298,7 @@ _NOTES = {
     "qform": ("note", "its sform was used"),
     "uneven": ("warn", "values between the slices are interpolated"),
     "tilted": ("note", "nothing; heat maps lie on the upright grid"),
+    "shifted": ("warn", "the patient may have moved between slices: look at a sagittal view"),
     "lost-slices": ("warn", "export the series again"),
 }
 

@@ -20,6 +20,8 @@ SUFFIXES = (".nii", ".nii.gz")
 MAX_BYTES = 2 << 30
 """Most bytes that one volume may take as stored; a chest CT of 1,000 slices takes half a gigabyte."""
 
+_MOST_INFLATION = 1032  # of deflate
+_SPACING_LIMITS = (1e-3, 1e3)
 _UNITS_TO_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 DEPTH_FIRST = permutation((2, 1, 0))
 
@@ -51,13 +53,19 @@ def read_nifti(
         raise FileNotFoundError(f"there is no file {path}.")
     name = path.name
     with path.open("rb") if data is None else io.BytesIO(data) as file:
-        stream = _Inflate(file) if file.read(2) == b"\x1f\x8b" else file
+        stream = Inflate(file) if file.read(2) == b"\x1f\x8b" else file
+        stored = file.seek(0, os.SEEK_END)
         file.seek(0)
         try:
             header = _read_header(stream, name)
             offset, dtype, shape = _layout(header, name, max_bytes)
             stream.read(offset - header.sizeof_hdr)
             size = dtype.itemsize * int(np.prod(shape))
+            most = stored - offset if stream is file else stored * _MOST_INFLATION
+            if most < size:  # before memory is taken for them
+                raise ValueError(
+                    f"{name} cannot be read: it is truncated, {stored} bytes cannot hold the {size} of its voxels."
+                )
             voxels = stream.read(size)
             if len(voxels) < size:
                 raise ValueError(
@@ -71,8 +79,9 @@ def read_nifti(
             raise ValueError(f"{name} cannot be read: it is truncated or damaged ({error}).") from None
     array = np.frombuffer(voxels, dtype).reshape(shape, order="F")
     array = _choose_volume(array, volume_index, name)
-    array = _scale(array, header, name)
-    affine, history, notes = _geometry(header, name)
+    with np.errstate(all="ignore"):  # what overflows or is not finite is refused or reported in words
+        array = _scale(array, header, name)
+        affine, history, notes = _geometry(header, name)
     history.insert(0, f"NIfTI of {' x '.join(map(str, shape))} voxels")
     if len(shape) > 3 and max(shape[3:]) > 1:
         history.append(f"volume {volume_index} of {shape[3]} taken")
@@ -90,18 +99,18 @@ def scan_of_image(image, name: str | None = None) -> Scan:
     )
 
 
-class _Inflate:
-    """Reads gzip data in pieces, never more than asked for, checksums verified."""
+class Inflate:
+    """Reads gzip (or zlib) data in pieces, never more than asked for, checksums verified."""
 
-    def __init__(self, file):
+    def __init__(self, file, window_bits: int = 31):
         self.file = file
-        self.decoder = zlib.decompressobj(31)
+        self.decoder = zlib.decompressobj(window_bits)
         self.pending = b""
         self.chunk = 1 << 16  # what a header needs; what follows comes in large pieces
 
-    def read(self, size: int) -> bytes:
-        pieces, wanted = [], size
-        while wanted > 0:
+    def read(self, size: int) -> bytearray:
+        inflated = bytearray()
+        while (wanted := size - len(inflated)) > 0:
             if self.decoder.eof:
                 rest = (self.decoder.unused_data + self.pending).lstrip(b"\0") or self.file.read(1 << 16).lstrip(b"\0")
                 if not rest:
@@ -112,21 +121,20 @@ class _Inflate:
                 chunk, self.chunk = self.file.read(self.chunk), 1 << 24
             if not chunk:
                 raise EOFError("the compressed data ends early")
-            piece = self.decoder.decompress(chunk, wanted)
+            inflated += self.decoder.decompress(chunk, min(wanted, 1 << 24))
             self.pending = self.decoder.unconsumed_tail
-            pieces.append(piece)
-            wanted -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return inflated
 
 
 def _read_header(stream, name: str):
     start = stream.read(348)
     for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
         size = kind.sizeof_hdr
-        if start[:4] in (size.to_bytes(4, "little"), size.to_bytes(4, "big")):
-            binary = start + stream.read(size - len(start))
-            if len(binary) == size:
-                return kind.from_fileobj(io.BytesIO(binary), check=False)
+        for endianness in "<>":
+            if start[:4] == np.array(size, f"{endianness}i4").tobytes():
+                binary = bytes(start + stream.read(size - len(start)))
+                if len(binary) == size:  # nibabel would guess the byte order by another field
+                    return kind(binary, endianness=endianness, check=False)
     raise ValueError(f"{name} cannot be read: it is truncated, damaged or no NIfTI file (no header of that format).")
 
 
@@ -204,7 +212,14 @@ def _geometry(header, name: str) -> tuple[np.ndarray, list[str], dict[str, str]]
     """Affine (voxel indices in the file's order -> mm), what was done, and what is doubtful."""
     history: list[str] = []
     notes: dict[str, str] = {}
-    zooms = np.asarray(header["pixdim"][1:4], float)
+    try:
+        units = header.get_xyzt_units()[0]
+    except Exception:
+        units = "unknown"
+    to_mm = np.diag([_UNITS_TO_MM.get(units, 1.0)] * 3 + [1.0])
+    if to_mm[0, 0] != 1:
+        history.append(f"geometry converted from {units} to mm")
+    zooms = np.asarray(header["pixdim"][1:4], float) * to_mm[0, 0]
     if not (np.isfinite(zooms).all() and (zooms > 0).all()):
         raise ValueError(
             f"{name} has no usable geometry: its voxel spacing is {_numbers(zooms)} (pixdim); expected three positive numbers. "
@@ -212,22 +227,26 @@ def _geometry(header, name: str) -> tuple[np.ndarray, list[str], dict[str, str]]
         )
     forms = {}
     if int(header["sform_code"]) > 0:
-        forms["sform"] = np.asarray(header.get_sform(), float)
+        forms["sform"] = to_mm @ np.asarray(header.get_sform(), float)
     if int(header["qform_code"]) > 0:
         try:
-            forms["qform"] = np.asarray(header.get_qform(), float)
+            forms["qform"] = to_mm @ np.asarray(header.get_qform(), float)
         except Exception:
             notes["qform"] = "its qform is damaged"
     for kind, affine in list(forms.items()):
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9 or np.abs(affine).max() > 1e5:
+        if not is_usable_affine(affine):
             if kind == "sform" or "sform" not in forms:
                 raise ValueError(
-                    f"{name} has no usable geometry (its affine is singular or not finite): where its voxels lie is unknown."
+                    f"{name} has no usable geometry: its {kind} is singular, not finite, or far from millimetres, so that "
+                    "where its voxels lie is unknown. Convert the original series again."
                 )
+            notes["qform"] = "its qform is damaged"
             del forms[kind]
     if not forms:
         notes["orientation-unknown"] = "its header gives no orientation (sform and qform codes are 0)"
-        affine = np.asarray(header.get_base_affine(), float)
+        affine = to_mm @ np.asarray(header.get_base_affine(), float)
+        if not is_usable_affine(affine):
+            raise ValueError(f"{name} has no usable geometry: its voxel spacing is {_numbers(zooms)} mm (pixdim).")
     else:
         affine = forms.get("sform", forms.get("qform"))
     if len(forms) == 2:
@@ -240,16 +259,17 @@ def _geometry(header, name: str) -> tuple[np.ndarray, list[str], dict[str, str]]
         notes["two-spacings"] = (
             f"its affine says {_numbers(axis_spacing(affine))} mm, its pixdim {_numbers(zooms)}; the former was taken"
         )
-    try:
-        units = header.get_xyzt_units()[0]
-    except Exception:
-        units = "unknown"
-    factor = _UNITS_TO_MM.get(units, 1.0)
-    if factor != 1:
-        affine = affine.copy()
-        affine[:3] *= factor
-        history.append(f"geometry converted from {units} to mm")
     return affine, history, notes
+
+
+def is_usable_affine(affine: np.ndarray) -> bool:
+    """Whether voxels of a possible size in mm lie in space, none of the axes in the plane of the others."""
+    if not np.isfinite(affine).all() or np.abs(affine).max() > 1e5:
+        return False
+    spacing = axis_spacing(affine)
+    if spacing.min() < _SPACING_LIMITS[0] or spacing.max() > _SPACING_LIMITS[1]:
+        return False
+    return abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-3
 
 
 def _numbers(values) -> str:

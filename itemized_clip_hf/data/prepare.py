@@ -131,8 +131,8 @@ def plan_studies(
             f"no study of {studies} has both images and items; e.g. {tried}. Ids are the names of the study folders, or "
             "the names of the files without suffix."
         )
-    labels = sorted({label for row in rows for label in row["labels"]})
-    return Plan(domain, rows, labels, **settings), left_out
+    names = sorted({label for row in rows for label in row["labels"]})
+    return Plan(domain, rows, names, **settings), left_out
 
 
 def _join(studies, reports, id_column, items_column) -> Iterator[tuple[str, Any, dict | None, str]]:
@@ -555,7 +555,7 @@ def _assemble(plan: Plan, output: Path, parts: Path) -> None:
     if plan.file_format == "parquet":
         return
     DatasetInfo(features=features_of(plan)).write_to_directory(str(output))
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": plan.digest()[:16],
         "_format_columns": None,

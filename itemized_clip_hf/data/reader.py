@@ -1,6 +1,9 @@
 """Files and folders of every known kind -> scans and studies; masks are not taken for scans."""
 
 import os
+import re
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -124,26 +127,78 @@ def read_itk(path: str | os.PathLike) -> Scan:
     try:
         reader.ReadImageInformation()
         size = [float(count) for count in reader.GetSize()]
-        if reader.GetNumberOfComponents() != 1 or len([count for count in size if count > 1]) != 3:
+        if reader.GetNumberOfComponents() != 1 or len(size) < 3 or min(size[:3]) < 2 or max([1, *size[3:]]) > 1:
             raise ValueError(
                 f"{path.name} has {reader.GetNumberOfComponents()} x {size}; expected one volume of single numbers."
             )
         if 8 * np.prod(size) > 2 * nifti.MAX_BYTES:
             raise ValueError(f"{path.name} would take more than {nifti.MAX_BYTES >> 30} GiB: its header is damaged.")
+        _verify_compressed(path, reader)
         image = reader.Execute()
-    except RuntimeError:
+    except (RuntimeError, EOFError, zlib.error):
         raise ValueError(f"{path.name} cannot be read: it is truncated, damaged or of another kind.") from None
     direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:3, :3]
     spacing = np.array(image.GetSpacing()[:3])
     affine = np.eye(4)
     affine[:3, :3] = direction * spacing
     affine[:3, 3] = image.GetOrigin()[:3]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise ValueError(f"{path.name} has no usable geometry (its affine is singular or not finite).")
+    if not nifti.is_usable_affine(affine):
+        raise ValueError(f"{path.name} has no usable geometry (its affine is singular, not finite, or not in mm).")
     affine = np.diag([-1.0, -1, 1, 1]) @ affine @ nifti.DEPTH_FIRST
     array = SimpleITK.GetArrayFromImage(image)
     array = array.reshape(array.shape[-3:])
-    return Scan(array, affine, path.stem, str(path), history=[f"{path.suffix[1:].upper()} file read through SimpleITK"])
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{path.name} holds values of type {array.dtype}, expected one number per voxel.")
+    kind = path.suffix[1:].upper()
+    notes = {} if _states_orientation(path, reader) else {"orientation-unknown": "its header gives no orientation"}
+    return Scan(array, affine, path.stem, str(path), history=[f"{kind} file read through SimpleITK"], notes=notes)
+
+
+def _states_orientation(path: Path, reader) -> bool:
+    """Whether the header says how the axes lie; ITK silently takes them along the scanner's otherwise."""
+    if path.suffix.lower() == ".nrrd":
+        return "NRRD_space" in reader.GetMetaDataKeys()
+    return re.search(rb"(?m)^(TransformMatrix|Rotation|Orientation) *=", _itk_header(path)) is not None
+
+
+def _itk_header(path: Path) -> bytes:
+    """The text before the voxels."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    end = re.search(rb"\r?\n\r?\n" if path.suffix.lower() == ".nrrd" else rb"ElementDataFile *=[^\n]*\n?", start)
+    return start[: end.end()] if end else start
+
+
+def _verify_compressed(path: Path, reader) -> None:
+    """ITK goes on with what it could inflate of damaged voxels: their checksum and size are looked at here."""
+    header = _itk_header(path)
+    if path.suffix.lower() == ".nrrd":
+        compressed = re.search(rb"(?mi)^encoding: *gz", header)
+        apart = re.search(rb"(?mi)^(data ?file|byte ?skip|line ?skip):", header)
+        voxels, start, window_bits = None if apart else path, len(header), 31
+    else:
+        compressed = re.search(rb"(?m)^CompressedData *= *True", header)
+        where = re.search(rb"ElementDataFile *= *([^\r\n]*)", header)
+        name = where[1].decode(errors="replace").strip() if where else "LOCAL"
+        local = name.upper() == "LOCAL"
+        voxels, start, window_bits = path if local else path.parent / name, len(header) if local else 0, 47
+    if not compressed or voxels is None or not voxels.is_file():
+        return
+    left = int(np.prod([float(count) for count in reader.GetSize()])) * reader.GetNumberOfComponents()
+    left *= _ITK_BYTES.get(reader.GetPixelIDValue(), 0)
+    if not left:
+        return
+    with voxels.open("rb") as file:
+        file.seek(start)
+        stream = nifti.Inflate(file, window_bits)
+        while left > 0 and (piece := stream.read(min(left, 1 << 24))):
+            left -= len(piece)
+        if left or stream.read(1):
+            raise RuntimeError
+
+
+# Bytes of a voxel by SimpleITK's numbers of pixel types: (un)signed integers of 8 to 64 bits, then two floats.
+_ITK_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 8, 7: 8, 8: 4, 9: 8}
 
 
 def read_tensor(path: str | os.PathLike) -> Scan:
@@ -154,24 +209,67 @@ def read_tensor(path: str | os.PathLike) -> Scan:
     """
     path = Path(path)
     try:
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
+        if path.suffix.lower() == ".npy":
+            array = _load_npy(path)
         else:
             import torch
 
+            _refuse_bomb(path)
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(loaded, torch.Tensor):
-                raise ValueError(f"it holds a {type(loaded).__name__}, expected one tensor")
-            array = loaded.numpy() if loaded.dtype != torch.bfloat16 else loaded.float().numpy()
-    except Exception as error:
-        reason = str(error) if isinstance(error, ValueError) else "it is damaged, or holds more than a tensor"
-        raise ValueError(f"{path.name} cannot be read: {reason.splitlines()[0][:200]}.") from None
+                raise _Refused(f"it holds a {type(loaded).__name__}, expected one tensor")
+            _refuse_size(loaded.numel() * loaded.element_size())
+            array = (loaded.float() if loaded.dtype == torch.bfloat16 else loaded).detach().resolve_neg().numpy()
+    except _Refused as error:
+        raise ValueError(f"{path.name} cannot be read: {error}.") from None
+    except Exception:
+        raise ValueError(f"{path.name} cannot be read: it is damaged, or holds more than a tensor.") from None
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{path.name} holds values of type {array.dtype}, expected one number per voxel.")
     while array.ndim > 3 and array.shape[0] == 1:
         array = array[0]
     if array.ndim != 3 or min(array.shape) < 2:
         raise ValueError(f"{path.name} has shape {array.shape}; expected a volume (depth, height, width).")
     history = ["array without geometry, taken as it is stored, depth first"]
     return Scan(array, None, path.stem, str(path), history=history, prepared=array.dtype == np.uint8)
+
+
+class _Refused(ValueError):
+    """Why a file is not read, in words of ours."""
+
+
+def _refuse_size(size: int) -> None:
+    """Small files can promise any size: tensors by strides of 0, compressed ones by what they inflate to."""
+    if size > nifti.MAX_BYTES:
+        raise _Refused(
+            f"its voxels would take {size / 2**30:,.1f} GiB, more than the limit of {nifti.MAX_BYTES >> 30} GiB"
+        )
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuses what inflates beyond the limit, and damage of anything but voxels, which have checksums that torch ignores."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _refuse_size(sum(member.file_size for member in archive.infolist()))
+            for member in archive.infolist():
+                if "/data/" not in member.filename:
+                    archive.read(member)
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if read is None:
+            raise _Refused("its version of the format is unknown")
+        shape, _, dtype = read(file)
+        if dtype.kind not in "iuf":
+            raise _Refused(f"it holds values of type {dtype}, expected one number per voxel")
+        size = dtype.itemsize * int(np.prod([float(count) for count in shape]))
+        _refuse_size(size)
+        if os.fstat(file.fileno()).st_size - file.tell() != size:
+            raise _Refused(f"its voxels do not fill the shape {shape} of its header")
+    return np.load(path, allow_pickle=False)
 
 
 def _read_tensor_tree(path: Path, tensors: list[Path]) -> Study:

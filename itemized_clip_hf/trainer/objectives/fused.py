@@ -181,7 +181,7 @@ class _Run:
     """One pass over all images and texts."""
 
     def __init__(self, inputs, columns: _Columns, token_mask, settings: dict, needs_gradient: bool):
-        self.inputs = {name: None if x is None else x.detach() for name, x in inputs.items()}
+        self.inputs: dict[str, Any] = {name: None if x is None else x.detach() for name, x in inputs.items()}
         self.columns, self.token_mask, self.needs_gradient = columns, token_mask, needs_gradient
         self.settings = settings
         self.both = bool(settings["kta_weight"])
@@ -229,7 +229,7 @@ class _Run:
             projected = F.linear(normed, self.weight, self.inputs["bias"].to(self.product_dtype))
             key, value = projected.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
             gradient = torch.zeros_like(projected, dtype=self.dtype) if self.needs_gradient else None
-            parts = gradient.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4) if gradient is not None else None
+            parts: Any = gradient.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4) if gradient is not None else None
         for left, right in zip(edges, edges[1:]):
             columns = slice(left, right)
             query, scores, weights, gathered = self.attend(images, columns, key, value)
