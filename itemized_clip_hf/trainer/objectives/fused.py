@@ -20,7 +20,7 @@ from .blocks import Block, SeededMask
 from .functional import full, full_precision, item_separation_loss, key_tokens, sigmoid_loss, unit, worst_positive
 
 # Scores held at once: few enough for the caches of a CPU, many enough for the cores of a GPU.
-CHUNK_SCORES = {"cpu": 1 << 20, "cuda": 1 << 27}
+CHUNK_SCORES = {"cpu": 1 << 19, "cuda": 1 << 27}
 ABSORB_BELOW = 44
 """Texts of an image below which absorption needs fewer operations, at the published width and heads."""
 
@@ -229,7 +229,9 @@ class _Run:
             projected = F.linear(normed, self.weight, self.inputs["bias"].to(self.product_dtype))
             key, value = projected.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
             gradient = torch.zeros_like(projected, dtype=self.dtype) if self.needs_gradient else None
-            parts: Any = gradient.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4) if gradient is not None else None
+            parts: Any = (
+                gradient.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4) if gradient is not None else None
+            )
         for left, right in zip(edges, edges[1:]):
             columns = slice(left, right)
             query, scores, weights, gathered = self.attend(images, columns, key, value)
