@@ -185,9 +185,33 @@ class ItemizedCLIPVisionModel(ItemizedCLIPPreTrainedModel):
         return model
 
 
+TEXT_GROUPS = 4
+"""Passes of the text tower over items of similar length."""
+
+
 def spread_scan_mask(scan_mask: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """(B, N) -> (B, L), True for the tokens of real scans."""
     return scan_mask.bool().repeat_interleave(num_tokens // scan_mask.shape[1], dim=1)
+
+
+def group_by_length(mask: torch.Tensor, most: int) -> list[tuple[torch.Tensor, int]]:
+    """
+    Texts of similar length together, so that little padding is computed.
+
+    Args:
+        mask: (M, T), True for tokens.
+        most: most groups.
+
+    Returns:
+        row numbers of each group, and the columns that it needs. One group where several would save less than a tenth.
+    """
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    lengths, order = (mask.bool() * places).amax(1).sort()
+    longest = max(int(lengths[-1]), 1)
+    groups = [(rows, max(int(own[-1]), 1)) for rows, own in zip(order.chunk(most), lengths.chunk(most))]
+    if most == 1 or len(mask) < 8 * most or sum(len(g) * n for g, n in groups) > 0.9 * len(mask) * longest:
+        return [(torch.arange(len(mask), device=mask.device), longest)]
+    return groups
 
 
 def build_text_model(config):
@@ -296,16 +320,28 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
         if len(rows) == 0:
             raise ValueError("item_mask marks no item as real: at least one study needs at least one item.")
         ids = input_ids.flatten(0, -2)[rows]
-        mask = None
-        if attention_mask is not None:
+        if attention_mask is None:
+            outputs = self.get_text_features(ids, None, **kwargs)
+        else:
             mask = attention_mask.flatten(0, -2)[rows]
-            length = int(mask.sum(0).bool().sum())  # trailing columns that no real item uses
-            if bool(mask[:, :length].sum() == mask.sum()):
-                ids, mask = ids[:, :length], mask[:, :length]
-        outputs = self.get_text_features(ids, mask, **kwargs)
-        real = outputs.pooler_output
+            whole = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+            groups = group_by_length(mask, 1 if whole else TEXT_GROUPS)
+            parts = [self.get_text_features(ids[g, :length], mask[g, :length], **kwargs) for g, length in groups]
+            outputs = parts[0] if len(parts) == 1 else self._merge_texts(parts, [g for g, _ in groups])
+        real: Any = outputs.pooler_output
         embeds = real.new_zeros(item_mask.numel(), real.shape[-1]).index_copy(0, rows, real)
         return embeds.unflatten(0, item_mask.shape), outputs
+
+    @staticmethod
+    def _merge_texts(parts: list, groups: list[torch.Tensor]) -> BaseModelOutputWithPooling:
+        """Outputs of groups of texts in the texts' order; hidden states padded with zeros to the longest."""
+        order = torch.cat(groups).argsort()
+        length = max(part.last_hidden_state.shape[1] for part in parts)
+        states = [F.pad(p.last_hidden_state, (0, 0, 0, length - p.last_hidden_state.shape[1])) for p in parts]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=torch.cat(states)[order],
+            pooler_output=torch.cat([part.pooler_output for part in parts])[order],
+        )
 
     def item_tokens(
         self, outputs: BaseModelOutputWithPooling, attention_mask: torch.Tensor | None, item_mask: torch.Tensor | None
