@@ -101,3 +101,21 @@ def write_volume(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A tiny brain MRI model with its processor."""
+    from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
+    from itemized_clip_hf.data.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = tiny_config()
+    config.domain = "brain-mri"
+    ItemizedCLIPModel(config).save_pretrained(folder)
+    tokenizer = train_tokenizer(ITEMS, 120, 24)
+    ItemizedCLIPProcessor.from_domain(
+        "brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16
+    ).save_pretrained(folder)
+    return folder

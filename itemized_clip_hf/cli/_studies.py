@@ -84,31 +84,6 @@ class Opener:
             return Unreadable(error)
 
 
-def read_study(record: dict, volume_index: int | None = None) -> Study:
-    """A record as a study; pictures and arrays have nothing to inspect."""
-    if "error" in record:
-        raise ValueError(record["error"])
-    images = record.get("images")
-    named = (
-        images
-        if isinstance(images, dict)
-        else {"": images}
-        if not isinstance(images, list)
-        else dict(enumerate(images))
-    )
-    study = Study({}, id=record["id"])
-    for name, image in named.items():
-        if isinstance(image, str) and image.lower().endswith(PICTURE_SUFFIXES) or not isinstance(image, (str, Scan)):
-            raise ValueError("it is no volume: there is nothing to inspect in a picture.")
-        opened = read_file(image, volume_index) if isinstance(image, str) else image
-        if isinstance(opened, Study):
-            study.skipped += opened.skipped
-        for scan in opened.scans.values() if isinstance(opened, Study) else [opened]:
-            scan.name = name if isinstance(name, str) and name else scan.name
-            study.add(scan)
-    return study
-
-
 class Unreadable:
     """Stands for what could not be read, so that the run reports it in its place."""
 

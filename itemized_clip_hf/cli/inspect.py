@@ -23,15 +23,18 @@ def command(paths, inputs, domain, accept, volume_index, verbose, as_json):
     PATHS are files, folders and lists as for predict. Every scan gets a verdict: ok, warn or refuse, with a code, what was
     found and what to do. Ends with status 0 if all are ok, 1 after a warning, 2 after a refusal.
     """
-    from itemized_clip_hf.cli._studies import Inputs, format_table, read_study
+    from itemized_clip_hf.cli._studies import Inputs, format_table
     from itemized_clip_hf.data.checks import LEVELS, check_study
+    from itemized_clip_hf.data.reader import read_study
 
     if not (*paths, *inputs):
         raise click.UsageError("name at least one file, folder or list.")
     results, rows, worst = [], [], 0
     for record in Inputs((*paths, *inputs)):
         try:
-            study = read_study(record, volume_index)
+            if "error" in record:
+                raise ValueError(record["error"])
+            study = read_study(record.get("images"), record["id"], volume_index)
         except (OSError, ValueError, ImportError) as error:
             results.append({"study": record["id"], "scan": None, "verdict": "refuse", "error": str(error)})
             rows.append([record["id"], "", "refuse", "", "", ""])

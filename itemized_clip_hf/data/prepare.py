@@ -26,7 +26,7 @@ from ..domains import load_domain
 from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES, ItemizedCLIPImageProcessor
 from ..version import __version__
 from .checks import check_study
-from .reader import read_file
+from .reader import read_study
 from .records import Records, as_items, read_records, read_table
 from .storage import scan_features, store_scan
 from .study import Study
@@ -459,22 +459,13 @@ def prepare_study(
 
 def _read_study(row: dict, plan: Plan, lost: list[Loss]) -> Study:
     """All scans of a row; what cannot be read is listed."""
-    images = row["images"]
-    named = images if isinstance(images, dict) else {"": images} if isinstance(images, str) else dict(enumerate(images))
-    study = Study({}, id=row["id"])
-    for name, path in named.items():
-        try:
-            opened = read_file(path, plan.volume_index)
-        except (OSError, ValueError) as error:
-            lost.append((row["id"], Path(path).name, str(error)))
-            continue
-        scans = list(opened.scans.values()) if isinstance(opened, Study) else [opened]
-        if isinstance(opened, Study):
-            lost += [(row["id"], what, reason) for what, reason in opened.skipped]
-        elif isinstance(name, str) and name:
-            opened.name = name
-        for scan in scans:
-            study.add(scan)
+    study = read_study(
+        row["images"],
+        row["id"],
+        plan.volume_index,
+        on_error=lambda name, error: lost.append((row["id"], name, str(error))),
+    )
+    lost += [(row["id"], what, reason) for what, reason in study.skipped]
     if not study.scans:
         raise ValueError("none of its files can be read")
     return study

@@ -4,6 +4,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,49 @@ def read_file(path: str | os.PathLike, volume_index: int | None = None) -> Scan 
     if reason:
         raise ValueError(f"{path.name} is a mask, not a scan: {reason}.")
     return scan
+
+
+def read_study(
+    images,
+    study_id: str,
+    volume_index: int | None = None,
+    on_error: Callable[[str, Exception], None] | None = None,
+) -> Study:
+    """
+    The images of a list's row as one study.
+
+    Args:
+        images: a path or a scan, a list of them, or name -> path or scan; a name given here wins over the file's.
+        on_error: called with the name of a file that cannot be read, and why; without it the error is raised.
+
+    Raises:
+        ValueError: there is no volume among them; OSError, ValueError: one cannot be read.
+    """
+    named = images if isinstance(images, dict) else {"": images}
+    if isinstance(images, (list, tuple)):
+        named = dict(enumerate(images))
+    study = Study({}, id=study_id)
+    for name, image in named.items():
+        try:
+            if (
+                isinstance(image, str)
+                and image.lower().endswith(PICTURE_SUFFIXES)
+                or not isinstance(image, (str, Scan))
+            ):
+                raise ValueError("a picture, where a volume is expected.")
+            opened = read_file(image, volume_index) if isinstance(image, str) else image
+        except (OSError, ValueError) as error:
+            if on_error is None:
+                raise
+            on_error(Path(image).name if isinstance(image, str) else str(name), error)
+            continue
+        if isinstance(opened, Study):
+            study.skipped += opened.skipped
+        elif isinstance(name, str) and name:
+            opened.name = name
+        for scan in opened.scans.values() if isinstance(opened, Study) else [opened]:
+            study.add(scan)
+    return study
 
 
 def read_folder(path: Path, volume_index: int | None = None) -> Study:

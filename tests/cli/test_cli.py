@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import ITEMS, tiny_config
+from conftest import ITEMS
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -21,24 +20,6 @@ def run(*arguments, check=True) -> subprocess.CompletedProcess:
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
     return done
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> Path:
-    """A tiny brain MRI model with its processor."""
-    from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
-    from itemized_clip_hf.data.tokenizer import train_tokenizer
-
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = tiny_config()
-    config.domain = "brain-mri"
-    ItemizedCLIPModel(config).save_pretrained(folder)
-    tokenizer = train_tokenizer(ITEMS, 120, 24)
-    ItemizedCLIPProcessor.from_domain(
-        "brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16
-    ).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -5,29 +5,10 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from conftest import ITEMS, tiny_config
 
 pytest.importorskip("pydicom")
 pytest.importorskip("datasets")
 from dicom_files import SECRETS, make_grid, make_series, save, zip_folder  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
-    from itemized_clip_hf.data.tokenizer import train_tokenizer
-
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = tiny_config()
-    config.domain = "brain-mri"
-    ItemizedCLIPModel(config).save_pretrained(folder)
-    tokenizer = train_tokenizer(ITEMS, 120, 24)
-    ItemizedCLIPProcessor.from_domain(
-        "brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16
-    ).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
