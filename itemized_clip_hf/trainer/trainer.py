@@ -1,6 +1,7 @@
 """The library's Trainer with an objective inside the model, its terms in the log, and the papers' schedule."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ..domains import load_domain
+from .cached import KeepPixelsOnHost, cached_encoding
 from .collator import ItemizedCLIPCollator
 from .gather import rank, world_size
 from .objectives import Objective, StudyTextObjective, load_objective
@@ -52,6 +54,21 @@ class SeedByRank(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if world_size() > 1:
             torch.manual_seed(args.seed + rank())
+
+
+def refuse_caching(trainer: Trainer) -> None:
+    """Raises where parameters are not whole in every process, or are not the model's own, while it runs backward."""
+    conflicts = {
+        "FSDP": trainer.is_fsdp_enabled,
+        "DeepSpeed": trainer.is_deepspeed_enabled,
+        "torch.compile": trainer.args.torch_compile,
+        "several GPUs in one process": trainer.args.n_gpu > 1,
+    }
+    for name in [name for name, found in conflicts.items() if found]:
+        raise ValueError(
+            f"cached_micro_batch_size does not work with {name}: use one process per GPU without sharding (torchrun), or "
+            "gradient checkpointing instead of cached features."
+        )
 
 
 class ItemizedCLIPTrainer(Trainer):
@@ -119,6 +136,8 @@ class ItemizedCLIPTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.cached_micro_batch_size is not None:
+            refuse_caching(self)
         self.add_callback(ClampLogitScale())
         self.add_callback(SeedByRank())
         # Evaluation asks the model for a loss although there are no labels.
@@ -139,6 +158,16 @@ class ItemizedCLIPTrainer(Trainer):
             for name, parameter in model.named_parameters()
             if parameter.ndim >= 2 or volumes and name.endswith("class_embedding")
         ]
+
+    def get_train_dataloader(self):
+        """With cached features, `pixel_values` are a `HostTensor`: a large batch may not fit on the accelerator."""
+        collator = self.data_collator
+        if self.args.cached_micro_batch_size is not None:
+            self.data_collator = KeepPixelsOnHost(collator)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
 
     def get_eval_dataloader(self, eval_dataset=None):
         """All studies, the last incomplete batch too."""
@@ -193,7 +222,9 @@ class ItemizedCLIPTrainer(Trainer):
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs, return_loss=True, return_logits=return_outputs)
+        micro_batch_size = self.args.cached_micro_batch_size if model.training else None
+        with nullcontext() if micro_batch_size is None else cached_encoding(self.model, micro_batch_size):
+            outputs = model(**inputs, return_loss=True, return_logits=return_outputs)
         phase = "" if model.training else "eval_"
         for name, term in (outputs.loss_terms or {}).items():
             total = self._terms.setdefault(f"{phase}loss_{name}", [0.0, 0])

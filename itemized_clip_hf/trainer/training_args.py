@@ -15,6 +15,8 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
         objective_weights (`dict`): its arguments where they differ from the defaults.
         freeze_text (`bool` or `str`): `True` freezes the text tower, `"except_layernorm"` all of it but its LayerNorms; the
             text projection is always trained.
+        cached_micro_batch_size (`int`): encode that many studies at a time and keep their features only: batches larger than
+            the memory, with the gradients of the whole batch, for one more pass through the towers (`trainer/cached.py`).
         max_items (`int`): item slots K of a study.
         max_scans (`int`): most scans of a study in training.
         scan_fill (`str`): `"mask"` or `"repeat"`, see the collator.
@@ -24,6 +26,7 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     objective: str = "itemized_clip"
     objective_weights: dict | str | None = None
     freeze_text: bool | str = False
+    cached_micro_batch_size: int | None = None
     max_items: int = 7
     max_scans: int = 10
     scan_fill: str = "mask"
@@ -44,5 +47,11 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.cached_micro_batch_size is not None and self.cached_micro_batch_size < 1:
+            raise ValueError(f"cached_micro_batch_size is {self.cached_micro_batch_size}, expected 1 or more.")
+        if self.cached_micro_batch_size is not None and self.fsdp:
+            raise ValueError(
+                "cached_micro_batch_size does not work with FSDP, whose parameters are in pieces; leave out one."
+            )
         if self.freeze_text not in (False, True, "except_layernorm"):
             raise ValueError(f"freeze_text is {self.freeze_text!r}, expected False, True or 'except_layernorm'.")
