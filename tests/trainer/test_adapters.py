@@ -1,14 +1,18 @@
 """LoRA and frozen towers: what is trained, what is saved, and that the merged model is the trained one."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from conftest import tiny_config
 from safetensors.torch import load_file
 from test_cached import compare, loss_and_gradients, make_batch
+from test_distributed import free_port, start
 from test_trainer import dataset, make_trainer, processor  # noqa: F401
 from transformers import AutoModel
 
@@ -247,3 +251,34 @@ def test_merge_command(processor, base, tmp_path):  # noqa: F811
     assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     done = CliRunner().invoke(command, ["-m", str(base), "-o", str(tmp_path / "no")])
     assert done.exit_code != 0 and "holds no adapters" in done.output
+
+
+def lora_rank(rank: int, world: int, port: int, folder: str):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    start(rank, world, port)
+    model, of_base = load(Path(folder) / "base", "cpu")
+    trainer = make_trainer(
+        of_base,
+        Path(folder) / "run",
+        model=model,
+        lora="both",
+        cached_micro_batch_size=2,
+        per_device_train_batch_size=4,
+        ddp_find_unused_parameters=False,
+        max_steps=2,
+    )
+    trainer.train()
+    trainer.save_model(str(Path(folder) / "run"))
+    mine = torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+    theirs = mine.clone()
+    dist.broadcast(theirs, 0)
+    assert torch.equal(mine, theirs), "the ranks' models differ"
+    if rank == 0:
+        merged, _ = load(Path(folder) / "run", "cpu")
+        torch.testing.assert_close(scores(merged, trainer), scores(trainer.model, trainer), rtol=1e-5, atol=1e-5)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes(base, tmp_path):
+    mp.spawn(lora_rank, (2, free_port(), str(tmp_path)), nprocs=2)
