@@ -20,6 +20,12 @@ from itemized_clip_cli import device_option, json_option, tokenizer_option
 @click.option("--eval-data", metavar="PATH", help="The same, for evaluation during training.")
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False))
 @click.option("-m", "--model", metavar="DIR", help="Start from this model instead of fresh weights.")
+@click.option(
+    "--init",
+    metavar="PATH",
+    help="Weights for the recipe's model, as far as they fit: a model folder, an authors' checkpoint, or a 2-D MAE encoder.",
+)
+@click.option("--accept-license", is_flag=True, help="Accept CC-BY-NC-4.0, under which MAE weights were published.")
 @tokenizer_option
 @click.option(
     "--items-column", help="Column of the items, if not items, captions_unique, captions, sentences or report."
@@ -38,6 +44,8 @@ def command(
     eval_data,
     output,
     model,
+    init,
+    accept_license,
     tokenizer,
     items_column,
     images_column,
@@ -85,6 +93,8 @@ def command(
         items_column=items_column,
         images_column=images_column,
         model_folder=model,
+        init=init,
+        accept_license=accept_license,
         **overrides,
     )
     last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})

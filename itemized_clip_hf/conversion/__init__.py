@@ -11,7 +11,7 @@ from . import pictures, radiology
 from .checkpoint import Keys, read_state_dict
 from .pooler import convert_pooler
 
-__all__ = ["convert_checkpoint", "convert_pooler"]
+__all__ = ["convert_checkpoint", "convert_pooler", "describe_checkpoint"]
 
 logger = logging.get_logger(__name__)
 
@@ -78,6 +78,33 @@ def _build_config(family, state: dict[str, torch.Tensor], domain: str, config) -
     )
 
 
+def _map_checkpoint(path_or_state_dict):
+    """Family, state dict, and the weights under the names of the model."""
+    state = read_state_dict(path_or_state_dict)
+    family = next((family for family in _FAMILIES if family.recognise(state)), None)
+    if family is None:
+        raise ValueError(
+            "no known checkpoint layout: expected keys such as 'visual.trunk.cls_token' (volumes) or "
+            f"'visual.conv1.weight' (pictures), found {sorted(state)[:5]}."
+        )
+    keys = Keys(state)
+    mapped = family.map_keys(keys)
+    keys.check()
+    for name in ("logit_scale", "logit_bias"):
+        if name in mapped:
+            mapped[name] = mapped[name].reshape(1)
+    return family, state, mapped
+
+
+def describe_checkpoint(path_or_state_dict) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
+    """
+    Weights of a reference checkpoint under the names of this package's model, and what its shapes and family say about
+    `vision_config` and `text_config`; raises as `convert_checkpoint` does.
+    """
+    family, state, mapped = _map_checkpoint(path_or_state_dict)
+    return mapped, {"vision_config": family.vision_facts(state), "text_config": family.text_facts(state)}
+
+
 def convert_checkpoint(path_or_state_dict, domain: str, config: ItemizedCLIPConfig | None = None) -> ItemizedCLIPModel:
     """
     A model with the weights of a reference checkpoint: ItemizedCLIP's three layouts, HLIP's or FLAIR's.
@@ -91,20 +118,8 @@ def convert_checkpoint(path_or_state_dict, domain: str, config: ItemizedCLIPConf
         ValueError: for an unknown layout, for keys that are missing or left over (named), for shapes that disagree.
     """
     load_domain(domain)
-    state = read_state_dict(path_or_state_dict)
-    family = next((family for family in _FAMILIES if family.recognise(state)), None)
-    if family is None:
-        raise ValueError(
-            "no known checkpoint layout: expected keys such as 'visual.trunk.cls_token' (volumes) or "
-            f"'visual.conv1.weight' (pictures), found {sorted(state)[:5]}."
-        )
-    keys = Keys(state)
-    mapped = family.map_keys(keys)
-    keys.check()
+    family, state, mapped = _map_checkpoint(path_or_state_dict)
     model = ItemizedCLIPModel(_build_config(family, state, domain, config))
-    for name in ("logit_scale", "logit_bias"):
-        if name in mapped:
-            mapped[name] = mapped[name].reshape(1)
     missing, unexpected = model.load_state_dict(mapped, strict=False)
     fresh = [name for name in missing if name.startswith(("item_pooler.", "logit_bias")) and name not in mapped]
     if fresh:

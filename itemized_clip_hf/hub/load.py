@@ -11,6 +11,7 @@ from ..domains import load_domain
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+from .adapters import attach_adapters, find_base, is_adapter_folder, merge_adapters
 
 UNTRAINED = "untrained:"
 
@@ -40,14 +41,44 @@ def build_untrained(domain: str, tokenizer, seed: int = 0) -> tuple[ItemizedCLIP
     return ItemizedCLIPModel(config), processor
 
 
+def load_model(
+    name: str, dtype="auto", base: str | os.PathLike | None = None, keep_adapters: bool = False
+) -> ItemizedCLIPModel:
+    """The model alone, on the CPU; arguments as of `load`."""
+    if os.path.sep in name and not Path(name).exists() and name.count("/") != 1:
+        raise FileNotFoundError(f"there is no model folder {name}.")
+    if is_adapter_folder(name):
+        loaded = load_model(str(base) if base is not None else find_base(name), dtype)
+        attach_adapters(loaded, name)
+        return loaded if keep_adapters else merge_adapters(loaded)
+    if Path(name).exists() and not (Path(name) / "config.json").exists():
+        raise FileNotFoundError(
+            f"{name} is no model folder: it has no config.json. Checkpoints (.pt) have to be converted first."
+        )
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type != ItemizedCLIPConfig.model_type:
+        raise ValueError(
+            f"{name} holds a model of type {config.model_type!r}, expected {ItemizedCLIPConfig.model_type!r}: this is not an "
+            "ItemizedCLIP checkpoint."
+        )
+    return AutoModel.from_pretrained(name, dtype=dtype)
+
+
 def load(
-    model: str | os.PathLike, device: str = "auto", tokenizer: str | os.PathLike | None = None, dtype="auto"
+    model: str | os.PathLike,
+    device: str = "auto",
+    tokenizer: str | os.PathLike | None = None,
+    dtype="auto",
+    base: str | os.PathLike | None = None,
+    keep_adapters: bool = False,
 ) -> tuple[ItemizedCLIPModel, ItemizedCLIPProcessor]:
     """
     Args:
-        model: folder, Hub name, or `untrained:DOMAIN` (needs a tokenizer).
+        model: folder, Hub name, folder of adapters, or `untrained:DOMAIN` (needs a tokenizer).
         device: as torch names it, or `auto`.
         tokenizer: takes the place of the one in the folder.
+        base: the model that adapters belong to, where it is no longer in the place that they name.
+        keep_adapters: keep adapters apart instead of merging them with the weights.
 
     Raises:
         ValueError: if the folder holds a model of another architecture.
@@ -62,20 +93,8 @@ def load(
             )
         loaded, processor = build_untrained(domain, load_tokenizer(tokenizer, context))
         return loaded.eval().to(pick_device(device)), processor
-    if os.path.sep in name and not Path(name).exists() and name.count("/") != 1:
-        raise FileNotFoundError(f"there is no model folder {name}.")
-    if Path(name).exists() and not (Path(name) / "config.json").exists():
-        raise FileNotFoundError(
-            f"{name} is no model folder: it has no config.json. Checkpoints (.pt) have to be converted first."
-        )
-    config = AutoConfig.from_pretrained(name)
-    if config.model_type != ItemizedCLIPConfig.model_type:
-        raise ValueError(
-            f"{name} holds a model of type {config.model_type!r}, expected {ItemizedCLIPConfig.model_type!r}: this is not an "
-            "ItemizedCLIP checkpoint."
-        )
+    loaded = load_model(name, dtype, base, keep_adapters)
     processor = AutoProcessor.from_pretrained(name)
     if tokenizer is not None:
         processor.tokenizer = load_tokenizer(tokenizer, processor.tokenizer.model_max_length)
-    loaded = AutoModel.from_pretrained(name, dtype=dtype)
     return loaded.eval().to(pick_device(device)), processor

@@ -306,6 +306,20 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
         outputs.last_hidden_state = outputs.last_hidden_state[:, 1:]
         return outputs
 
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor,
+        scan_mask: torch.Tensor | None = None,
+        scan_name_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor, BaseModelOutputWithPooling]:
+        """Class token (B, P) and patch tokens (B, L, P), both projected, and the outputs of the vision tower."""
+        outputs = self.vision_model(
+            pixel_values, scan_mask=scan_mask, scan_name_ids=scan_name_ids, **{**kwargs, "return_dict": True}
+        )
+        tokens = self.visual_projection(outputs.last_hidden_state[:, 1:])
+        return self.visual_projection(outputs.pooler_output), tokens, outputs
+
     def encode_items(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, item_mask: torch.Tensor | None, **kwargs
     ) -> tuple[torch.Tensor, BaseModelOutputWithPooling]:
@@ -407,11 +421,9 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
             if value is not None:
                 kwargs[name] = value
 
-        vision_outputs = self.vision_model(
-            pixel_values, scan_mask=scan_mask, scan_name_ids=scan_name_ids, **{**kwargs, "return_dict": True}
+        image_embeds, image_tokens, vision_outputs = self.encode_images(
+            pixel_values, scan_mask, scan_name_ids, **kwargs
         )
-        image_embeds = self.visual_projection(vision_outputs.pooler_output)
-        image_tokens = self.visual_projection(vision_outputs.last_hidden_state[:, 1:])
         token_mask = None
         if scan_mask is not None:
             token_mask = spread_scan_mask(scan_mask, image_tokens.shape[1])

@@ -13,12 +13,14 @@ from ..data.prepare import check_prepared
 from ..data.records import Records, read_records
 from ..data.tokenizer import load_tokenizer, train_tokenizer
 from ..domains import load_domain
+from ..hub.adapters import find_base, is_adapter_folder
 from ..hub.load import load
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..recipes import Recipe, without_foreign_weights
 from .gather import world_size
+from .initialization import initialize
 from .trainer import ItemizedCLIPTrainer
 from .training_args import ItemizedCLIPTrainingArguments
 
@@ -75,6 +77,8 @@ def train_recipe(
     items_column: str | None = None,
     images_column: str | None = None,
     model_folder: str | None = None,
+    init: str | None = None,
+    accept_license: bool = False,
     **overrides,
 ) -> ItemizedCLIPTrainer:
     """
@@ -87,6 +91,8 @@ def train_recipe(
         resume: continue from the last checkpoint in `output`.
         items_column, images_column: of the list, where their names are not the usual ones.
         model_folder: start from this model and its processor instead of fresh weights.
+        init: weights that the recipe's model starts from as far as they fit, see `initialization.initialize`.
+        accept_license: of MAE weights, where `init` is a file of these.
         overrides: training arguments that win over the recipe's.
     """
     records: Records | CachedPictures = read_records(data, items_column=items_column, images_column=images_column)
@@ -120,8 +126,13 @@ def train_recipe(
     checkpoint = get_last_checkpoint(str(output)) if resume and Path(output).is_dir() else None
     if resume and checkpoint is None:
         logger.warning(f"there is no checkpoint in {output}: starting from the beginning")
+    if model_folder is not None and init is not None:
+        raise ValueError("pass a model to go on from (--model), or weights for the recipe's model (--init), not both.")
     if checkpoint is not None or model_folder is not None:
-        model, processor = load(cast(str, checkpoint or model_folder), "cpu", tokenizer)
+        source = cast(str, checkpoint or model_folder)
+        if checkpoint is not None and is_adapter_folder(checkpoint):
+            source = find_base(checkpoint)  # the Trainer adds adapters of its own and fills them from the checkpoint
+        model, processor = load(source, "cpu", tokenizer)
         if model.config.domain != recipe.domain:
             raise ValueError(
                 f"{checkpoint or model_folder} is a model of domain {model.config.domain!r}, the recipe is for "
@@ -130,6 +141,13 @@ def train_recipe(
     else:
         processor = build_processor(recipe, records.items(), tokenizer)
         model = build_model(recipe, processor.tokenizer, args.seed)
+        if init is not None:
+            initialize(model, init, accept_license)
+            if recipe.tokenizer and "vocab_size" in recipe.tokenizer and tokenizer is None:
+                logger.warning(
+                    "the tokenizer is learned from the data: word embeddings that were loaded belong to other words unless "
+                    "--tokenizer names the one of these weights."
+                )
     for folder in (data, eval_data):
         if folder is not None:
             check_prepared(folder, processor.image_processor)
@@ -139,6 +157,12 @@ def train_recipe(
     if eval_data is not None:
         eval_records = read_records(eval_data, items_column=items_column, images_column=images_column)
         eval_records = cache(eval_records, recipe.cache_pictures) if recipe.cache_pictures else eval_records
+    if args.lora is not None and not model.config.name_or_path:
+        base = Path(output) / "base"
+        if args.process_index == 0:
+            model.save_pretrained(base)
+            processor.save_pretrained(base)
+        model.config.name_or_path = str(base)
     trainer = ItemizedCLIPTrainer(
         model, args, train_dataset=records, eval_dataset=eval_records, processing_class=processor
     )

@@ -1,6 +1,7 @@
 """The library's Trainer with an objective inside the model, its terms in the log, and the papers' schedule."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,12 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
 from ..domains import load_domain
+from ..hub.adapters import add_lora, has_adapters, load_adapter_weights, save_adapters
+from .cached import KeepPixelsOnHost, cached_encoding
 from .collator import ItemizedCLIPCollator
 from .gather import rank, world_size
 from .objectives import Objective, StudyTextObjective, load_objective
@@ -24,15 +28,15 @@ logger = logging.get_logger(__name__)
 MAX_LOGIT_SCALE = math.log(100)
 
 
-def freeze_text_tower(model, mode: bool | str) -> None:
+def freeze_tower(tower: nn.Module, mode: bool | str) -> None:
     """
     Args:
-        model: with `text_model`.
-        mode: False, True, or `"except_layernorm"`, which keeps the parameters of LayerNorms trainable (chest CT).
+        tower: text or vision tower.
+        mode: False, True, or `"except_layernorm"`, which keeps the parameters of LayerNorms trainable (chest CT's text).
     """
     if not mode:
         return
-    for module in model.text_model.modules():
+    for module in tower.modules():
         trainable = mode == "except_layernorm" and isinstance(module, nn.LayerNorm)
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad = trainable
@@ -52,6 +56,21 @@ class SeedByRank(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if world_size() > 1:
             torch.manual_seed(args.seed + rank())
+
+
+def refuse_caching(trainer: Trainer) -> None:
+    """Raises where parameters are not whole in every process, or are not the model's own, while it runs backward."""
+    conflicts = {
+        "FSDP": trainer.is_fsdp_enabled,
+        "DeepSpeed": trainer.is_deepspeed_enabled,
+        "torch.compile": trainer.args.torch_compile,
+        "several GPUs in one process": trainer.args.n_gpu > 1,
+    }
+    for name in [name for name, found in conflicts.items() if found]:
+        raise ValueError(
+            f"cached_micro_batch_size does not work with {name}: use one process per GPU without sharding (torchrun), or "
+            "gradient checkpointing instead of cached features."
+        )
 
 
 class ItemizedCLIPTrainer(Trainer):
@@ -99,10 +118,15 @@ class ItemizedCLIPTrainer(Trainer):
         self.objective: Objective = objective
         if isinstance(objective, StudyTextObjective) and isinstance(data_collator, ItemizedCLIPCollator):
             data_collator = replace(data_collator, join_items=objective.join_items)
+        if args.lora is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(args.seed)  # the adapters
+                add_lora(model, args.lora)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(args.seed)  # the objective's own parameters
             objective.attach(model)
-        freeze_text_tower(model, args.freeze_text)
+        freeze_tower(model.text_model, args.freeze_text)
+        freeze_tower(model.vision_model, args.freeze_vision)
         if train_dataset is not None:
             prepare = getattr(data_collator, "prepare", lambda example: example)
             report = getattr(
@@ -119,6 +143,10 @@ class ItemizedCLIPTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.cached_micro_batch_size is not None:
+            refuse_caching(self)
+        if has_adapters(model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("adapters are not saved from sharded models: train them without FSDP and DeepSpeed.")
         self.add_callback(ClampLogitScale())
         self.add_callback(SeedByRank())
         # Evaluation asks the model for a loss although there are no labels.
@@ -139,6 +167,16 @@ class ItemizedCLIPTrainer(Trainer):
             for name, parameter in model.named_parameters()
             if parameter.ndim >= 2 or volumes and name.endswith("class_embedding")
         ]
+
+    def get_train_dataloader(self):
+        """With cached features, `pixel_values` are a `HostTensor`: a large batch may not fit on the accelerator."""
+        collator = self.data_collator
+        if self.args.cached_micro_batch_size is not None:
+            self.data_collator = KeepPixelsOnHost(collator)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
 
     def get_eval_dataloader(self, eval_dataset=None):
         """All studies, the last incomplete batch too."""
@@ -192,8 +230,31 @@ class ItemizedCLIPTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Of a model with adapters these and what else was trained; its base stays where it is."""
+        if not has_adapters(self.model):
+            return super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(cast(str, output_dir if output_dir is not None else self.args.output_dir))
+            save_adapters(self.model, folder, state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if not has_adapters(self.model):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_adapter_weights(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if not has_adapters(self.model):
+            return super()._load_best_model()
+        load_adapter_weights(self.model, cast(str, self.state.best_model_checkpoint))
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs, return_loss=True, return_logits=return_outputs)
+        micro_batch_size = self.args.cached_micro_batch_size if model.training else None
+        with nullcontext() if micro_batch_size is None else cached_encoding(self.model, micro_batch_size):
+            outputs = model(**inputs, return_loss=True, return_logits=return_outputs)
         phase = "" if model.training else "eval_"
         for name, term in (outputs.loss_terms or {}).items():
             total = self._terms.setdefault(f"{phase}loss_{name}", [0.0, 0])

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ..hub.adapters import LoraSettings
+
 
 @dataclass
 class ItemizedCLIPTrainingArguments(TrainingArguments):
@@ -15,6 +17,12 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
         objective_weights (`dict`): its arguments where they differ from the defaults.
         freeze_text (`bool` or `str`): `True` freezes the text tower, `"except_layernorm"` all of it but its LayerNorms; the
             text projection is always trained.
+        freeze_vision (`bool` or `str`): the same for the vision tower.
+        lora (`str` or `dict`): adapters on the attention and MLP projections of the `"vision"`, `"text"` or `"both"` towers;
+            besides them pooler, projections, scale and bias are trained. `{"preset": "text", "rank": 16}` changes the
+            settings, see `hub.adapters.LoraSettings`.
+        cached_micro_batch_size (`int`): encode that many studies at a time and keep their features only: batches larger than
+            the memory, with the gradients of the whole batch, for one more pass through the towers (`trainer/cached.py`).
         max_items (`int`): item slots K of a study.
         max_scans (`int`): most scans of a study in training.
         scan_fill (`str`): `"mask"` or `"repeat"`, see the collator.
@@ -24,6 +32,9 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     objective: str = "itemized_clip"
     objective_weights: dict | str | None = None
     freeze_text: bool | str = False
+    freeze_vision: bool | str = False
+    lora: dict | str | None = None
+    cached_micro_batch_size: int | None = None
     max_items: int = 7
     max_scans: int = 10
     scan_fill: str = "mask"
@@ -40,9 +51,24 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     seed: int = 0
     report_to: str | list[str] | None = field(default="none")
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_weights", "diverse_sampling"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_weights", "diverse_sampling", "lora"]
 
     def __post_init__(self):
         super().__post_init__()
-        if self.freeze_text not in (False, True, "except_layernorm"):
-            raise ValueError(f"freeze_text is {self.freeze_text!r}, expected False, True or 'except_layernorm'.")
+        frozen = {"text": self.freeze_text, "vision": self.freeze_vision}
+        for tower, mode in frozen.items():
+            if mode not in (False, True, "except_layernorm"):
+                raise ValueError(f"freeze_{tower} is {mode!r}, expected False, True or 'except_layernorm'.")
+        if self.lora is not None:
+            preset = LoraSettings.read(self.lora).preset
+            for tower in [tower for tower, mode in frozen.items() if mode and preset in (tower, "both")]:
+                raise ValueError(
+                    f"freeze_{tower}={frozen[tower]!r} would freeze the adapters too: LoRA freezes the tower itself, set "
+                    f"freeze_{tower}=false and name what else to train in lora's `trainable`."
+                )
+        if self.cached_micro_batch_size is not None and self.cached_micro_batch_size < 1:
+            raise ValueError(f"cached_micro_batch_size is {self.cached_micro_batch_size}, expected 1 or more.")
+        if self.cached_micro_batch_size is not None and self.fsdp:
+            raise ValueError(
+                "cached_micro_batch_size does not work with FSDP, whose parameters are in pieces; leave out one."
+            )

@@ -1,0 +1,28 @@
+"""Merge LoRA adapters with their base model into an ordinary model folder."""
+
+import click
+
+from itemized_clip_cli import json_option
+
+
+@click.command()
+@click.option(
+    "-m", "--model", required=True, metavar="DIR", help="Folder of adapters, as training with LoRA leaves it."
+)
+@click.option("--base", metavar="DIR", help="The base model, if it is no longer where the adapters name it.")
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False))
+@json_option
+def command(model, base, output, as_json):
+    """Merge LoRA adapters with their base model into an ordinary model folder."""
+    import json
+
+    from itemized_clip_hf.hub.adapters import is_adapter_folder
+    from itemized_clip_hf.hub.load import load
+
+    if not is_adapter_folder(model):
+        raise click.BadParameter(f"{model} holds no adapters (adapter_config.json)", param_hint="--model")
+    merged, processor = load(model, "cpu", base=base)
+    merged.save_pretrained(output)
+    processor.save_pretrained(output)
+    summary = {"output": output, "parameters": merged.num_parameters()}
+    click.echo(json.dumps(summary) if as_json else "\n".join(f"{name:<16}{value}" for name, value in summary.items()))

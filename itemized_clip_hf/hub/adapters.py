@@ -1,0 +1,184 @@
+"""
+Low-rank adapters (LoRA, Hu et al. 2021) on the towers, through `peft`.
+
+A folder of adapters has peft's layout, `adapter_config.json` and `adapter_model.safetensors`. Besides the adapters it holds all
+parameters outside the towers and whatever else was trained: with the base model it is the whole of the trained one.
+"""
+
+import copy
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PRESETS = {"vision": ("vision_model",), "text": ("text_model",), "both": ("vision_model", "text_model")}
+TRAINABLE = ("item_pooler", "visual_projection", "text_projection", "logit_scale", "logit_bias")
+
+_NAME = "default"
+_PREFIX = "base_model.model."
+_TOWERS = ("vision_model.", "text_model.")
+
+
+@dataclass
+class LoraSettings:
+    """
+    Args:
+        preset: `"vision"`, `"text"` or `"both"`: adapters on the attention and MLP projections of these towers.
+        rank, alpha, dropout: of the adapters, which add alpha / rank * B A to a projection.
+        targets: names (ends of them, or one regular expression) of the linear layers that get adapters instead of the preset's.
+        trainable: regular expressions; parameters whose name starts with one are trained whole. All others are frozen.
+    """
+
+    preset: str = "both"
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    targets: str | list[str] | None = None
+    trainable: list[str] = field(default_factory=lambda: list(TRAINABLE))
+
+    def __post_init__(self):
+        if self.preset not in PRESETS:
+            raise ValueError(f"the LoRA preset is {self.preset!r}, expected one of {sorted(PRESETS)}.")
+
+    @classmethod
+    def read(cls, argument: "dict | str | LoraSettings") -> "LoraSettings":
+        """From a preset's name or a dictionary of the arguments."""
+        if isinstance(argument, cls):
+            return argument
+        settings: dict[str, Any] = {"preset": argument} if isinstance(argument, str) else dict(cast(dict, argument))
+        unknown = sorted(set(settings) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"LoRA takes no {unknown}; it takes {list(cls.__dataclass_fields__)}.")
+        return cls(**settings)
+
+
+def require_peft():
+    try:
+        import peft
+    except ImportError:
+        raise ImportError("LoRA needs peft: pip install 'itemized-clip-hf[lora]'.") from None
+    return peft
+
+
+def find_targets(model: nn.Module, towers: tuple[str, ...]) -> str:
+    """A regular expression for the linear layers of the towers, apart from those of their embeddings."""
+    patterns: dict[str, None] = {}
+    for name, module in model.named_modules():
+        if (
+            isinstance(module, nn.Linear)
+            and name.startswith(tuple(f"{t}." for t in towers))
+            and "embeddings" not in name
+        ):
+            patterns[re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(name))] = None
+    return "|".join(patterns)
+
+
+def has_adapters(model: Any) -> bool:
+    return _NAME in getattr(model, "peft_config", {})
+
+
+def add_lora(model: Any, settings: "LoraSettings | dict | str") -> None:
+    """Puts adapters, which change nothing yet, on the model in place, and freezes what is not to be trained."""
+    peft, settings = require_peft(), LoraSettings.read(settings)
+    if has_adapters(model):
+        raise ValueError("the model has adapters already: merge them (merge_adapters), or train it without `lora`.")
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets or find_targets(model, PRESETS[settings.preset]),
+        base_model_name_or_path=getattr(getattr(model, "config", None), "name_or_path", None) or None,
+    )
+    peft.inject_adapter_in_model(config, model, _NAME)
+    for expression in settings.trainable:
+        matching = [p for name, p in model.named_parameters() if re.match(expression, name)]
+        if not matching:
+            raise ValueError(
+                f"no parameter has a name that starts with {expression!r}, which LoRA was to train as well."
+            )
+        for parameter in matching:
+            parameter.requires_grad = True
+
+
+def adapter_state_dict(model: Any, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """All that differs from the base model, under peft's names."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = {}
+    for name, tensor in (model.state_dict() if state_dict is None else state_dict).items():
+        if ".lora_" in name or name in trained or not name.startswith(_TOWERS):
+            kept[_PREFIX + name.replace(f".{_NAME}.", ".")] = tensor.detach().contiguous()
+    return kept
+
+
+def save_adapters(model: Any, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    config = copy.copy(model.peft_config[_NAME])
+    config.inference_mode = True
+    base = model.config.name_or_path or None
+    config.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).is_dir() else base
+    config.save_pretrained(str(folder))
+    save_file(adapter_state_dict(model, state_dict), Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_adapter_weights(model: Any, folder: str | Path) -> None:
+    """Weights of a folder into a model that has adapters; parameters of an objective are passed over where it has none."""
+    present = {_PREFIX + name.replace(f".{_NAME}.", "."): name for name in model.state_dict()}
+    weights = load_file(Path(folder) / WEIGHTS_FILE)
+    strangers = [k for k in weights if k not in present and not k.startswith(f"{_PREFIX}objective_module.")]
+    missing = [name for name in present if ".lora_" in name and name not in weights]
+    wrong = [k for k in weights if k in present and weights[k].shape != model.state_dict()[present[k]].shape]
+    if strangers or missing or wrong:
+        raise ValueError(
+            f"the adapters in {folder} do not fit this model: left over {strangers[:5]}, missing {missing[:5]}, of another "
+            f"shape {wrong[:5]}."
+        )
+    model.load_state_dict({present[name]: tensor for name, tensor in weights.items() if name in present}, strict=False)
+
+
+def attach_adapters(model: Any, folder: str | Path) -> None:
+    """Adapters of a folder, and what else was trained with them, on its base model, in place."""
+    peft = require_peft()
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    peft.inject_adapter_in_model(config, model, _NAME)
+    load_adapter_weights(model, folder)
+
+
+def merge_adapters(model: Any) -> Any:
+    """The model with the adapters added to its weights, in place: an ordinary one that `save_pretrained` writes as such."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge(safe_merge=True)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    del model.peft_config
+    model.requires_grad_(True)
+    model.config.name_or_path = ""  # no longer the weights of that folder
+    return model
+
+
+def is_adapter_folder(folder: str | Path) -> bool:
+    return (Path(folder) / CONFIG_FILE).exists() and not (Path(folder) / "config.json").exists()
+
+
+def find_base(folder: str | Path) -> str:
+    """The base model of adapters: where it was when they were saved, or `base` beside them or above."""
+    folder = Path(folder)
+    recorded = require_peft().PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    nearby = [folder / "base", folder.parent / "base"]
+    if recorded is not None and not Path(recorded).is_absolute():
+        nearby = [*nearby, folder / recorded]
+    for path in ([] if recorded is None else [Path(recorded)]) + nearby:
+        if (path / "config.json").exists():
+            return str(path)
+    if recorded is None or Path(recorded).is_absolute():
+        raise FileNotFoundError(
+            f"the base model of the adapters in {folder} is not at {recorded}: pass it as `base`, or put it into {nearby[0]}."
+        )
+    return recorded
