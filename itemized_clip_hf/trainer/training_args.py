@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_available
 
 
 @dataclass
@@ -43,6 +44,11 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_weights", "diverse_sampling"]
 
     def __post_init__(self):
+        if self.deepspeed and not is_deepspeed_available():
+            raise ImportError(
+                "the argument deepspeed needs the package of that name: pip install deepspeed. Without it, fsdp=True shards "
+                "parameters, gradients and optimizer state too."
+            )
         super().__post_init__()
         if self.freeze_text not in (False, True, "except_layernorm"):
             raise ValueError(f"freeze_text is {self.freeze_text!r}, expected False, True or 'except_layernorm'.")
