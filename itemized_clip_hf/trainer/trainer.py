@@ -1,6 +1,7 @@
 """The library's Trainer with an objective inside the model, its terms in the log, and the papers' schedule."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from ..domains import load_domain
 from .collator import ItemizedCLIPCollator
 from .gather import rank, world_size
+from .lost_process import limit_waiting, lost_processes_named, process_addresses
 from .objectives import Objective, StudyTextObjective, load_objective
 from .sampler import SeededDataset, SeededSampler
 from .training_args import ItemizedCLIPTrainingArguments
@@ -43,7 +47,13 @@ class ClampLogitScale(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         with torch.no_grad():
-            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+            scale = model.logit_scale
+            (scale.to_local() if isinstance(scale, DTensor) else scale).clamp_(0, MAX_LOGIT_SCALE)
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """The parameter, put together from its shards where it has some: then all processes have to ask."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 class SeedByRank(TrainerCallback):
@@ -52,6 +62,41 @@ class SeedByRank(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if world_size() > 1:
             torch.manual_seed(args.seed + rank())
+
+
+def require_even_batches(args: TrainingArguments) -> None:
+    """Raises where a process could come to the end of an epoch earlier than others, which would wait for its texts."""
+    if args.world_size > 1 and not args.accelerator_config.even_batches:
+        raise ValueError(
+            "accelerator_config has even_batches: false, which gives some processes fewer batches than others; the loss "
+            "needs all processes in every step. Leave it on: the last batches are then filled up from the start of the epoch. "
+            "dataloader_drop_last leaves them out instead."
+        )
+
+
+def choose_sharded_units(plugin, model) -> None:
+    """
+    FSDP gathers a unit's parameters when its `forward` is called. Objectives call other methods of the pooler: its parameters
+    stay with those of the whole model, which are there during the whole loss. And accelerate makes the token embedding a unit
+    of its own, which then cannot be part of a larger one (BERT's embeddings).
+    """
+    words = model.get_input_embeddings()
+    kept = {type(module).__name__ for module in model.modules() if words in list(module.modules())[1:]}
+    kept.add(type(model.item_pooler).__name__)
+    names = plugin.transformer_cls_names_to_wrap or model._no_split_modules
+    plugin.transformer_cls_names_to_wrap = [name for name in names if name not in kept]
+
+
+@contextmanager
+def own_class(model):
+    """Sharding puts a class of torch's in front of the model's; its code would be saved in place of the model's."""
+    shown = type(model)
+    if isinstance(model, FSDPModule):
+        model.__class__ = next(cls for cls in shown.__mro__ if not issubclass(cls, FSDPModule))
+    try:
+        yield
+    finally:
+        model.__class__ = shown
 
 
 class ItemizedCLIPTrainer(Trainer):
@@ -123,6 +168,20 @@ class ItemizedCLIPTrainer(Trainer):
         self.add_callback(SeedByRank())
         # Evaluation asks the model for a loss although there are no labels.
         self.can_return_loss = True
+        self._processes: list[tuple[str, int]] = []
+        require_even_batches(self.args)
+        limit_waiting(self.args.ddp_timeout)
+        if self.is_fsdp_enabled:
+            choose_sharded_units(self.accelerator.state.fsdp_plugin, self.model)
+
+    def train(self, *args, **kwargs):
+        with lost_processes_named(self.args.ddp_timeout, self._processes):
+            self._processes[:] = process_addresses()
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        with lost_processes_named(self.args.ddp_timeout, self._processes):
+            return super().evaluate(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None):
         return SeededSampler(len(train_dataset if train_dataset is not None else self.train_dataset), self.args.seed)
@@ -154,6 +213,10 @@ class ItemizedCLIPTrainer(Trainer):
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed)
             return super().evaluation_loop(*args, **kwargs)
+
+    def _save(self, *args, **kwargs):
+        with own_class(self.model):
+            super()._save(*args, **kwargs)
 
     def create_optimizer(self, *args, **kwargs):
         """Parameters of the objective leave the library's groups for those that the objective asks for."""
@@ -210,6 +273,6 @@ class ItemizedCLIPTrainer(Trainer):
                 logs[name] = round(float(total) / count, 6)
         if "loss" in logs:
             model = self.accelerator.unwrap_model(self.model)
-            logs["logit_scale"] = round(float(model.logit_scale.detach().exp()), 4)
-            logs["logit_bias"] = round(float(model.logit_bias.detach()), 4)
+            logs["logit_scale"] = round(float(whole(model.logit_scale.detach()).exp()), 4)
+            logs["logit_bias"] = round(float(whole(model.logit_bias.detach())), 4)
         super().log(logs, *args, **kwargs)
