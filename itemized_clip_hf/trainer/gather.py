@@ -1,7 +1,10 @@
 """What the processes of one run exchange: texts, and the global features of images where an objective needs them."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
+from torch.nn import functional as F
 
 
 def world_size() -> int:
@@ -17,9 +20,7 @@ class GatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.stack(parts)
+        return torch.stack(gather(x))
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
@@ -32,67 +33,107 @@ class GatherWithGradient(torch.autograd.Function):
         return gradient[rank()]
 
 
-def require_equal(shape: torch.Size, device: torch.device) -> None:
-    """Raises where the ranks' first dimensions (studies, or studies and item slots) differ."""
-    own = torch.tensor(shape, device=device)
-    shapes = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(shapes, own)
-    if any(not torch.equal(other, own) for other in shapes):
+def gather(x: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors of one shape, of all ranks, without gradients."""
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return parts
+
+
+def gather_sizes(sizes: Sequence[int], device: torch.device) -> list[list[int]]:
+    """These sizes, the number of studies first, of every rank; raises on all ranks where one has no study."""
+    every = torch.stack(gather(torch.tensor(sizes, device=device))).tolist()
+    empty = [source for source, (studies, *_) in enumerate(every) if studies == 0]
+    if empty:
         raise ValueError(
-            f"ranks hold (studies, item slots) of {[tuple(s.tolist()) for s in shapes]}; the loss pairs row i of one rank "
-            "with row i of the others, so all need the same: drop the last incomplete batch and pad items to one count."
+            f"the processes of ranks {empty} have no study in this step, {world_size()} processes need one each: leave "
+            "accelerator_config's even_batches on, or drop the last incomplete batch."
         )
+    return every
 
 
-def gather_rows(*tensors: torch.Tensor, with_gradient: bool = True) -> list[torch.Tensor]:
+def padded(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Zeros behind the end of every dimension that is shorter than in `shape`."""
+    if x.shape == torch.Size(shape):
+        return x
+    return F.pad(x, [width for have, want in zip(x.shape[::-1], shape[::-1]) for width in (0, want - have)])
+
+
+def gather_rows(*tensors: torch.Tensor, with_gradient: bool = True) -> tuple[list[torch.Tensor], slice]:
     """
-    Each tensor (B, ...) as (W * B, ...), the rows of all ranks in their order. All ranks need the same shapes.
+    Each tensor (B, ...) as (sum of all B, ...), the rows of all ranks in their order, and the place of the own rows there.
+
+    Ranks may differ in B; of other dimensions all take the largest size of any rank, filled with zeros.
 
     Args:
         tensors: of the same studies.
         with_gradient: gradients flow back to the rank of a row; False: to the own rows only.
     """
     if world_size() == 1:
-        return list(tensors)
-    require_equal(tensors[0].shape[:2], tensors[0].device)
+        return list(tensors), slice(0, len(tensors[0]))
+    device = tensors[0].device
+    sizes = gather_sizes([len(tensors[0]), *(size for x in tensors for size in x.shape[1:])], device)
+    counts, largest = [studies for studies, *_ in sizes], [max(column) for column in zip(*sizes)]
+    first = sum(counts[: rank()])
+    own = slice(first, first + counts[rank()])
+    inner = iter(largest[1:])
     gathered = []
     for x in tensors:
-        sent = x.to(torch.uint8) if x.dtype == torch.bool else x if with_gradient else x.detach()
-        rows = GatherWithGradient.apply(sent).flatten(0, 1).to(x.dtype)
+        shape = [largest[0], *(next(inner) for _ in x.shape[1:])]
+        sent = padded(x.to(torch.uint8) if x.dtype == torch.bool else x if with_gradient else x.detach(), shape)
+        every = GatherWithGradient.apply(sent)
+        equal = min(counts) == largest[0]
+        rows = every.flatten(0, 1) if equal else torch.cat([part[:n] for part, n in zip(every.unbind(), counts)])
+        rows = rows.to(x.dtype)
         if not with_gradient:
-            rows = rows.index_copy(0, own_rows(torch.arange(len(rows), device=x.device)), x)
+            place = torch.arange(own.start, own.stop, device=device)
+            rows = rows.index_copy(0, place, padded(x, [len(x), *shape[1:]]))
         gathered.append(rows)
-    return gathered
+    return gathered, own
 
 
-def own_rows(gathered: torch.Tensor) -> torch.Tensor:
-    """The rows of this rank among those of all."""
-    return gathered.chunk(world_size())[rank()]
-
-
-def own_identity(count: int, device: torch.device) -> torch.Tensor:
-    """The rows of this rank, (count / W, count), of a boolean identity matrix."""
+def identity_rows(own: slice, count: int, device: torch.device) -> torch.Tensor:
+    """These rows of a boolean identity matrix (count, count)."""
     rows = torch.arange(count, device=device)
-    return own_rows(rows)[:, None] == rows
+    return rows[own, None] == rows
 
 
 def gather_texts(
     item_embeds: torch.Tensor, item_mask: torch.Tensor, is_normal: torch.Tensor, negatives: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """
-    Items (B, K, P), mask (B, K), normal flags (B,) and index table (B, B + K - 1) of every rank, in the order of ranks.
+    Items (B', K', P), mask (B', K'), normal flags (B',) and index table (B, B' + K' - 1) of every rank, in the order of ranks.
 
-    Gradients of the items flow back to the rank that encoded them. All ranks need the same B and K.
+    Ranks may differ in studies B and slots K, and B', K' are theirs. A table of theirs has their B' rows; what comes back has
+    a row for each of the B own images: row i is row i mod B' of theirs [inferred; equal batches pair row i with row i, as the
+    reference does].
+
+    Gradients of the items flow back to the rank that encoded them.
     """
     if world_size() == 1:
         return [(item_embeds, item_mask, is_normal, negatives)]
-    require_equal(item_embeds.shape[:2], item_embeds.device)
-    items = GatherWithGradient.apply(item_embeds)
+    device, (batch, own_slots) = item_embeds.device, item_mask.shape
+    sizes = gather_sizes([batch, own_slots, negatives.shape[1]], device)
+    studies, slots, columns = (max(column) for column in zip(*sizes))
+    items = GatherWithGradient.apply(padded(item_embeds, (studies, slots, item_embeds.shape[-1])))
+    parts = [
+        padded(item_mask.long(), (studies, slots)),
+        padded(is_normal.long()[:, None], (studies, 1)),
+        padded(negatives, (studies, columns)),
+    ]
+    blocks = []
+    for source, every in enumerate(gather(torch.cat(parts, 1))):
+        b, k, t = sizes[source]
+        mask, normal, table = every[:b].split([slots, 1, columns], dim=1)
+        table = table[:, :t]
+        if b != batch:
+            table = table[torch.arange(batch, device=device) % b]
+        blocks.append((items[source][:b, :k], mask[:, :k].bool(), normal[:, 0].bool(), table))
+    return blocks
 
-    def plain(x: torch.Tensor) -> list[torch.Tensor]:
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return parts
 
-    masks, normals, tables = plain(item_mask.to(torch.uint8)), plain(is_normal.to(torch.uint8)), plain(negatives)
-    return [(e, m.bool(), z.bool(), n) for e, m, z, n in zip(items, masks, normals, tables)]
+def table_widths(item_mask: torch.Tensor) -> list[int]:
+    """Texts B' + K' - 1 that every rank's index table has for an image. All ranks have to ask."""
+    if world_size() == 1:
+        return [sum(item_mask.shape) - 1]
+    return [studies + slots - 1 for studies, slots in gather_sizes(list(item_mask.shape), item_mask.device)]

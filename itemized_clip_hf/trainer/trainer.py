@@ -1,7 +1,7 @@
 """The library's Trainer with an objective inside the model, its terms in the log, and the papers' schedule."""
 
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,8 +9,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
@@ -19,6 +21,7 @@ from ..hub.adapters import add_lora, has_adapters, load_adapter_weights, save_ad
 from .cached import KeepPixelsOnHost, cached_encoding
 from .collator import ItemizedCLIPCollator
 from .gather import rank, world_size
+from .lost_process import limit_waiting, lost_processes_named, process_addresses
 from .objectives import Objective, StudyTextObjective, load_objective
 from .sampler import SeededDataset, SeededSampler
 from .training_args import ItemizedCLIPTrainingArguments
@@ -47,7 +50,13 @@ class ClampLogitScale(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         with torch.no_grad():
-            model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+            scale = model.logit_scale
+            (scale.to_local() if isinstance(scale, DTensor) else scale).clamp_(0, MAX_LOGIT_SCALE)
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """The parameter, put together from its shards where it has some: then all processes have to ask."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 class SeedByRank(TrainerCallback):
@@ -71,6 +80,41 @@ def refuse_caching(trainer: Trainer) -> None:
             f"cached_micro_batch_size does not work with {name}: use one process per GPU without sharding (torchrun), or "
             "gradient checkpointing instead of cached features."
         )
+
+
+def require_even_batches(args: TrainingArguments) -> None:
+    """Raises where a process could come to the end of an epoch earlier than others, which would wait for its texts."""
+    if args.world_size > 1 and not args.accelerator_config.even_batches:
+        raise ValueError(
+            "accelerator_config has even_batches: false, which gives some processes fewer batches than others; the loss "
+            "needs all processes in every step. Leave it on: the last batches are then filled up from the start of the epoch. "
+            "dataloader_drop_last leaves them out instead."
+        )
+
+
+def choose_sharded_units(plugin, model) -> None:
+    """
+    FSDP gathers a unit's parameters when its `forward` is called. Objectives call other methods of the pooler: its parameters
+    stay with those of the whole model, which are there during the whole loss. And accelerate makes the token embedding a unit
+    of its own, which then cannot be part of a larger one (BERT's embeddings).
+    """
+    words = model.get_input_embeddings()
+    kept = {type(module).__name__ for module in model.modules() if words in list(module.modules())[1:]}
+    kept.add(type(model.item_pooler).__name__)
+    names = plugin.transformer_cls_names_to_wrap or model._no_split_modules
+    plugin.transformer_cls_names_to_wrap = [name for name in names if name not in kept]
+
+
+@contextmanager
+def own_class(model):
+    """Sharding puts a class of torch's in front of the model's; its code would be saved in place of the model's."""
+    shown = type(model)
+    if isinstance(model, FSDPModule):
+        model.__class__ = next(cls for cls in shown.__mro__ if not issubclass(cls, FSDPModule))
+    try:
+        yield
+    finally:
+        model.__class__ = shown
 
 
 class ItemizedCLIPTrainer(Trainer):
@@ -151,6 +195,20 @@ class ItemizedCLIPTrainer(Trainer):
         self.add_callback(SeedByRank())
         # Evaluation asks the model for a loss although there are no labels.
         self.can_return_loss = True
+        self._processes: list[tuple[str, int]] = []
+        require_even_batches(self.args)
+        limit_waiting(self.args.ddp_timeout)
+        if self.is_fsdp_enabled:
+            choose_sharded_units(self.accelerator.state.fsdp_plugin, self.model)
+
+    def train(self, *args, **kwargs):
+        with lost_processes_named(self.args.ddp_timeout, self._processes):
+            self._processes[:] = process_addresses()
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        with lost_processes_named(self.args.ddp_timeout, self._processes):
+            return super().evaluate(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None):
         return SeededSampler(len(train_dataset if train_dataset is not None else self.train_dataset), self.args.seed)
@@ -233,7 +291,8 @@ class ItemizedCLIPTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Of a model with adapters these and what else was trained; its base stays where it is."""
         if not has_adapters(self.model):
-            return super()._save(output_dir, state_dict)
+            with own_class(self.model):
+                return super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(cast(str, output_dir if output_dir is not None else self.args.output_dir))
             save_adapters(self.model, folder, state_dict)
@@ -271,6 +330,6 @@ class ItemizedCLIPTrainer(Trainer):
                 logs[name] = round(float(total) / count, 6)
         if "loss" in logs:
             model = self.accelerator.unwrap_model(self.model)
-            logs["logit_scale"] = round(float(model.logit_scale.detach().exp()), 4)
-            logs["logit_bias"] = round(float(model.logit_bias.detach()), 4)
+            logs["logit_scale"] = round(float(whole(model.logit_scale.detach()).exp()), 4)
+            logs["logit_bias"] = round(float(whole(model.logit_bias.detach())), 4)
         super().log(logs, *args, **kwargs)

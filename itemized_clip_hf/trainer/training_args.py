@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_available
 
 from ..hub.adapters import LoraSettings
 
@@ -54,6 +55,11 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_weights", "diverse_sampling", "lora"]
 
     def __post_init__(self):
+        if self.deepspeed and not is_deepspeed_available():
+            raise ImportError(
+                "the argument deepspeed needs the package of that name: pip install deepspeed. Without it, fsdp=True shards "
+                "parameters, gradients and optimizer state too."
+            )
         super().__post_init__()
         frozen = {"text": self.freeze_text, "vision": self.freeze_vision}
         for tower, mode in frozen.items():

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ..gather import world_size
+from ..gather import table_widths, world_size
 from .functional import draw_keep_mask, draw_negatives
 
 
@@ -19,7 +19,8 @@ class Draws:
     Args:
         negatives: (B, B + K - 1) row numbers into the flattened items, see `functional.draw_negatives`.
         keep_mask: (B, heads, B + K - 1, L), True where a text may attend to a token, or None; in a group of W processes a
-            list of W of them, indexed by the rank whose texts are scored.
+            list of W of them, indexed by the rank whose texts are scored, (B, heads, B' + K' - 1, L) for a rank with B'
+            studies of K' slots.
     """
 
     negatives: torch.Tensor | None = None
@@ -62,7 +63,7 @@ class Objective(ABC):
     def draw(
         self, item_mask: torch.Tensor, num_tokens: int, num_heads: int, generator: torch.Generator | None = None
     ) -> Draws:
-        """Every random choice of one step; objectives without any return empty draws."""
+        """Every random choice of one step; objectives without any return empty draws. In a group all processes draw."""
         return Draws()
 
     @abstractmethod
@@ -137,8 +138,9 @@ class StudyTextObjective(Objective):
 
 
 def draw_pairs(item_mask, num_tokens, num_heads, keep_rate, generator=None) -> Draws:
-    """Draws of the objectives that score sampled texts through the pooler."""
-    batch, slots = item_mask.shape
-    shape = (batch, num_heads, batch + slots - 1, num_tokens)
-    masks = [draw_keep_mask(shape, keep_rate, generator, item_mask.device) for _ in range(world_size())]
+    """Draws of the objectives that score sampled texts through the pooler; all processes of a group have to draw."""
+    masks: list[torch.Tensor | None] = [None] * world_size()
+    if keep_rate < 1:
+        shapes = [(len(item_mask), num_heads, width, num_tokens) for width in table_widths(item_mask)]
+        masks = [draw_keep_mask(shape, keep_rate, generator, item_mask.device) for shape in shapes]
     return Draws(draw_negatives(item_mask, generator), masks if world_size() > 1 else masks[0])

@@ -11,7 +11,7 @@ The bias of the model takes no part.
 import torch
 
 from ...data.items import join_sentences
-from ..gather import gather_rows, own_identity
+from ..gather import gather_rows, identity_rows, world_size
 from .base import StudyTextObjective
 from .functional import contrastive_loss, unit
 
@@ -47,9 +47,10 @@ class CLIPObjective(StudyTextObjective):
         **unused,
     ):
         images, texts = unit(image_embeds), unit(self.study_embeds(item_embeds, item_mask))
-        all_images, all_texts = gather_rows(images, texts, with_gradient=not self.global_loss)
-        targets = own_identity(len(all_images), images.device)
+        (all_images, all_texts), own = gather_rows(images, texts, with_gradient=not self.global_loss)
+        targets, studies = identity_rows(own, len(all_images), images.device), len(all_images) / world_size()
         if self.global_loss:
-            images, texts, targets = all_images, all_texts, torch.eye(len(all_images), device=images.device).bool()
-        loss = contrastive_loss(images, texts, all_images, all_texts, targets, logit_scale) / len(images)
+            images, texts, studies = all_images, all_texts, len(all_images)
+            targets = torch.eye(studies, device=images.device).bool()
+        loss = contrastive_loss(images, texts, all_images, all_texts, targets, logit_scale) / studies
         return {"loss": loss, "clip": loss}

@@ -15,7 +15,7 @@ means are over real items, and tokens of padded scans belong to no group. Normal
 
 import torch
 
-from ..gather import gather_rows, own_identity, world_size
+from ..gather import gather_rows, identity_rows, padded, world_size
 from .base import Objective
 from .functional import contrastive_loss, group_tokens, unit
 
@@ -51,26 +51,35 @@ class DreamLIPObjective(Objective):
         item_mask, _ = self.complete(item_embeds, item_mask, is_normal)
         images, texts = unit(image_embeds), unit(item_embeds)
         groups = group_tokens(texts, unit(image_tokens), self.grouping_threshold, token_mask)
-        all_images, all_texts, all_groups, all_mask = gather_rows(images, texts, groups, item_mask)
+        (all_images, all_texts, all_groups, all_mask), own = gather_rows(images, texts, groups, item_mask)
         pairs = all_mask.sum() / world_size()
+        slots = all_mask.shape[1]  # of the process that has most
 
-        def identity(mask: torch.Tensor) -> torch.Tensor:
-            """Targets of the own rows among M rows of all processes, none for padding."""
-            return own_identity(len(mask), mask.device) & mask
+        def identity(rows: slice, mask: torch.Tensor) -> torch.Tensor:
+            """Targets of the own rows among all, none for padding."""
+            return identity_rows(rows, len(mask), mask.device) & mask
 
         clip = sum(
             contrastive_loss(
-                images, texts[:, m], all_images, all_texts[:, m], identity(all_mask[:, m]), logit_scale, all_mask[:, m]
+                images,
+                texts[:, m],
+                all_images,
+                all_texts[:, m],
+                identity(own, all_mask[:, m]),
+                logit_scale,
+                all_mask[:, m],
             )
             for m in range(item_mask.shape[1])
         )
         flat_mask = all_mask.flatten()
+        own_flat = slice(own.start * slots, own.stop * slots)
+        shape = (len(texts), slots, texts.shape[-1])
         grouping = contrastive_loss(
-            groups.flatten(0, 1),
-            texts.flatten(0, 1),
+            padded(groups, shape).flatten(0, 1),
+            padded(texts, shape).flatten(0, 1),
             all_groups.flatten(0, 1),
             all_texts.flatten(0, 1),
-            identity(flat_mask),
+            identity(own_flat, flat_mask),
             logit_scale,
             flat_mask,
         )

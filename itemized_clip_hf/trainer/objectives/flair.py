@@ -41,7 +41,7 @@ class FLAIRObjective(Objective):
         **unused,
     ):
         item_mask, _ = self.complete(item_embeds, item_mask, is_normal)
-        batch, slots = item_mask.shape
+        batch = len(item_mask)
         no_normal = torch.zeros(batch, dtype=torch.bool, device=item_embeds.device)
         if draws is None:
             draws = self.draw(item_mask, image_tokens.shape[1], pooler.num_heads)
@@ -55,7 +55,7 @@ class FLAIRObjective(Objective):
             query = table_queries(pooler, items, negatives)
             pooled = pooler.attend(query, key, value, keep_mask)
             logits = cosine_logits(pooled, items.flatten(0, 1)[negatives], logit_scale, logit_bias)
-            own = (negatives // slots == torch.arange(batch, device=items.device)[:, None]) & local
+            own = (negatives // mask.shape[1] == torch.arange(batch, device=items.device)[:, None]) & local
             real = mask.flatten()[negatives].to(logits.dtype)
             tcs = tcs + sigmoid_loss(logits, own.to(logits.dtype) * 2 - 1, real) / negatives.shape[1]
             mps = mps + multi_positive_loss(image_embeds, items, mask, logit_scale, logit_bias, local)

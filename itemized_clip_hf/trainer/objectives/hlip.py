@@ -14,7 +14,7 @@ study of the same row elsewhere are a pair like any other.
 
 import torch
 
-from ..gather import gather_rows, own_identity
+from ..gather import gather_rows, identity_rows, world_size
 from .base import StudyTextObjective
 from .functional import contrastive_loss, unit
 from .mps import MPSObjective
@@ -64,9 +64,9 @@ class HLIPObjective(StudyTextObjective):
             return {"loss": loss, "siglip": loss}
         _, is_normal = self.complete(item_embeds, item_mask, is_normal)
         images, texts = unit(image_embeds), unit(study_embeds)
-        all_images, all_texts, all_normal = gather_rows(images, texts, is_normal)
-        targets = own_identity(len(all_images), images.device)
+        (all_images, all_texts, all_normal), own = gather_rows(images, texts, is_normal)
+        targets, studies = identity_rows(own, len(all_images), images.device), len(all_images) / world_size()
         if self.normal_check:
             targets = targets | is_normal[:, None] & all_normal[None]
-        loss = contrastive_loss(images, texts, all_images, all_texts, targets, logit_scale) / len(images)
+        loss = contrastive_loss(images, texts, all_images, all_texts, targets, logit_scale) / studies
         return {"loss": loss, "clip": loss}

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ...data.items import join_sentences
-from ..gather import gather_rows, own_identity
+from ..gather import gather_rows, identity_rows, world_size
 from .base import StudyTextObjective
 from .functional import full, masked_cosines, softmax_loss, straight_through, unit
 
@@ -121,14 +121,14 @@ class SmartCLIPObjective(StudyTextObjective):
         masks = full(objective_module(item_tokens[:, 0].detach(), item_token_mask[:, 0].bool())).sigmoid()
         if self.hard_mask:
             masks = straight_through(masks)
-        all_images, all_texts, all_masks = gather_rows(images, texts, masks)
-        targets = own_identity(len(all_images), images.device)
+        (all_images, all_texts, all_masks), own = gather_rows(images, texts, masks)
+        targets, studies = identity_rows(own, len(all_images), images.device), len(all_images) / world_size()
         per_image = self.scale * masked_cosines(images, all_texts, all_masks)
         per_text = self.scale * masked_cosines(all_images, texts, masks).t()
         terms = {
-            "sidm": softmax_loss(per_image, targets) / len(images),
-            "dism": softmax_loss(per_text, targets) / len(images),
-            "sparsity": masks.abs().mean(),
+            "sidm": softmax_loss(per_image, targets) / studies,
+            "dism": softmax_loss(per_text, targets) / studies,
+            "sparsity": masks.abs().mean() * (len(masks) / studies),
         }
         loss = self.alignment_weight * (terms["sidm"] + terms["dism"]) + self.sparsity_weight * terms["sparsity"]
         return {"loss": loss, **terms}
