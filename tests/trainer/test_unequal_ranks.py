@@ -19,7 +19,6 @@ WORLDS = {
     "equal": [(2, 3, 4), (2, 3, 4)],
     "four": [(1, 2, 4), (2, 1, 4), (3, 2, 3), (1, 1, 4)],
 }
-# Unequal batches of itemized_clip need its formulation over blocks.
 
 
 def pooler():
