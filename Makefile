@@ -22,7 +22,12 @@ check: $(READY)
 	$(BIN)/mypy itemized_clip_hf itemized_clip_cli.py
 
 bench: $(READY)
+	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/text.py
+	$(BIN)/python benchmarks/step.py --compare
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/itemize.py
 
 # torch is pinned first and by itself: an unpinned torch would bring gigabytes of GPU libraries to a machine without one.
 $(READY): pyproject.toml constraints.txt

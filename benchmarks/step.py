@@ -4,6 +4,10 @@ Every case runs in a process of its own, so that its peak memory is its own. Pri
 `benchmarks/results/step.json` with machine and versions.
 
     python benchmarks/step.py [--scale 0.25] [--domains brain-mri remote-sensing]
+    python benchmarks/step.py --compare [--layers 3] [--data ../shared/data]
+
+`--compare` times whole 2-D training steps (ViT-B/16 at 224 px, CLIP text, RSICD captions in 6 slots, fewer layers in both
+towers), plain against fast, in turns in one process: plain encodes every slot at the full context and uses the plain loss.
 """
 
 import argparse
@@ -82,13 +86,81 @@ def measure(domain: str, scale: float, repeats: int, queue):
     )
 
 
+def compare(layers: int, studies: int, repeats: int, data: Path) -> dict:
+    """Medians of both kinds of step, and their ratio."""
+    import pyarrow.parquet as parquet
+    import torch
+
+    from itemized_clip_hf import ItemizedCLIPConfig, ItemizedCLIPModel, ItemizedCLIPProcessor
+    from itemized_clip_hf.data.tokenizer import load_tokenizer
+    from itemized_clip_hf.domains import load_domain
+    from itemized_clip_hf.trainer.objectives import load_objective
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    domain = load_domain("remote-sensing")
+    architecture = json.loads(json.dumps(domain.architecture))
+    for tower in ("vision_config", "text_config"):
+        architecture[tower]["num_hidden_layers"] = layers
+    architecture["vision_config"].pop("attention_scopes", None)
+    torch.manual_seed(0)
+    model = ItemizedCLIPModel(ItemizedCLIPConfig(domain=domain.name, **architecture)).to(device).train()
+    tokenizer = load_tokenizer(str(data / "tokenizers" / "bpe_simple_vocab_16e6.txt.gz"), 100)
+    processor = ItemizedCLIPProcessor.from_domain(domain.name, tokenizer=tokenizer)
+    rows = parquet.read_table(data / "rsicd" / "val.parquet", columns=["captions_unique"]).slice(0, studies).to_pylist()
+    text = processor.encode_text([row["captions_unique"][:6] for row in rows], num_slots=6, padding="max_length")
+    inputs = {name: torch.as_tensor(value).to(device) for name, value in text.items()}
+    inputs["pixel_values"] = torch.randn(studies, 3, 224, 224, device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
+    encode_items = model.encode_items
+
+    def encode_all(input_ids, attention_mask, item_mask, **kwargs):
+        outputs = model.get_text_features(input_ids, attention_mask, **kwargs)
+        return outputs.pooler_output, outputs
+
+    times: dict = {"plain": [], "fast": []}
+    for repeat in range(repeats + 1):
+        for kind in times:
+            load_objective(
+                "itemized_clip", **{**domain.objective, "formulation": {"plain": "plain", "fast": "fused"}[kind]}
+            ).attach(model)
+            model.encode_items = encode_all if kind == "plain" else encode_items
+            start = time.perf_counter()
+            model(**inputs, return_loss=True, return_logits=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                times[kind].append(time.perf_counter() - start)
+    ratios = [plain / fast for plain, fast in zip(*times.values())]
+    return {
+        "studies": studies,
+        "layers": layers,
+        "items_per_study": round(float(inputs["item_mask"].sum()) / studies, 2),
+        **{f"{kind}_s": round(statistics.median(values), 3) for kind, values in times.items()},
+        "time_ratio": round(statistics.median(ratios), 2),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--domains", nargs="*", default=list(CASES))
     parser.add_argument("--scale", type=float, default=0.25, help="share of the in-plane field of view")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("-o", "--output", default=str(Path(__file__).parent / "results" / "step.json"))
+    parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--studies", type=int, default=16)
+    parser.add_argument("--data", default=str(Path(__file__).parents[2] / "shared" / "data"))
     arguments = parser.parse_args()
+    if arguments.compare:
+        row = compare(arguments.layers, arguments.studies, arguments.repeats, Path(arguments.data))
+        print(json.dumps(row))
+        output = Path(arguments.output).with_name("step-compare.json")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(row, indent=1) + "\n")
+        return
     context = multiprocessing.get_context("spawn")
     rows = []
     for domain in arguments.domains:
