@@ -3,7 +3,8 @@ The composite loss, plain against fused: time (interleaved in one process, media
 
     python benchmarks/loss.py [--ranks 1 8] [--cases 2-d chest-ct brain-mri] [--repeats 5] [-o benchmarks/results/loss.json]
 
-Shapes are those of the released runs; `--ranks 8` emulates what one of eight ranks computes. Memory is what forward and
+Shapes are those of the released runs; `--ranks 8` emulates what one of eight ranks computes. Cases measured before
+on the same machine stay in the output. Memory is what forward and
 backward add to that of the inputs.
 """
 
@@ -131,8 +132,18 @@ def main():
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processor": platform.machine(),
+        "torch": version("torch"),
+    }
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    rows = []
+    kept = json.loads(output.read_text()) if output.exists() else {}
+    rows = kept["rows"] if kept.get("machine") == machine else []
     for ranks in args.ranks:
         for case in args.cases:
             row = {"case": case, "ranks": ranks, **measure_times(case, ranks, args.repeats, device)}
@@ -145,17 +156,9 @@ def main():
                 process.join()
                 row[f"{formulation}_MiB"] = round(memory[formulation] / 2**20)
             row["memory_ratio"] = round(memory["plain"] / memory["fused"], 2)
-            rows.append(row)
+            rows = [old for old in rows if (old["case"], old["ranks"]) != (case, ranks)] + [row]
             print(json.dumps(row), flush=True)
-    machine = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processor": platform.machine(),
-        "torch": version("torch"),
-    }
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+            output.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
