@@ -14,13 +14,7 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
-DATA = Path(os.environ.get("ITEMIZED_CLIP_DATA", Path(__file__).parents[2] / "shared" / "data"))
-ITEMS = [
-    "left frontal mass",
-    "small bleed in the right parietal lobe",
-    "enlarged ventricles",
-    "no significant abnormalities.",
-]
+from tiny_models import DATA, ITEMS, tiny_config  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -36,41 +30,6 @@ def tokenizer():
     from itemized_clip_hf.data.tokenizer import train_tokenizer
 
     return train_tokenizer(ITEMS, vocab_size=120, context_length=24)
-
-
-def tiny_config(vocab_size: int = 120, text: str = "bert", **vision):
-    """A model of some thousand parameters."""
-    from itemized_clip_hf import ItemizedCLIPConfig
-
-    text_config = {
-        "model_type": {"bert": "bert", "clip": "clip_text_model"}[text],
-        "vocab_size": vocab_size,
-        "hidden_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 24,
-    }
-    if text == "clip":
-        text_config |= {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1, "pad_token_id": 0}
-    else:
-        text_config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return ItemizedCLIPConfig(
-        vision_config={
-            "hidden_size": 24,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "num_channels": 1,
-            "image_size": [8, 16, 16],
-            "patch_size": [4, 8, 8],
-            "attention_scopes": ["slice", "scan", "study"],
-            **vision,
-        },
-        text_config=text_config,
-        projection_dim=16,
-        num_pooler_heads=2,
-    )
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import torch
-from conftest import ITEMS, tiny_config
+from tiny_models import ITEMS, tiny_config
 
 SCRIPT = """
 import importlib.abc, sys

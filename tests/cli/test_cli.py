@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ITEMS
+from tiny_models import ITEMS
 
 nibabel = pytest.importorskip("nibabel")
 

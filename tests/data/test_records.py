@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ITEMS
 from PIL import Image
+from tiny_models import ITEMS
 
 from itemized_clip_hf.data.cache import CachedPictures
 from itemized_clip_hf.data.records import as_items, read_records

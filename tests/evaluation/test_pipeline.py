@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ITEMS
 from PIL import Image
+from tiny_models import ITEMS
 from transformers import pipeline
 
 from itemized_clip_hf import ItemizedCLIPPipeline, ItemizedCLIPProcessor

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ITEMS
 from golden_cases import case
+from tiny_models import ITEMS
 
 from itemized_clip_hf import ItemizedCLIPProcessor
 from itemized_clip_hf.domains import load_domain

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ITEMS
+from tiny_models import ITEMS
 
 from itemized_clip_hf import ItemizedCLIPProcessor
 from itemized_clip_hf.data.study import Scan

@@ -5,7 +5,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
+from tiny_models import DATA
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor
 from itemized_clip_hf.data.study import Scan

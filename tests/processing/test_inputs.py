@@ -5,8 +5,8 @@ import gzip
 import numpy as np
 import pytest
 import torch
-from conftest import ITEMS
 from PIL import Image
+from tiny_models import ITEMS
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor, ItemizedCLIPProcessor
 from itemized_clip_hf.data.nifti import read_nifti

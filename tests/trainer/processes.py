@@ -64,8 +64,8 @@ def fixed_draws(rank: int, step: int) -> torch.Generator:
 
 def build_trainer(folder, own: dict, settings: dict):
     """A tiny trainer in float64 whose draws depend on rank and step alone, and which records its batches."""
-    from conftest import ITEMS, tiny_config
     from test_trainer import dataset
+    from tiny_models import ITEMS, tiny_config
     from transformers import TrainerCallback
 
     from itemized_clip_hf import (

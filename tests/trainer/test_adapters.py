@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import tiny_config
 from safetensors.torch import load_file
 from test_cached import compare, loss_and_gradients, make_batch
 from test_distributed import free_port, start
 from test_trainer import dataset, make_trainer, processor  # noqa: F401
+from tiny_models import tiny_config
 from transformers import AutoModel
 
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import tiny_config
 from test_distributed import free_port, start
 from test_trainer import make_trainer, processor  # noqa: F401
+from tiny_models import tiny_config
 
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPTrainingArguments
 from itemized_clip_hf.trainer import cached

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from conftest import ITEMS
+from tiny_models import ITEMS
 
 from itemized_clip_hf import ItemizedCLIPProcessor
 from itemized_clip_hf.data.items import choose_items, sample_diverse

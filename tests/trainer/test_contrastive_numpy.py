@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference_numpy as reference
 import torch
-from conftest import tiny_config
+from tiny_models import tiny_config
 
 from itemized_clip_hf import ItemizedCLIPModel
 from itemized_clip_hf.data.items import join_sentences

@@ -159,8 +159,8 @@ def trainer_rank(rank: int, world: int, port: int, folder: str):
     """Without a search for unused parameters, as with gradient checkpointing: each one left trainable needs a gradient."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     start(rank, world, port)
-    from conftest import ITEMS
     from test_trainer import make_trainer
+    from tiny_models import ITEMS
 
     from itemized_clip_hf import ItemizedCLIPProcessor
     from itemized_clip_hf.data.tokenizer import train_tokenizer

@@ -5,9 +5,9 @@ import logging
 
 import pytest
 import torch
-from conftest import ITEMS, tiny_config
 from golden_cases import case
 from golden_models import picture_model, radiology_model
+from tiny_models import ITEMS, tiny_config
 from transformers import AutoModel
 
 from itemized_clip_hf import ItemizedCLIPConfig, ItemizedCLIPModel, ItemizedCLIPVisionModel

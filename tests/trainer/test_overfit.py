@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from tiny_models import tiny_config
 from torch.nn import functional as F
 
 from itemized_clip_hf import ItemizedCLIPModel

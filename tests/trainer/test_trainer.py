@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ITEMS, tiny_config
+from tiny_models import ITEMS, tiny_config
 from transformers import AutoModel
 
 from itemized_clip_hf import (
