@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_cached import compare, loss_and_gradients, make_batch
 from test_distributed import free_port, start
 from test_trainer import dataset, make_trainer, processor  # noqa: F401
-from tiny_models import tiny_config
+from tiny_models import leave_group, tiny_config
 from transformers import AutoModel
 
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments
@@ -277,7 +277,7 @@ def lora_rank(rank: int, world: int, port: int, folder: str):
         merged, _ = load(Path(folder) / "run", "cpu")
         torch.testing.assert_close(scores(merged, trainer), scores(trainer.model, trainer), rtol=1e-5, atol=1e-5)
     dist.barrier()
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_two_processes(base, tmp_path):

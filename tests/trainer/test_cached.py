@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_distributed import free_port, start
 from test_trainer import make_trainer, processor  # noqa: F401
-from tiny_models import tiny_config
+from tiny_models import leave_group, tiny_config
 
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPTrainingArguments
 from itemized_clip_hf.trainer import cached
@@ -194,7 +194,7 @@ def ddp_rank(rank: int, world: int, port: int):
         theirs = mine.clone()
         dist.broadcast(theirs, 0)
         assert torch.equal(mine, theirs), f"{objective}: the ranks' gradients differ"
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_two_processes():

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from golden_cases import assert_close, case, names
+from tiny_models import leave_group
 
 
 def free_port() -> int:
@@ -71,7 +72,7 @@ def replay_rank(rank: int, world: int, port: int, name: str):
         weight = getattr(pooler, f"{part}_proj").weight.grad
         recorded = own["grad.visual_proj.attn.in_proj_weight"].chunk(3)["qkv".index(part)]
         assert_close(weight, recorded, f"rank {rank}, {part} projection", 3e-4)
-    dist.destroy_process_group()
+    leave_group()
 
 
 @pytest.mark.parametrize("name", names("loss_dist_*"))
@@ -147,7 +148,7 @@ def split_rank(rank: int, world: int, port: int):
             torch.testing.assert_close(gradient / world, gradients[name].chunk(world)[rank], msg=f"{what}, {name}")
         dist.all_reduce(own_shared)
         torch.testing.assert_close(own_shared / world, shared, msg=f"{what}, shared parameters")
-    dist.destroy_process_group()
+    leave_group()
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -185,7 +186,7 @@ def trainer_rank(rank: int, world: int, port: int, folder: str):
         theirs = mine.clone()
         dist.broadcast(theirs, 0)
         assert torch.equal(mine, theirs), f"{name}: the ranks' models differ"
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_trainer_in_two_processes(tmp_path):

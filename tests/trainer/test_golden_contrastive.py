@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from golden_cases import assert_close, case, names
 from test_distributed import free_port, start
+from tiny_models import leave_group
 
 from itemized_clip_hf.trainer.objectives import load_objective
 from itemized_clip_hf.trainer.objectives.functional import contrastive_loss, multi_positive_loss
@@ -87,7 +87,7 @@ def replay_rank(rank: int, world: int, port: int):
         tensors = case(name)[1]
         own = {k.removeprefix(f"rank{rank}."): v for k, v in tensors.items() if k.startswith(f"rank{rank}.")}
         replay(load_objective(objective, **arguments), own, f"{name}, rank {rank}:")
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_two_processes():

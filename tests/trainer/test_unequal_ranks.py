@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_distributed import SPLIT, free_port, loss_and_gradients, shared_batch, start
+from tiny_models import leave_group
 
 WIDTH, HEADS = 8, 2
 KEY_TOKEN_RATE = 0.5
@@ -115,7 +116,7 @@ def compare_rank(rank: int, world: int, port: int, shapes, names):
             got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
             dist.all_reduce(got)
             check(got, torch.zeros_like(got) if want is None else want, "shared parameters")
-    dist.destroy_process_group()
+    leave_group()
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -163,7 +164,7 @@ def split_rank(rank: int, world: int, port: int):
             torch.testing.assert_close(gradient / share, want, msg=lambda m: f"{what}, {key}: {m}")  # noqa: B023
         dist.all_reduce(own_shared)
         torch.testing.assert_close(own_shared / world, shared, msg=lambda m: f"{what}, shared: {m}")  # noqa: B023
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_mean_over_unequal_processes_is_the_whole_batch():
@@ -191,7 +192,7 @@ def draw_rank(rank: int, world: int, port: int):
     mask = torch.ones(2 * (1 - rank), 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"ranks \[1\] have no study"):
         objective.draw(mask, 6, HEADS)
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_draws_have_the_shapes_of_each_rank():
