@@ -28,7 +28,7 @@ from ..version import __version__
 from .checks import check_study
 from .reader import read_study
 from .records import Records, as_items, read_records, read_table
-from .storage import scan_features, store_scan
+from .storage import preset_of, scan_features, store_scan
 from .study import Study
 
 NUM_THUMBNAILS = 24
@@ -158,8 +158,9 @@ def _join(studies, reports, id_column, items_column) -> Iterator[tuple[str, Any,
             yield name, table.paths_of(number), table.rows[number], items_name
         return
     source = read_records(studies)
-    places = {source.id_of(number): number for number in range(len(source))}
-    _refuse_repeats([source.id_of(number) for number in range(len(source))], str(studies))
+    found = [source.id_of(number) for number in range(len(source))]
+    _refuse_repeats(found, str(studies))
+    places = {name: number for number, name in enumerate(found)}
     for number, name in enumerate(names):
         yield name, source.paths_of(places[name]) if name in places else None, table.rows[number], items_name
     for name in sorted(set(places) - set(names)):
@@ -190,36 +191,6 @@ def _truth(value, name: str, label) -> int:
 
 def _image_processor(plan: Plan) -> ItemizedCLIPImageProcessor:
     return ItemizedCLIPImageProcessor.from_domain(plan.domain, **plan.image_settings)
-
-
-def preset_of(processor: ItemizedCLIPImageProcessor) -> dict:
-    """The settings that `standardize_scan` depends on."""
-    names = (
-        "domain",
-        "fit",
-        "in_plane_size",
-        "spacing",
-        "orientation",
-        "thickest_axis_first",
-        "windows",
-        "percentiles",
-    )
-    depth = processor.scan_size[0] if processor.fit == "slices" else None
-    return json.loads(json.dumps({"depth": depth, **{name: getattr(processor, name) for name in names}}))
-
-
-def check_prepared(folder: str | os.PathLike, processor: ItemizedCLIPImageProcessor) -> None:
-    """Refuses a processor other than the one that a prepared folder was made for; other folders pass."""
-    path = Path(folder) / "prepare.json"
-    if not path.exists() or processor.fit == "picture":
-        return
-    made_for, wanted = json.loads(path.read_text())["image"], preset_of(processor)
-    differing = {name: (made_for.get(name), wanted[name]) for name in wanted if made_for.get(name) != wanted[name]}
-    if differing:
-        listed = "; ".join(f"{name} {old} instead of {new}" for name, (old, new) in differing.items())
-        raise ValueError(
-            f"{folder} was prepared for other settings ({listed}): prepare it again with this recipe or model."
-        )
 
 
 def features_of(plan: Plan):
@@ -273,30 +244,39 @@ def prepare(
     from tqdm.auto import tqdm
 
     pending = [number for number in range(plan.num_shards) if not _part(parts, number).exists()]
-    done = sum(len(plan.shard(number)) for number in range(plan.num_shards) if number not in set(pending))
+    left = sum(len(plan.shard(number)) for number in pending)
     deaths: Counter[int] = Counter()
-    with tqdm(total=len(plan.rows), initial=done, desc="preparing", unit="study", disable=not progress) as bar:
+    idle_deaths = 0
+    with tqdm(
+        total=len(plan.rows), initial=len(plan.rows) - left, desc="preparing", unit="study", disable=not progress
+    ) as bar:
         while pending:
+            # A worker that dies takes the others along: what any of them was reading is read again by one worker alone.
+            suspects = [number for number in pending if any(index in deaths for index in plan.shard(number))]
+            shards, workers = (suspects, 1) if suspects else (pending, min(num_workers, len(pending)))
             banned = [index for index, count in deaths.items() if count > 1]
             pool = ProcessPoolExecutor(
-                max(min(num_workers, len(pending)), 1),
+                max(workers, 1),
                 mp_context=multiprocessing.get_context(context),
                 initializer=_start_worker,
                 initargs=(str(parts / "plan.json"), str(parts), banned),
             )
             try:
-                futures = {pool.submit(_prepare_shard, number): number for number in pending}
-                for future in as_completed(futures):
-                    future.result()
-                    pending.remove(futures[future])
-                    bar.update(len(plan.shard(futures[future])))
-            except BrokenProcessPool:
-                for marker in parts.glob("running-*"):
-                    deaths[int(marker.read_text() or -1)] += 1
+                for future in as_completed([pool.submit(_prepare_shard, number) for number in shards]):
+                    bar.update(len(plan.shard(future.result())))
+            except BrokenProcessPool as error:
+                markers = list(parts.glob("running-*"))
+                idle_deaths += not markers
+                if idle_deaths > 2:
+                    raise RuntimeError(
+                        "workers end before they read a study; with one worker the cause may show."
+                    ) from error
+                for marker in markers:
+                    deaths.update(int(index) for index in marker.read_text().split())
                     marker.unlink()
-                pending = [number for number in pending if not _part(parts, number).exists()]
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+            pending = [number for number in pending if not _part(parts, number).exists()]
     return _finish(plan, output, parts, list(left_out))
 
 
@@ -372,8 +352,8 @@ def _keep_memory() -> None:
         pyarrow.set_memory_pool(pyarrow.system_memory_pool())
 
 
-def _prepare_shard(number: int) -> None:
-    """Writes one shard and, beside it, what was found on the way; both appear at once, complete."""
+def _prepare_shard(number: int) -> int:
+    """Writes one shard and, beside it, what was found on the way; both appear at once, complete. Returns its number."""
     import pyarrow
 
     plan, parts = _worker["plan"], _worker["parts"]
@@ -402,6 +382,7 @@ def _prepare_shard(number: int) -> None:
     _write(parts / f"{target.name}.json", json.dumps({"lost": lost, "found": found}))
     os.replace(temporary, target)
     marker.unlink()
+    return number
 
 
 def prepare_study(

@@ -9,8 +9,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..data.cache import CachedPictures
-from ..data.prepare import check_prepared
 from ..data.records import Records, read_records
+from ..data.storage import check_prepared
 from ..data.tokenizer import load_tokenizer, train_tokenizer
 from ..domains import load_domain
 from ..hub.adapters import find_base, is_adapter_folder

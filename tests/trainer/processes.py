@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 from test_distributed import free_port
+from tiny_models import leave_group
+
+from itemized_clip_hf.trainer.gather import world_size
 
 HERE = Path(__file__).parent
 
@@ -198,4 +201,5 @@ def run_rank(folder: str, settings: str) -> None:
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if rank == 0:
         torch.save({name.removeprefix("module."): x for name, x in state.items()}, path / "final.pt")
-    trainer.accelerator.end_training()
+    if world_size() > 1:
+        leave_group()
