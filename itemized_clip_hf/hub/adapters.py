@@ -127,11 +127,12 @@ def save_adapters(model: Any, folder: str | Path, state_dict: dict[str, torch.Te
 
 def load_adapter_weights(model: Any, folder: str | Path) -> None:
     """Weights of a folder into a model that has adapters; parameters of an objective are passed over where it has none."""
-    present = {_PREFIX + name.replace(f".{_NAME}.", "."): name for name in model.state_dict()}
+    state = model.state_dict()
+    present = {_PREFIX + name.replace(f".{_NAME}.", "."): name for name in state}
     weights = load_file(Path(folder) / WEIGHTS_FILE)
     strangers = [k for k in weights if k not in present and not k.startswith(f"{_PREFIX}objective_module.")]
     missing = [name for name in present if ".lora_" in name and name not in weights]
-    wrong = [k for k in weights if k in present and weights[k].shape != model.state_dict()[present[k]].shape]
+    wrong = [k for k in weights if k in present and weights[k].shape != state[present[k]].shape]
     if strangers or missing or wrong:
         raise ValueError(
             f"the adapters in {folder} do not fit this model: left over {strangers[:5]}, missing {missing[:5]}, of another "

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -25,6 +25,41 @@ class Draws:
 
     negatives: torch.Tensor | None = None
     keep_mask: torch.Tensor | list[torch.Tensor | None] | None = None
+
+
+@dataclass
+class Features:
+    """
+    What the towers make of one batch.
+
+    Args:
+        image_embeds: (B, P) global features.
+        image_tokens: (B, L, P).
+        item_embeds: (B, K, P).
+        item_mask: (B, K), True for real items; passed as None: all real.
+        is_normal: (B,), studies without findings; passed as None: none.
+        logit_scale, logit_bias: before exp, and as it is.
+        pooler: the item pooler.
+        token_mask: (B, L), True for tokens of real scans; all real if None.
+        training: False hides no tokens at random.
+        objective_module: the objective's own parameters, where it has some.
+        item_tokens: (B, K, T, C), hidden states of the text tower, where `uses_item_tokens` is set.
+        item_token_mask: (B, K, T), with them.
+    """
+
+    image_embeds: torch.Tensor
+    image_tokens: torch.Tensor
+    item_embeds: torch.Tensor
+    item_mask: torch.Tensor
+    is_normal: torch.Tensor
+    logit_scale: torch.Tensor
+    logit_bias: torch.Tensor
+    pooler: Any
+    token_mask: torch.Tensor | None = None
+    training: bool = True
+    objective_module: nn.Module | None = None
+    item_tokens: torch.Tensor | None = None
+    item_token_mask: torch.Tensor | None = None
 
 
 class Objective(ABC):
@@ -66,7 +101,6 @@ class Objective(ABC):
         """Every random choice of one step; objectives without any return empty draws. In a group all processes draw."""
         return Draws()
 
-    @abstractmethod
     def __call__(
         self,
         image_embeds: torch.Tensor,
@@ -80,36 +114,37 @@ class Objective(ABC):
         draws: Draws | None = None,
         token_mask: torch.Tensor | None = None,
         training: bool = True,
-        **unused,
+        **extra,
     ) -> dict[str, torch.Tensor]:
         """
-        Args:
-            image_embeds: (B, P) global features.
-            image_tokens: (B, L, P).
-            item_embeds: (B, K, P).
-            item_mask: (B, K), True for real items; all real if None.
-            is_normal: (B,), studies without findings; none if None.
-            logit_scale, logit_bias: before exp, and as it is.
-            pooler: the item pooler.
-            draws: random choices; drawn here if None.
-            token_mask: (B, L), True for tokens of real scans; all real if None.
-            training: False hides no tokens at random.
-            unused: what only some objectives take: `objective_module`, where one was built; `item_tokens` (B, K, T, C), the
-                hidden states of the text tower, and `item_token_mask` (B, K, T), where `uses_item_tokens` is set.
+        The arguments are those of [`Features`], in the order of spec api.md; `draws` are made here if None.
 
         Returns:
             `"loss"` and the unweighted terms it is made of. In a process group every rank returns its own sum over the local
             and the remote blocks, so that averaging gradients over ranks gives the mean.
         """
-
-    @staticmethod
-    def complete(item_embeds, item_mask, is_normal):
-        """Masks for what was left out."""
         if item_mask is None:
             item_mask = torch.ones(item_embeds.shape[:2], dtype=torch.bool, device=item_embeds.device)
         if is_normal is None:
             is_normal = torch.zeros(len(item_embeds), dtype=torch.bool, device=item_embeds.device)
-        return item_mask.bool(), is_normal.view(-1).bool()
+        features = Features(
+            image_embeds,
+            image_tokens,
+            item_embeds,
+            item_mask.bool(),
+            is_normal.view(-1).bool(),
+            logit_scale,
+            logit_bias,
+            pooler,
+            token_mask,
+            training,
+            **{name: extra[name] for name in ("objective_module", "item_tokens", "item_token_mask") if name in extra},
+        )
+        return self.compute(features, draws)
+
+    @abstractmethod
+    def compute(self, x: Features, draws: Draws | None) -> dict[str, torch.Tensor]:
+        """The maths: see `__call__`."""
 
 
 class StudyTextObjective(Objective):
@@ -125,16 +160,16 @@ class StudyTextObjective(Objective):
         """The text of a study with these items. Nothing is random without a generator, as in evaluation."""
 
     @staticmethod
-    def study_embeds(item_embeds: torch.Tensor, item_mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, 1, P) -> (B, P)."""
-        if item_embeds.shape[1] != 1:
+    def study_embeds(x: Features) -> torch.Tensor:
+        """The only item of every study, (B, P)."""
+        if x.item_embeds.shape[1] != 1:
             raise ValueError(
-                f"this objective takes one text per study, found {item_embeds.shape[1]} item slots: join the items before "
+                f"this objective takes one text per study, found {x.item_embeds.shape[1]} item slots: join the items before "
                 "they are tokenised, as ItemizedCLIPCollator(..., join_items=objective.join_items) does."
             )
-        if item_mask is not None and not bool(item_mask.all()):
-            raise ValueError(f"{int((~item_mask.bool()).sum())} of {len(item_mask)} studies have no text.")
-        return item_embeds[:, 0]
+        if not bool(x.item_mask.all()):
+            raise ValueError(f"{int((~x.item_mask).sum())} of {len(x.item_mask)} studies have no text.")
+        return x.item_embeds[:, 0]
 
 
 def draw_pairs(item_mask, num_tokens, num_heads, keep_rate, generator=None) -> Draws:

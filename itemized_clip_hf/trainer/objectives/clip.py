@@ -33,24 +33,12 @@ class CLIPObjective(StudyTextObjective):
     def join_items(self, items, generator=None) -> str:
         return join_sentences(items)
 
-    def __call__(
-        self,
-        image_embeds,
-        image_tokens,
-        item_embeds,
-        item_mask,
-        is_normal,
-        logit_scale,
-        logit_bias,
-        pooler,
-        draws=None,
-        **unused,
-    ):
-        images, texts = unit(image_embeds), unit(self.study_embeds(item_embeds, item_mask))
+    def compute(self, x, draws):
+        images, texts = unit(x.image_embeds), unit(self.study_embeds(x))
         (all_images, all_texts), own = gather_rows(images, texts, with_gradient=not self.global_loss)
         targets, studies = identity_rows(own, len(all_images), images.device), len(all_images) / world_size()
         if self.global_loss:
             images, texts, studies = all_images, all_texts, len(all_images)
             targets = torch.eye(studies, device=images.device).bool()
-        loss = contrastive_loss(images, texts, all_images, all_texts, targets, logit_scale) / studies
+        loss = contrastive_loss(images, texts, all_images, all_texts, targets, x.logit_scale) / studies
         return {"loss": loss, "clip": loss}

@@ -34,24 +34,10 @@ class DreamLIPObjective(Objective):
         self.grouping_weight = grouping_weight
         self.grouping_threshold = grouping_threshold
 
-    def __call__(
-        self,
-        image_embeds,
-        image_tokens,
-        item_embeds,
-        item_mask,
-        is_normal,
-        logit_scale,
-        logit_bias,
-        pooler,
-        draws=None,
-        token_mask=None,
-        **unused,
-    ):
-        item_mask, _ = self.complete(item_embeds, item_mask, is_normal)
-        images, texts = unit(image_embeds), unit(item_embeds)
-        groups = group_tokens(texts, unit(image_tokens), self.grouping_threshold, token_mask)
-        (all_images, all_texts, all_groups, all_mask), own = gather_rows(images, texts, groups, item_mask)
+    def compute(self, x, draws):
+        images, texts = unit(x.image_embeds), unit(x.item_embeds)
+        groups = group_tokens(texts, unit(x.image_tokens), self.grouping_threshold, x.token_mask)
+        (all_images, all_texts, all_groups, all_mask), own = gather_rows(images, texts, groups, x.item_mask)
         pairs = all_mask.sum() / world_size()
         slots = all_mask.shape[1]  # of the process that has most
 
@@ -66,10 +52,10 @@ class DreamLIPObjective(Objective):
                 all_images,
                 all_texts[:, m],
                 identity(own, all_mask[:, m]),
-                logit_scale,
+                x.logit_scale,
                 all_mask[:, m],
             )
-            for m in range(item_mask.shape[1])
+            for m in range(x.item_mask.shape[1])
         )
         flat_mask = all_mask.flatten()
         own_flat = slice(own.start * slots, own.stop * slots)
@@ -80,7 +66,7 @@ class DreamLIPObjective(Objective):
             all_groups.flatten(0, 1),
             all_texts.flatten(0, 1),
             identity(own_flat, flat_mask),
-            logit_scale,
+            x.logit_scale,
             flat_mask,
         )
         terms = {"clip": clip / pairs, "grouping": grouping / pairs}

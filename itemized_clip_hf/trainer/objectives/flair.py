@@ -26,37 +26,21 @@ class FLAIRObjective(Objective):
     def draw(self, item_mask, num_tokens, num_heads, generator=None) -> Draws:
         return draw_pairs(item_mask, num_tokens, num_heads, 1.0, generator)
 
-    def __call__(
-        self,
-        image_embeds,
-        image_tokens,
-        item_embeds,
-        item_mask,
-        is_normal,
-        logit_scale,
-        logit_bias,
-        pooler,
-        draws=None,
-        token_mask=None,
-        **unused,
-    ):
-        item_mask, _ = self.complete(item_embeds, item_mask, is_normal)
-        batch = len(item_mask)
-        no_normal = torch.zeros(batch, dtype=torch.bool, device=item_embeds.device)
+    def compute(self, x, draws):
         if draws is None:
-            draws = self.draw(item_mask, image_tokens.shape[1], pooler.num_heads)
-        key, value = pooler.project_tokens(image_tokens)
-        keep_mask = None if token_mask is None else token_mask[:, None, None]
+            draws = self.draw(x.item_mask, x.image_tokens.shape[1], x.pooler.num_heads)
+        key, value = x.pooler.project_tokens(x.image_tokens)
+        keep_mask = None if x.token_mask is None else x.token_mask[:, None, None]
         tcs = mps = 0.0
         for source, (items, mask, _, negatives) in enumerate(
-            gather_texts(item_embeds, item_mask, no_normal, draws.negatives)
+            gather_texts(x.item_embeds, x.item_mask, x.is_normal, draws.negatives)
         ):
             local = source == rank()
-            query = table_queries(pooler, items, negatives)
-            pooled = pooler.attend(query, key, value, keep_mask)
-            logits = cosine_logits(pooled, items.flatten(0, 1)[negatives], logit_scale, logit_bias)
-            own = (negatives // mask.shape[1] == torch.arange(batch, device=items.device)[:, None]) & local
+            query = table_queries(x.pooler, items, negatives)
+            pooled = x.pooler.attend(query, key, value, keep_mask)
+            logits = cosine_logits(pooled, items.flatten(0, 1)[negatives], x.logit_scale, x.logit_bias)
+            own = (negatives // mask.shape[1] == torch.arange(len(x.item_mask), device=items.device)[:, None]) & local
             real = mask.flatten()[negatives].to(logits.dtype)
             tcs = tcs + sigmoid_loss(logits, own.to(logits.dtype) * 2 - 1, real) / negatives.shape[1]
-            mps = mps + multi_positive_loss(image_embeds, items, mask, logit_scale, logit_bias, local)
+            mps = mps + multi_positive_loss(x.image_embeds, items, mask, x.logit_scale, x.logit_bias, local)
         return {"loss": self.tcs_weight * tcs + self.mps_weight * mps, "tcs": tcs, "mps": mps}

@@ -36,13 +36,10 @@ class _Columns:
     real: torch.Tensor
     masks: list[tuple[slice, Any]]
     local: slice | None
-    items: torch.Tensor | None
     item_mask: torch.Tensor | None
 
     @classmethod
     def of(cls, blocks: list[Block], dtype: torch.dtype) -> "_Columns":
-        # The own texts come first: their weights depend on all of their logits, so they are never split.
-        blocks = sorted(blocks, key=lambda block: not block.local)
         offsets, start, masks = [], 0, []
         first = 0
         for block in blocks:
@@ -52,7 +49,6 @@ class _Columns:
             masks.append((slice(start, start + width), block.keep_mask))
             start += width
         own = torch.cat([block.own for block in blocks], 1)
-        head = blocks[0] if blocks[0].local else None
         return cls(
             table=torch.cat([block.table + offset for block, offset in zip(blocks, offsets)], 1),
             labels=own.to(dtype) * 2 - 1,
@@ -60,9 +56,8 @@ class _Columns:
             own=own,
             real=torch.cat([block.real for block in blocks], 1),
             masks=masks,
-            local=masks[0][0] if head else None,
-            items=head.items if head else None,
-            item_mask=head.item_mask if head else None,
+            local=masks[0][0] if blocks[0].local else None,
+            item_mask=blocks[0].item_mask if blocks[0].local else None,
         )
 
     def keep_mask(self, images: slice, columns: slice, shape: tuple[int, ...], device) -> torch.Tensor | None:
@@ -105,8 +100,9 @@ def fused_terms(
         chunk_scores: attention scores (heads * texts * tokens, summed over images) held at once.
         absorb: never project tokens; chosen by the number of texts if None.
     """
-    ordered = sorted(blocks, key=lambda block: not block.local)
-    texts = torch.cat([block.items.flatten(0, 1) for block in ordered])
+    # The own texts come first: their weights depend on all of their logits, so they are never split.
+    blocks = sorted(blocks, key=lambda block: not block.local)
+    texts = torch.cat([block.items.flatten(0, 1) for block in blocks])
     columns = _Columns.of(blocks, full(texts).dtype)
     weight, bias = pooler.fold_norms()
     query = pooler.project_queries(texts[None])[0] * pooler.head_dim**-0.5

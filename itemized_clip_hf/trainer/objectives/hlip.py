@@ -44,29 +44,15 @@ class HLIPObjective(StudyTextObjective):
             items = [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
         return self.prefix + " ".join(items)
 
-    def __call__(
-        self,
-        image_embeds,
-        image_tokens,
-        item_embeds,
-        item_mask,
-        is_normal,
-        logit_scale,
-        logit_bias,
-        pooler,
-        draws=None,
-        **unused,
-    ):
-        study_embeds = self.study_embeds(item_embeds, item_mask)
+    def compute(self, x, draws):
+        study_embeds = self.study_embeds(x)
         if self.form == "siglip":
-            pairs = MPSObjective(self.normal_check)  # of one positive
-            loss = pairs(image_embeds, None, item_embeds, None, is_normal, logit_scale, logit_bias, None)["loss"]
+            loss = MPSObjective(self.normal_check).compute(x, draws)["loss"]  # of one positive
             return {"loss": loss, "siglip": loss}
-        _, is_normal = self.complete(item_embeds, item_mask, is_normal)
-        images, texts = unit(image_embeds), unit(study_embeds)
-        (all_images, all_texts, all_normal), own = gather_rows(images, texts, is_normal)
+        images, texts = unit(x.image_embeds), unit(study_embeds)
+        (all_images, all_texts, all_normal), own = gather_rows(images, texts, x.is_normal)
         targets, studies = identity_rows(own, len(all_images), images.device), len(all_images) / world_size()
         if self.normal_check:
-            targets = targets | is_normal[:, None] & all_normal[None]
-        loss = contrastive_loss(images, texts, all_images, all_texts, targets, logit_scale) / studies
+            targets = targets | x.is_normal[:, None] & all_normal[None]
+        loss = contrastive_loss(images, texts, all_images, all_texts, targets, x.logit_scale) / studies
         return {"loss": loss, "clip": loss}

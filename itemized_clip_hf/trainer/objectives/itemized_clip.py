@@ -72,38 +72,22 @@ class ItemizedCLIPObjective(Objective):
     def draw(self, item_mask, num_tokens, num_heads, generator=None) -> Draws:
         return draw_pairs(item_mask, num_tokens, num_heads, self.keep_rate, generator)
 
-    def __call__(
-        self,
-        image_embeds,
-        image_tokens,
-        item_embeds,
-        item_mask,
-        is_normal,
-        logit_scale,
-        logit_bias,
-        pooler,
-        draws=None,
-        token_mask=None,
-        training=True,
-        **unused,
-    ):
-        item_mask, is_normal = self.complete(item_embeds, item_mask, is_normal)
-        if not self.normal_check:
-            is_normal = torch.zeros_like(is_normal)
+    def compute(self, x, draws):
+        is_normal = x.is_normal & self.normal_check
         if draws is None:
-            draws = Draws(draw_negatives(item_mask))
-            if training:
+            draws = Draws(draw_negatives(x.item_mask))
+            if x.training:
                 seeds = torch.randint(1 << 40, (world_size(),)).tolist()
                 draws.keep_mask = [SeededMask(seed, self.keep_rate) for seed in seeds]
         blocks = []
         terms: dict[str, torch.Tensor] = {}
         for source, (items, mask, normal, negatives) in enumerate(
-            gather_texts(item_embeds, item_mask, is_normal, draws.negatives)
+            gather_texts(x.item_embeds, x.item_mask, is_normal, draws.negatives)
         ):
             local = source == rank()
             dropped = normal_pairs(is_normal, normal, local)
             if self.mps_weight:
-                term = multi_positive_loss(image_embeds, items, mask, logit_scale, logit_bias, local, dropped)
+                term = multi_positive_loss(x.image_embeds, items, mask, x.logit_scale, x.logit_bias, local, dropped)
                 terms["mps"] = terms["mps"] + term if "mps" in terms else term
             keep_mask = draws.keep_mask[source] if isinstance(draws.keep_mask, list) else draws.keep_mask
             blocks.append(Block(items, mask, negatives, dropped, local, keep_mask))
@@ -111,12 +95,12 @@ class ItemizedCLIPObjective(Objective):
         if self.ila_weight or self.kta_weight or self.iis_weight:
             compute = fused_terms if self.formulation == "fused" else plain_terms
             total, pooled = compute(
-                pooler,
-                image_tokens,
+                x.pooler,
+                x.image_tokens,
                 blocks,
-                token_mask,
-                logit_scale,
-                logit_bias,
+                x.token_mask,
+                x.logit_scale,
+                x.logit_bias,
                 ila_weight=self.ila_weight,
                 kta_weight=self.kta_weight,
                 iis_weight=self.iis_weight,

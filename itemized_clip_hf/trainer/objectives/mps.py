@@ -22,27 +22,15 @@ class MPSObjective(Objective):
     def __init__(self, normal_check: bool = True):
         self.normal_check = normal_check
 
-    def __call__(
-        self,
-        image_embeds,
-        image_tokens,
-        item_embeds,
-        item_mask,
-        is_normal,
-        logit_scale,
-        logit_bias,
-        pooler,
-        draws=None,
-        **unused,
-    ):
-        item_mask, is_normal = self.complete(item_embeds, item_mask, is_normal)
-        if not self.normal_check:
-            is_normal = torch.zeros_like(is_normal)
-        no_table = torch.zeros(len(item_mask), 1, dtype=torch.long, device=item_mask.device)
+    def compute(self, x, draws):
+        is_normal = x.is_normal & self.normal_check
+        no_table = torch.zeros(len(x.item_mask), 1, dtype=torch.long, device=x.item_mask.device)
         loss = 0.0
-        for source, (items, mask, normal, _) in enumerate(gather_texts(item_embeds, item_mask, is_normal, no_table)):
+        for source, (items, mask, normal, _) in enumerate(
+            gather_texts(x.item_embeds, x.item_mask, is_normal, no_table)
+        ):
             dropped = normal_pairs(is_normal, normal, source == rank())
             loss = loss + multi_positive_loss(
-                image_embeds, items, mask, logit_scale, logit_bias, source == rank(), dropped
+                x.image_embeds, items, mask, x.logit_scale, x.logit_bias, source == rank(), dropped
             )
         return {"loss": loss, "mps": loss}

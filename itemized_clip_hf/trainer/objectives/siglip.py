@@ -16,20 +16,7 @@ class SigLIPObjective(StudyTextObjective):
     def join_items(self, items, generator=None) -> str:
         return join_sentences(items)
 
-    def __call__(
-        self,
-        image_embeds,
-        image_tokens,
-        item_embeds,
-        item_mask,
-        is_normal,
-        logit_scale,
-        logit_bias,
-        pooler,
-        draws=None,
-        **unused,
-    ):
-        self.study_embeds(item_embeds, item_mask)
-        pairs = MPSObjective(normal_check=False)  # of one positive
-        loss = pairs(image_embeds, None, item_embeds, None, None, logit_scale, logit_bias, None)["loss"]
+    def compute(self, x, draws):
+        self.study_embeds(x)
+        loss = MPSObjective(normal_check=False).compute(x, draws)["loss"]  # of one positive
         return {"loss": loss, "siglip": loss}

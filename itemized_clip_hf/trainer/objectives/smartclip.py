@@ -95,30 +95,15 @@ class SmartCLIPObjective(StudyTextObjective):
             items = [items[i] for i in sorted(torch.randperm(len(items), generator=generator)[:count].tolist())]
         return join_sentences(items)
 
-    def __call__(
-        self,
-        image_embeds,
-        image_tokens,
-        item_embeds,
-        item_mask,
-        is_normal,
-        logit_scale,
-        logit_bias,
-        pooler,
-        draws=None,
-        item_tokens=None,
-        item_token_mask=None,
-        objective_module=None,
-        **unused,
-    ):
-        images, texts = full(image_embeds), unit(self.study_embeds(item_embeds, item_mask))
-        if objective_module is None or item_tokens is None or item_token_mask is None:
+    def compute(self, x, draws):
+        images, texts = full(x.image_embeds), unit(self.study_embeds(x))
+        if x.objective_module is None or x.item_tokens is None or x.item_token_mask is None:
             raise ValueError(
                 "smartclip needs its mask network and the hidden states of the texts: call objective.attach(model), then "
                 "model(..., return_loss=True), as the Trainer does."
             )
         # Detached: no gradient reaches the text tower through the masks.
-        masks = full(objective_module(item_tokens[:, 0].detach(), item_token_mask[:, 0].bool())).sigmoid()
+        masks = full(x.objective_module(x.item_tokens[:, 0].detach(), x.item_token_mask[:, 0].bool())).sigmoid()
         if self.hard_mask:
             masks = straight_through(masks)
         (all_images, all_texts, all_masks), own = gather_rows(images, texts, masks)
