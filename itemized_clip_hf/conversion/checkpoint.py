@@ -1,28 +1,47 @@
 """Reading the authors' checkpoints, and a state dict whose every key must be used exactly once."""
 
+import pickle
+import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 _PREFIXES = ("module.", "_orig_mod.")
 
 
+def read_checkpoint(path: str | Path) -> dict:
+    """
+    What a checkpoint file holds. Pickled files are read with `weights_only=True`; nothing else in them is executed.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, it is damaged, or it holds more or less than a dictionary of weights.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        strange = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds an object of {strange[1]}" if strange else str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: {reason}. Only weights are read, nothing in a file is executed."
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights.")
+    return content
+
+
 def read_state_dict(source) -> dict[str, torch.Tensor]:
     """
-    Weights of a checkpoint: a state dict, a training dictionary that holds one, or the path of either.
-
-    Pickled files are read with `weights_only=True`; nothing else in them is executed.
+    Weights of a checkpoint: a state dict, a training dictionary that holds one, or the path of either (`read_checkpoint`).
     """
     if isinstance(source, (str, Path)):
-        path = Path(source)
-        if not path.exists():
-            raise FileNotFoundError(f"there is no checkpoint {path}.")
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            source = load_file(path)
-        else:
-            source = torch.load(path, map_location="cpu", weights_only=True)
+        source = read_checkpoint(source)
     if "state_dict" in source:
         source = source["state_dict"]
     state = dict(source)

@@ -48,28 +48,8 @@ MAX_SHIFT = 10.0
 """mm that a slice may lie beside the line of the others."""
 MODALITIES = ("CT", "MR")
 _OTHER_MODALITIES = (
-    *(
-        "AU",
-        "CR",
-        "DOC",
-        "DX",
-        "ECG",
-        "ES",
-        "GM",
-        "IO",
-        "KO",
-        "MG",
-        "NM",
-        "OP",
-        "OPT",
-        "OT",
-        "PR",
-        "PT",
-        "PX",
-        "REG",
-        "RF",
-    ),
-    *("RTDOSE", "RTIMAGE", "RTPLAN", "RTRECORD", "RTSTRUCT", "SC", "SEG", "SM", "SR", "US", "XA", "XC"),
+    *"AU CR DOC DX ECG ES GM IO KO MG NM OP OPT OT PR PT PX REG RF SC SEG SM SR US XA XC".split(),
+    *"RTDOSE RTIMAGE RTPLAN RTRECORD RTSTRUCT".split(),
 )
 AIR = -1024
 
@@ -91,21 +71,27 @@ _MARKS = {
 }
 _TAGS = (
     *IDENTIFYING_FIELDS,
-    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "Modality", "ImageType"),
-    *("SeriesDescription", "ProtocolName", "SequenceName", "BurnedInAnnotation", "NumberOfFrames"),
-    *(
-        "Rows",
-        "Columns",
-        "SamplesPerPixel",
-        "BitsAllocated",
-        "PhotometricInterpretation",
-        "PixelSpacing",
-        "ImagePositionPatient",
-    ),
-    *("ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue"),
-    *("EchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionGradientOrientation", "TemporalPositionIdentifier"),
-    *("AcquisitionNumber", "StackID", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *"SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesNumber InstanceNumber Modality ImageType".split(),
+    *"SeriesDescription ProtocolName SequenceName BurnedInAnnotation NumberOfFrames".split(),
+    *"Rows Columns SamplesPerPixel BitsAllocated PhotometricInterpretation PixelSpacing".split(),
+    *"ImagePositionPatient ImageOrientationPatient RescaleSlope RescaleIntercept RescaleType PixelPaddingValue".split(),
+    *"EchoTime EchoNumbers DiffusionBValue DiffusionGradientOrientation TemporalPositionIdentifier".split(),
+    *"AcquisitionNumber StackID SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence".split(),
 )
+_PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXEL_TAGS = (
+    *_PIXEL_DATA,
+    *"PixelRepresentation BitsStored HighBit PlanarConfiguration ModalityLUTSequence PixelPaddingRangeLimit".split(),
+    *"ExtendedOffsetTable ExtendedOffsetTableLengths".split(),
+)
+# Of a multi-frame file, where a slice's header is spread over them.
+_GROUPS = (
+    *"PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence".split(),
+    *"FrameContentSequence MREchoSequence MRDiffusionSequence MRImageFrameTypeSequence CTImageFrameTypeSequence".split(),
+)
+# With SOPInstanceUID and InstanceNumber: what tells a slice from its copy.
+_WHERE = ("ImagePositionPatient", "AcquisitionNumber", "EchoTime")
+_TALKING = ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")
 _SIEMENS_CREATOR, _SIEMENS_B_VALUE, _SIEMENS_MOSAIC_IMAGES = 0x00190010, 0x0019100C, 0x0019100A
 _SIEMENS_TAGS = (_SIEMENS_CREATOR, _SIEMENS_B_VALUE, _SIEMENS_MOSAIC_IMAGES)
 
@@ -226,12 +212,6 @@ def read_dicom(path: str | os.PathLike) -> Study:
     return study
 
 
-_WHERE = ("ImagePositionPatient", "AcquisitionNumber", "EchoTime")
-
-
-_TALKING = ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")
-
-
 @contextlib.contextmanager
 def _quiet():
     """Nothing checks, logs or quotes values while files are read."""
@@ -249,15 +229,6 @@ def _quiet():
         pydicom.config.settings.reading_validation_mode = before
         for logger in talking:
             logger.disabled = False
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file starts as DICOM files do."""
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def _list_files(path: Path, stack: contextlib.ExitStack) -> Iterator[_File]:
@@ -360,7 +331,8 @@ def _parse(data: bytes) -> tuple[Any, int]:
     """The header, and where reading it ended: before the pixels, or at the end of the data."""
     _refuse_deflated(data)
     stream = io.BytesIO(data)
-    tags: list[Any] = [pydicom.tag.Tag(tag) for tag in (*_TAGS, *_SIEMENS_TAGS)]
+    wanted: list[Any] = [*_TAGS, *_SIEMENS_TAGS]
+    tags: list[Any] = [pydicom.tag.Tag(tag) for tag in wanted]
     header = pydicom.filereader.read_partial(stream, stop_when=_ends_header, specific_tags=tags)
     return header, stream.tell()
 
@@ -417,18 +389,6 @@ def _list_slices(header, file: _File) -> list[_Slice]:
         ]
         slices.append(_make_slice(file, number, groups))
     return slices
-
-
-_GROUPS = (
-    *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence"),
-    *(
-        "FrameContentSequence",
-        "MREchoSequence",
-        "MRDiffusionSequence",
-        "MRImageFrameTypeSequence",
-        "CTImageFrameTypeSequence",
-    ),
-)
 
 
 def _first(dataset, name: str):
@@ -743,19 +703,6 @@ def _can_decode(syntax) -> bool:
         return pydicom.pixels.get_decoder(syntax).is_available
     except NotImplementedError:
         raise _Unusable("its pixels are compressed in a way that nothing here decodes, as a video is") from None
-
-
-_PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_PIXEL_TAGS = (
-    *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "PixelRepresentation", "BitsStored", "HighBit"),
-    *(
-        "PlanarConfiguration",
-        "ModalityLUTSequence",
-        "PixelPaddingRangeLimit",
-        "ExtendedOffsetTable",
-        "ExtendedOffsetTableLengths",
-    ),
-)
 
 
 def _place(volume, slices: list[_Slice], modality: str, history: list[str], notes: dict[str, str]):

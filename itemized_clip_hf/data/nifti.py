@@ -11,11 +11,6 @@ import numpy as np
 from ..processing.geometry_itemized_clip import axis_codes, axis_spacing, permutation
 from .study import Scan
 
-try:
-    import nibabel
-except ImportError:
-    nibabel = None  # type: ignore[assignment]
-
 SUFFIXES = (".nii", ".nii.gz")
 MAX_BYTES = 2 << 30
 """Most bytes that one volume may take as stored; a chest CT of 1,000 slices takes half a gigabyte."""
@@ -27,8 +22,12 @@ DEPTH_FIRST = permutation((2, 1, 0))
 
 
 def _require_nibabel():
-    if nibabel is None:
-        raise ImportError("NIfTI files need nibabel: pip install 'itemized-clip-hf[volumes]'.")
+    """Imported where it is used: what only lists studies starts without it."""
+    try:
+        import nibabel
+    except ImportError:
+        raise ImportError("NIfTI files need nibabel: pip install 'itemized-clip-hf[volumes]'.") from None
+    return nibabel
 
 
 def read_nifti(
@@ -127,6 +126,7 @@ class Inflate:
 
 
 def _read_header(stream, name: str):
+    nibabel = _require_nibabel()
     start = stream.read(348)
     for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
         size = kind.sizeof_hdr
@@ -287,7 +287,7 @@ def _stem(path: Path) -> str:
 
 def write_nifti(path: str | os.PathLike, array: np.ndarray, affine: np.ndarray | None) -> None:
     """A volume (D, H, W) with the affine of its indices (voxels of 1 mm if None), as float32, axes in the order of viewers."""
-    _require_nibabel()
+    nibabel = _require_nibabel()
     stored: Any = np.asarray(array, dtype=np.float32).transpose(2, 1, 0)
     stored_affine = None if affine is None else np.asarray(affine) @ DEPTH_FIRST
     nibabel.save(nibabel.Nifti1Image(stored, stored_affine), path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
-from . import dicom, nifti
+from . import nifti
 from .study import Scan, Study
 
 ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
@@ -41,8 +41,8 @@ def read_file(path: str | os.PathLike, volume_index: int | None = None) -> Scan 
         scan = read_itk(path)
     elif name.endswith(TENSOR_SUFFIXES):
         scan = read_tensor(path)
-    elif name.endswith((".zip", ".dcm")) or dicom.is_dicom(path):
-        return dicom.read_dicom(path)
+    elif name.endswith((".zip", ".dcm")) or is_dicom(path):
+        return _read_dicom(path)
     else:
         raise ValueError(
             f"{path.name} is not a known kind of image file; known: {', '.join((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES))}, "
@@ -88,12 +88,9 @@ def read_study(
                 raise
             on_error(Path(image).name if isinstance(image, str) else str(name), error)
             continue
-        if isinstance(opened, Study):
-            study.skipped += opened.skipped
-        elif isinstance(name, str) and name:
+        if isinstance(opened, Scan) and isinstance(name, str) and name:
             opened.name = name
-        for scan in opened.scans.values() if isinstance(opened, Study) else [opened]:
-            study.add(scan)
+        study.take(opened)
     return study
 
 
@@ -105,28 +102,31 @@ def read_folder(path: Path, volume_index: int | None = None) -> Study:
     if not files:
         tensors = sorted(path.glob("*/*.pt"))
         if tensors:
-            return _read_tensor_tree(path, tensors)
+            return _collect(path, tensors, _read_series_tensor)
         if holds_dicom(path):
-            return dicom.read_dicom(path)
+            return _read_dicom(path)
         raise ValueError(f"the folder {path} holds no volume file ({', '.join(VOLUME_SUFFIXES)}) and no DICOM series.")
-    zips = [file for file in files if file.suffix.lower() == ".zip"]
-    study = Study({}, id=path.name)
+    only_zips = all(file.suffix.lower() == ".zip" for file in files)
+
+    def read(file: Path) -> Scan | Study:
+        if file.suffix.lower() == ".zip" and not only_zips:
+            raise ValueError("a zip beside volume files is left alone; name it to read it")
+        return read_file(file, volume_index)
+
+    return _collect(path, files, read)
+
+
+def _collect(folder: Path, files: list[Path], read: Callable[[Path], Scan | Study]) -> Study:
+    """What can be read of some files of a folder, and why the rest cannot."""
+    study = Study({}, id=folder.name)
     for file in files:
-        if file in zips and len(zips) < len(files):
-            study.skipped.append((file.name, "a zip beside volume files is left alone; name it to read it"))
-            continue
         try:
-            scan = read_file(file, volume_index)
+            study.take(read(file))
         except (OSError, ValueError) as error:
-            study.skipped.append((file.name, str(error)))
-            continue
-        for one in scan.scans.values() if isinstance(scan, Study) else [scan]:
-            study.add(one)
-        if isinstance(scan, Study):
-            study.skipped += scan.skipped
+            study.skipped.append((str(file.relative_to(folder)), str(error)))
     if not study.scans:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in study.skipped)
-        raise ValueError(f"none of the {len(files)} files of {path} could be read: {reasons}")
+        raise ValueError(f"none of the {len(files)} files of {folder} could be read: {reasons}")
     return study
 
 
@@ -136,12 +136,27 @@ def is_volume(path: Path) -> bool:
     return path.is_file() and not name.startswith(".") and name.endswith(VOLUME_SUFFIXES) and not name.endswith(".dcm")
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file starts as DICOM files do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _read_dicom(path: Path) -> Study:
+    from .dicom import read_dicom  # with pydicom, which takes its time
+
+    return read_dicom(path)
+
+
 def holds_dicom(path: Path, most: int = 20) -> bool:
     """Whether one of the first files below a folder is DICOM."""
     for number, file in enumerate(file for file in sorted(path.rglob("*")) if file.is_file()):
         if number >= most:
             break
-        if file.suffix.lower() == ".dcm" or dicom.is_dicom(file):
+        if file.suffix.lower() == ".dcm" or is_dicom(file):
             return True
     return False
 
@@ -316,18 +331,8 @@ def _load_npy(path: Path) -> np.ndarray:
     return np.load(path, allow_pickle=False)
 
 
-def _read_tensor_tree(path: Path, tensors: list[Path]) -> Study:
+def _read_series_tensor(file: Path) -> Scan:
     """The reference's layout: a folder per series that holds `img.pt`; several tensors of a series are told apart by name."""
-    study = Study({}, id=path.name)
-    for file in tensors:
-        try:
-            scan = read_tensor(file)
-        except ValueError as error:
-            study.skipped.append((f"{file.parent.name}/{file.name}", str(error)))
-            continue
-        scan.name = file.parent.name if file.stem == "img" else f"{file.parent.name}_{file.stem.removeprefix('img_')}"
-        study.add(scan)
-    if not study.scans:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in study.skipped)
-        raise ValueError(f"none of the {len(tensors)} tensors below {path} could be read: {reasons}")
-    return study
+    scan = read_tensor(file)
+    scan.name = file.parent.name if file.stem == "img" else f"{file.parent.name}_{file.stem.removeprefix('img_')}"
+    return scan

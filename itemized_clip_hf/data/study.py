@@ -62,3 +62,10 @@ class Study:
             name, number = f"{scan.name or 'scan'}-{number}", number + 1
         scan.name = name
         self.scans[name] = scan
+
+    def take(self, opened: "Scan | Study") -> None:
+        """Adds what a file held: one scan, or several with what was skipped."""
+        for scan in opened.scans.values() if isinstance(opened, Study) else [opened]:
+            self.add(scan)
+        if isinstance(opened, Study):
+            self.skipped += opened.skipped

@@ -1,12 +1,12 @@
 """Weights to start from: authors' checkpoints, model folders and 2-D MAE encoders, as far as they fit the model at hand."""
 
-import pickle
 from pathlib import Path
 
 import torch
 from transformers.utils import logging
 
 from ..conversion import describe_checkpoint
+from ..conversion.checkpoint import read_checkpoint
 from ..hub.adapters import is_adapter_folder
 from ..hub.load import load_model
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel, ItemizedCLIPVisionModel
@@ -82,15 +82,7 @@ def read_weights(source: str | Path, model: ItemizedCLIPModel, accept_license: b
             "vision_config": config.vision_config.to_dict(),
             "text_config": config.text_config.to_dict(),
         }
-    if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}.")
-    try:
-        content = read_file(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint (only weights are, nothing else in a file is executed): "
-            f"{str(error).splitlines()[0]}"
-        ) from None
+    content = read_checkpoint(path)
     mae = content.get("model", content)
     if isinstance(mae, dict) and {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= mae.keys():
         if not accept_license:
@@ -102,17 +94,6 @@ def read_weights(source: str | Path, model: ItemizedCLIPModel, accept_license: b
         copied = {name for name in tower.state_dict() if "scan_" not in name}
         return {f"vision_model.{name}": tensor for name, tensor in tower.state_dict().items() if name in copied}, {}
     return describe_checkpoint(content)
-
-
-def read_file(path: Path) -> dict:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights.")
-    return content
 
 
 def fit(name: str, tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
