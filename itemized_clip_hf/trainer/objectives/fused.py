@@ -19,8 +19,10 @@ from torch.nn import functional as F
 from .blocks import Block, SeededMask
 from .functional import full, full_precision, item_separation_loss, key_tokens, sigmoid_loss, unit, worst_positive
 
-# Scores held at once: few enough for the caches of a CPU, many enough for the cores of a GPU.
+# Scores held at once: few enough for the caches of a CPU, many enough for the cores of a GPU. Where those of one image are more,
+# its texts are visited in groups, whose gradients are added up in memory: on a CPU few large groups are faster.
 CHUNK_SCORES = {"cpu": 1 << 19, "cuda": 1 << 27}
+GROUP_SCORES = {"cpu": 1 << 21, "cuda": 1 << 27}
 ABSORB_BELOW = 44
 """Texts of an image below which absorption needs fewer operations, at the published width and heads."""
 
@@ -130,7 +132,10 @@ def fused_terms(
         columns,
         token_mask,
         {**settings, "eps": pooler.layer_norm_k.eps, "num_heads": pooler.num_heads},
-        chunk_scores or CHUNK_SCORES.get(device, CHUNK_SCORES["cuda"]),
+        (
+            chunk_scores or CHUNK_SCORES.get(device, CHUNK_SCORES["cuda"]),
+            chunk_scores or GROUP_SCORES.get(device, GROUP_SCORES["cuda"]),
+        ),
     )
     weights = {"ila": settings["ila_weight"], "kta": settings["kta_weight"], "iis": settings["iis_weight"]}
     present = {
@@ -157,7 +162,7 @@ class _FusedTerms(torch.autograd.Function):
         needed = any(ctx.needs_input_grad)
         with full_precision(inputs["tokens"]):
             run = _Run(inputs, columns, token_mask, settings, needed)
-            run.visit(chunk_scores)
+            run.visit(*chunk_scores)
         ctx.gradients = [run.gradient(name) for name in _INPUTS] if needed else None
         for term in run.terms.values():
             ctx.mark_non_differentiable(term)
@@ -202,11 +207,11 @@ class _Run:
         found = self.gradients[name]
         return None if found is None else found.to(self.inputs[name].dtype)
 
-    def visit(self, chunk_scores: int) -> None:
+    def visit(self, chunk_scores: int, group_scores: int) -> None:
         width = self.columns.table.shape[1]
         per_text = self.heads * self.length
         images = max(min(chunk_scores // (per_text * width), self.batch), 1)
-        texts = max(chunk_scores // per_text, 1)
+        texts = max(group_scores // per_text, 1)
         first = max(self.columns.local.stop if self.columns.local else 0, 1)
         edges = [0, width]
         if images == 1 and max(texts, first) < width:
