@@ -1,10 +1,12 @@
 """
 The text tower, plain against fast: all item slots at the full context, against real items only, grouped by length.
 
-    python benchmarks/text.py [--data ../shared/data] [--scale 0.25] [-o benchmarks/results/text.json]
+    python benchmarks/text.py [--data ../shared/data] [--scale 0.5] [-o benchmarks/results/text.json]
 
 Forward and backward, interleaved, medians. Items are real ones where the data is at hand: RSICD captions in 6 slots (CLIP,
 context 100), findings of chest CT reports in 10 slots and brain MRI-like lists of 1 to 7 of them in 7 (BERT, context 256).
+Cases
+measured before on the same machine stay in the output.
 """
 
 import argparse
@@ -107,18 +109,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=str(Path(__file__).parents[2] / "shared" / "data"))
     parser.add_argument("--cases", nargs="*", default=list(CASES))
-    parser.add_argument("--scale", type=float, default=0.25, help="share of the text tower's layers")
+    parser.add_argument("--scale", type=float, default=0.5, help="share of the text tower's layers")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("-o", "--output", default=str(Path(__file__).parent / "results" / "text.json"))
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = []
-    for case in args.cases:
-        rows.append(measure(case, Path(args.data), args.scale, args.repeats, device))
-        print(json.dumps(rows[-1]), flush=True)
     machine = {"device": device, "cores": os.cpu_count(), "processor": platform.machine(), "torch": version("torch")}
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text(json.dumps({"machine": machine, "scale": args.scale, "rows": rows}, indent=1) + "\n")
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(output.read_text()) if output.exists() else {}
+    rows = kept["rows"] if (kept.get("machine"), kept.get("scale")) == (machine, args.scale) else []
+    for case in args.cases:
+        row = measure(case, Path(args.data), args.scale, args.repeats, device)
+        print(json.dumps(row), flush=True)
+        rows = [old for old in rows if old["case"] != case] + [row]
+        output.write_text(json.dumps({"machine": machine, "scale": args.scale, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from .blocks import Block, SeededMask
 from .functional import full, full_precision, item_separation_loss, key_tokens, sigmoid_loss, unit, worst_positive
 
-# Scores held at once: few enough for the caches of a CPU, many enough for the cores of a GPU. Where those of one image are more,
-# its texts are visited in groups, whose gradients are added up in memory: on a CPU few large groups are faster.
+# Scores held at once: few enough for the caches of a CPU, many enough for the cores of a GPU. Where one image has more, its
+# texts are visited in groups, whose gradients are added up in memory: on a CPU few large groups are faster.
 CHUNK_SCORES = {"cpu": 1 << 19, "cuda": 1 << 27}
 GROUP_SCORES = {"cpu": 1 << 21, "cuda": 1 << 27}
 ABSORB_BELOW = 44
