@@ -36,8 +36,9 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, ac
     Every study gets a folder with one PNG per item and, for scans with geometry, one NIfTI heat map per item and scan, which
     has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean attention of a patch.
     """
-    from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts, format_table
+    from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts
     from itemized_clip_hf.data.nifti import write_nifti
+    from itemized_clip_hf.evaluation.text_table import format_table
     from itemized_clip_hf.explain.maps import explain_items
     from itemized_clip_hf.explain.plots import plot_item
     from itemized_clip_hf.hub.load import load

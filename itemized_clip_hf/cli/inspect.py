@@ -23,9 +23,10 @@ def command(paths, inputs, domain, accept, volume_index, verbose, as_json):
     PATHS are files, folders and lists as for predict. Every scan gets a verdict: ok, warn or refuse, with a code, what was
     found and what to do. Ends with status 0 if all are ok, 1 after a warning, 2 after a refusal.
     """
-    from itemized_clip_hf.cli._studies import Inputs, format_table
+    from itemized_clip_hf.cli._studies import Inputs
     from itemized_clip_hf.data.checks import LEVELS, check_study
     from itemized_clip_hf.data.reader import read_study
+    from itemized_clip_hf.evaluation.text_table import format_table
 
     if not (*paths, *inputs):
         raise click.UsageError("name at least one file, folder or list.")

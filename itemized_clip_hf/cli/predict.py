@@ -42,7 +42,8 @@ def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, 
 
     import numpy as np
 
-    from itemized_clip_hf.cli._studies import Inputs, Opener, OpenOneByOne, choose_prompts, format_table
+    from itemized_clip_hf.cli._studies import Inputs, Opener, OpenOneByOne, choose_prompts
+    from itemized_clip_hf.evaluation.text_table import format_table
     from itemized_clip_hf.evaluation.zero_shot import score_studies
     from itemized_clip_hf.hub.load import UNTRAINED, load
 

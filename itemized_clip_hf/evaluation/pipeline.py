@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from transformers import Pipeline
 
-from .zero_shot import encode_prompts, score_batch
+from .encode import encode_prompts
+from .zero_shot import score_batch
 
 
 class ItemizedCLIPPipeline(Pipeline):

@@ -1,39 +1,12 @@
 """Zero-shot scores: every prompt against every study, by itself (spec 8.1)."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..modeling.modeling_itemized_clip import spread_scan_mask
-
-
-@torch.no_grad()
-def encode_prompts(
-    model, processor, prompts: Mapping[str, list[str] | str] | Iterable[str]
-) -> tuple[list[str], torch.Tensor]:
-    """
-    Args:
-        prompts: texts, or label -> text or templates; several templates are normalised, averaged and normalised again.
-
-    Returns:
-        labels, and their embeddings (M, P): raw for one text, unit length for averaged templates.
-    """
-    if not isinstance(prompts, Mapping):
-        prompts = {text: [text] for text in prompts}
-    labels = list(prompts)
-    groups = [[texts] if isinstance(texts, str) else list(texts) for texts in prompts.values()]
-    flat = [text for texts in groups for text in texts]
-    encoded = processor(text=flat, return_tensors="pt").to(model.device)
-    embeds = model.get_text_features(encoded["input_ids"], encoded["attention_mask"]).pooler_output
-    averaged, start = [], 0
-    for texts in groups:
-        group = embeds[start : start + len(texts)]
-        start += len(texts)
-        averaged.append(group[0] if len(texts) == 1 else F.normalize(F.normalize(group, dim=-1).mean(0), dim=-1))
-    return labels, torch.stack(averaged)
+from .encode import EncodedStudies, encode_inputs, encode_prompts, encode_studies
 
 
 def match_class(label: str, classes: Iterable[str]) -> str | None:
@@ -54,27 +27,55 @@ def match_class(label: str, classes: Iterable[str]) -> str | None:
 
 
 @torch.no_grad()
-def score_batch(
-    model, prompt_embeds: torch.Tensor, inputs: Mapping[str, torch.Tensor], normalize_pool_inputs: bool = True
+def score_encoded(
+    model, prompt_embeds: torch.Tensor, studies: EncodedStudies, normalize_pool_inputs: bool = True
 ) -> np.ndarray:
     """
-    TCSim of a batch of studies with every prompt: (B, M) in [-1, 1].
+    TCSim of encoded studies with every prompt: (B, M) in [-1, 1]; the global cosine of a model that is scored so.
 
     Args:
         prompt_embeds: (M, P) from `encode_prompts`.
-        inputs: image inputs of the processor, on the model's device.
         normalize_pool_inputs: L2-normalise prompts and tokens before the pooler, as the published protocols do.
     """
-    features = model.get_image_features(
-        inputs["pixel_values"], scan_mask=inputs.get("scan_mask"), scan_name_ids=inputs.get("scan_name_ids")
-    )
-    tokens = model.visual_projection(features.last_hidden_state)
+    if model.config.scoring == "global":
+        return model.score_global(prompt_embeds, studies.image_embeds).cpu().numpy()
+    tokens = studies.tokens
     if normalize_pool_inputs:
         prompt_embeds, tokens = F.normalize(prompt_embeds, dim=-1), F.normalize(tokens, dim=-1)
-    mask = inputs.get("scan_mask")
-    if mask is not None:
-        mask = spread_scan_mask(mask, tokens.shape[1])
-    return model.score_items(prompt_embeds, tokens, mask).float().cpu().numpy()
+    return model.score_items(prompt_embeds, tokens, studies.token_mask).float().cpu().numpy()
+
+
+def score_batch(
+    model, prompt_embeds: torch.Tensor, inputs: Mapping[str, torch.Tensor], normalize_pool_inputs: bool = True
+) -> np.ndarray:
+    """`score_encoded` of image inputs of the processor, on the model's device."""
+    return score_encoded(model, prompt_embeds, encode_inputs(model, inputs), normalize_pool_inputs)
+
+
+@torch.no_grad()
+def score_top(
+    model, text_embeds: torch.Tensor, studies: EncodedStudies, top_k: int, normalize_pool_inputs: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Two stages for large banks of texts: of each study the `top_k` texts by cosine with the global embedding, scored by TCSim.
+
+    Args:
+        text_embeds: (M, P).
+
+    Returns:
+        places of the texts (B, k), best global cosine first, and their TCSim (B, k).
+    """
+    images, texts = F.normalize(studies.image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
+    cosines, places = (images @ texts.t()).topk(min(top_k, len(texts)), dim=1)
+    if model.config.scoring == "global":
+        return places.cpu().numpy(), cosines.float().cpu().numpy()
+    tokens = studies.tokens
+    if normalize_pool_inputs:
+        text_embeds, tokens = texts, F.normalize(tokens, dim=-1)
+    chosen = text_embeds[places]
+    pooled = model.item_pooler(chosen, tokens, studies.keep_mask)
+    scores = F.cosine_similarity(pooled.float(), chosen.float(), dim=-1, eps=1e-6)
+    return places.cpu().numpy(), scores.cpu().numpy()
 
 
 def score_studies(
@@ -87,46 +88,36 @@ def score_studies(
     progress: bool = False,
     on_error: Callable[[int, Exception], None] | None = None,
     on_bad_scan: Callable[[int, str | None, Exception], None] | None = None,
+    on_scores: Callable[[int, np.ndarray], None] | None = None,
 ) -> tuple[list[str], np.ndarray]:
     """
     Args:
-        studies: anything the processor takes as one study, each; read one batch at a time.
-        prompts: as in `encode_prompts`.
+        studies, on_bad_scan: see `encode_studies`.
         on_error: called with the number of a study that cannot be read, and why; its scores are NaN. Without it the error is
             raised.
-        on_bad_scan: called with the number of a study, the name of a scan that is left out of it, and why.
+        prompts: as in `encode_prompts`.
+        on_scores: called with the number of a study and its scores (M,) as soon as they are known.
 
     Returns:
         labels and scores (S, M).
     """
-    from tqdm.auto import tqdm
-
     labels, prompt_embeds = encode_prompts(model, processor, prompts)
-    image_processor = processor.image_processor
-    scores: dict[int, np.ndarray] = {}
-    batch: list[tuple[int, list]] = []
-    count = 0
+    scores: dict[int, np.ndarray | None] = {}
 
-    def flush():
-        if batch:
-            inputs = image_processor.collate([scans for _, scans in batch], return_tensors="pt").to(model.device)
-            rows = score_batch(model, prompt_embeds, inputs, normalize_pool_inputs)
-            scores.update(zip((number for number, _ in batch), rows))
-            batch.clear()
+    def leave_out(number: int, error: Exception) -> None:
+        if on_error is None:
+            raise error
+        scores[number] = None
+        on_error(number, error)
 
-    for number, study in enumerate(tqdm(studies, desc="scoring", unit="study", disable=not progress)):
-        count += 1
-        try:
-            skip = None if on_bad_scan is None else partial(on_bad_scan, number)
-            batch.append((number, image_processor.process_study(study, on_error=skip)))
-        except Exception as error:
-            if on_error is None:
-                raise
-            on_error(number, error)
-        if len(batch) == batch_size:
-            flush()
-    flush()
-    missing = np.full(len(labels), np.nan, dtype=np.float32)
-    return labels, np.stack([scores.get(number, missing) for number in range(count)]) if count else np.zeros(
-        (0, len(labels))
-    )
+    bar = "scoring" if progress else None
+    for encoded in encode_studies(model, processor, studies, batch_size, bar, leave_out, on_bad_scan):
+        for number, row in zip(encoded.numbers, score_encoded(model, prompt_embeds, encoded, normalize_pool_inputs)):
+            scores[number] = row
+            if on_scores is not None:
+                on_scores(number, row)
+    table = np.full((len(scores), len(labels)), np.nan, dtype=np.float32)
+    for number, found in scores.items():
+        if found is not None:
+            table[number] = found
+    return labels, table

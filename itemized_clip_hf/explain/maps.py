@@ -39,13 +39,44 @@ class HeatMap:
 
     def touched_tokens(self, mask: np.ndarray) -> np.ndarray:
         """Tokens (D, H, W) that hold at least one voxel of a mask in the source's grid."""
-        voxels = np.argwhere(mask.reshape(mask.shape if mask.ndim == 3 else (1, *mask.shape)))
-        homogeneous = np.concatenate([voxels, np.ones((len(voxels), 1))], axis=1)
-        indices = np.floor(homogeneous @ self.voxel_to_token.T + 0.5 + 1e-6)[:, :3].astype(int)
-        inside = ((indices >= 0) & (indices < self.tokens.shape)).all(axis=1)
-        touched = np.zeros(self.tokens.shape, dtype=bool)
-        touched[tuple(indices[inside].T)] = True
-        return touched
+        return touched_tokens(mask, self.voxel_to_token, self.tokens.shape)
+
+
+def touched_tokens(mask: np.ndarray, voxel_to_token: np.ndarray, grid) -> np.ndarray:
+    """
+    Tokens (D, H, W) that hold at least one voxel of a mask.
+
+    Args:
+        mask: (D, H, W), or (H, W) of a picture.
+        voxel_to_token: (4, 4), indices of the mask -> indices of the tokens.
+        grid: shape of the tokens.
+    """
+    voxels = np.argwhere(mask.reshape(mask.shape if mask.ndim == 3 else (1, *mask.shape)))
+    homogeneous = np.concatenate([voxels, np.ones((len(voxels), 1))], axis=1)
+    indices = np.floor(homogeneous @ voxel_to_token.T + 0.5 + 1e-6)[:, :3].astype(int)
+    inside = ((indices >= 0) & (indices < grid)).all(axis=1)
+    touched = np.zeros(grid, dtype=bool)
+    touched[tuple(indices[inside].T)] = True
+    return touched
+
+
+def paint_tokens(values: np.ndarray, voxel_to_value: np.ndarray, shape) -> np.ndarray:
+    """
+    Values (D, H, W) in another grid, by nearest neighbours; 0 outside of them.
+
+    Args:
+        voxel_to_value: (4, 4), indices of the other grid -> indices of the values.
+        shape: of the other grid, (D, H, W) or (H, W).
+    """
+    grid = shape if len(shape) == 3 else (1, *shape)
+    painted = np.zeros(grid, dtype=values.dtype)
+    rows, columns = np.meshgrid(*(np.arange(n) for n in grid[1:]), indexing="ij")
+    for number in range(grid[0]):  # one plane at a time: coordinates take far more memory than voxels
+        voxels = np.stack([np.full(rows.shape, number), rows, columns, np.ones(rows.shape)], -1)
+        indices = np.floor(voxels @ voxel_to_value.T + 0.5 + 1e-6)[..., :3].astype(int)
+        inside = ((indices >= 0) & (indices < values.shape)).all(-1)
+        painted[number][inside] = values[tuple(indices[inside].T)]
+    return painted.reshape(shape)
 
 
 def source_to_token(to_source: np.ndarray, scan_size, grid) -> np.ndarray:
@@ -99,6 +130,15 @@ def token_map_to_source(
     return painted
 
 
+def require_pooler(model) -> None:
+    """Raises for a model whose pooler was not trained: its attention would show nothing but its random start."""
+    if model.config.scoring == "global":
+        raise ValueError(
+            "this model was trained by an objective of global embeddings (scoring: global): its item pooler is untrained and "
+            "has no attention to show. Objectives itemized_clip and flair train it."
+        )
+
+
 @torch.no_grad()
 def attention_maps(model, inputs, item_embeds: torch.Tensor, normalize_queries: bool = True) -> torch.Tensor:
     """
@@ -109,6 +149,7 @@ def attention_maps(model, inputs, item_embeds: torch.Tensor, normalize_queries: 
         item_embeds: (M, P).
         normalize_queries: L2-normalise the items before the pooler, as the reference's figures do.
     """
+    require_pooler(model)
     features = model.get_image_features(
         inputs["pixel_values"], scan_mask=inputs.get("scan_mask"), scan_name_ids=inputs.get("scan_name_ids")
     )

@@ -8,7 +8,7 @@ from ..processing.geometry_itemized_clip import axis_spacing, reorient
 from .maps import HeatMap
 
 
-def _pyplot():
+def pyplot():
     try:
         import matplotlib
 
@@ -53,7 +53,7 @@ def plot_item(
         path: of the picture.
         masks: known extent of the finding in each scan, drawn as an outline.
     """
-    plt = _pyplot()
+    plt = pyplot()
     top = max(float(heat.values.max()) for heat in maps) or 1.0
     pictures = maps[0].source.ndim == 2 or maps[0].values.ndim == 2
     columns = 2 if pictures else num_slices

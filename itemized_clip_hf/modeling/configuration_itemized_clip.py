@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedConfig
 ATTENTION_SCOPES = ("slice", "scan", "study")
 POSITION_EMBEDDING_TYPES = ("sincos", "learned")
 TEXT_POOLING = ("auto", "first", "eos", "mean")
+SCORINGS = ("items", "global")
 
 
 def _grid(name, value):
@@ -113,6 +114,8 @@ class ItemizedCLIPConfig(PreTrainedConfig):
         logit_scale_init_value, logit_bias_init_value (`float`): logit = exp(scale) * cosine + bias.
         text_pooling (`str`): `"first"` token, `"eos"` (the tower's own pooled output), masked `"mean"`, or `"auto"`:
             `"eos"` for CLIP-like towers, else `"first"`.
+        scoring (`str`): how a study is scored with a text: `"items"`, by what the item pooler gathers for it, or `"global"`,
+            by the class token; training sets the latter where its objective does not train the pooler (`clip`, `mps`, ...).
         domain (`str`, *optional*): the domain whose facts (preprocessing, prompts, loss weights) belong to this model.
     """
 
@@ -136,6 +139,7 @@ class ItemizedCLIPConfig(PreTrainedConfig):
     logit_scale_init_value: float | int = 2.65926
     logit_bias_init_value: float | int = -10.0
     text_pooling: str = "auto"
+    scoring: str = "items"
     domain: str | None = None
     initializer_range: float = 0.02
 
@@ -157,5 +161,7 @@ class ItemizedCLIPConfig(PreTrainedConfig):
             raise ValueError(
                 f"projection_dim {self.projection_dim} is not divisible by num_pooler_heads {self.num_pooler_heads}."
             )
+        if self.scoring not in SCORINGS:
+            raise ValueError(f"scoring is {self.scoring!r}, expected one of {list(SCORINGS)}.")
         if self.text_pooling not in TEXT_POOLING:
             raise ValueError(f"text_pooling is {self.text_pooling!r}, expected one of {list(TEXT_POOLING)}.")

@@ -186,7 +186,13 @@ class ItemizedCLIPVisionModel(ItemizedCLIPPreTrainedModel):
 
 
 TEXT_GROUPS = 4
-"""Passes of the text tower over items of similar length."""
+"""Most passes of the text tower over items of similar length."""
+
+SMALLEST_GROUP = {"cpu": 5, "cuda": 32}
+"""Texts that are worth a pass of their own."""
+
+TEXTS_AT_ONCE = 2048
+"""Texts that a batch of studies is scored with at once."""
 
 
 def spread_scan_mask(scan_mask: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -205,11 +211,12 @@ def group_by_length(mask: torch.Tensor, most: int) -> list[tuple[torch.Tensor, i
     Returns:
         row numbers of each group, and the columns that it needs. One group where several would save less than a tenth.
     """
+    most = max(min(most, len(mask) // SMALLEST_GROUP.get(mask.device.type, SMALLEST_GROUP["cuda"])), 1)
     places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     lengths, order = (mask.bool() * places).amax(1).sort()
     longest = max(int(lengths[-1]), 1)
     groups = [(rows, max(int(own[-1]), 1)) for rows, own in zip(order.chunk(most), lengths.chunk(most))]
-    if most == 1 or len(mask) < 8 * most or sum(len(g) * n for g, n in groups) > 0.9 * len(mask) * longest:
+    if len(groups) == 1 or sum(len(g) * n for g, n in groups) > 0.9 * len(mask) * longest:
         return [(torch.arange(len(mask), device=mask.device), longest)]
     return groups
 
@@ -384,10 +391,19 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
             (B, M) in [-1, 1], without scale and bias, float32.
         """
         pooler = self.item_pooler
-        query = pooler.project_queries(item_embeds[None]).expand(len(image_tokens), -1, -1, -1)
+        key, value = pooler.project_tokens(image_tokens)
         keep_mask = None if token_mask is None else token_mask[:, None, None]
-        pooled = pooler.attend(query, *pooler.project_tokens(image_tokens), keep_mask)
-        return F.cosine_similarity(pooled.float(), item_embeds.float()[None], dim=-1, eps=1e-6)
+        scores = []
+        for embeds in item_embeds.split(TEXTS_AT_ONCE):
+            query = pooler.project_queries(embeds[None]).expand(len(image_tokens), -1, -1, -1)
+            pooled = pooler.attend(query, key, value, keep_mask)
+            scores.append(F.cosine_similarity(pooled.float(), embeds.float()[None], dim=-1, eps=1e-6))
+        return torch.cat(scores, 1)
+
+    @staticmethod
+    def score_global(item_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Cosine (B, M), float32, of texts (M, P) with class tokens (B, P): plain CLIP's score."""
+        return F.normalize(image_embeds.float(), dim=-1) @ F.normalize(item_embeds.float(), dim=-1).t()
 
     @can_return_tuple
     def forward(  # type: ignore[misc]
@@ -432,7 +448,10 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
         logits_per_image = logits_per_text = None
         if return_logits:
             texts = item_embeds.flatten(0, -2)
-            scores = self.score_items(texts, image_tokens, token_mask)
+            if self.config.scoring == "global":
+                scores = self.score_global(texts, image_embeds)
+            else:
+                scores = self.score_items(texts, image_tokens, token_mask)
             logits_per_image = scores * self.logit_scale.float().exp() + self.logit_bias.float()
             logits_per_image = logits_per_image.to(image_tokens.dtype)
             if item_mask is not None:

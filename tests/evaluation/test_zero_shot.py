@@ -8,8 +8,9 @@ from tiny_models import ITEMS
 
 from itemized_clip_hf import ItemizedCLIPProcessor
 from itemized_clip_hf.domains import load_domain
+from itemized_clip_hf.evaluation.encode import encode_prompts
 from itemized_clip_hf.evaluation.metrics import auroc, classification_summary, true_class_ranks
-from itemized_clip_hf.evaluation.zero_shot import encode_prompts, match_class, score_studies
+from itemized_clip_hf.evaluation.zero_shot import match_class, score_studies
 
 
 def test_recorded_classification():

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from itemized_clip_hf import ItemizedCLIPVisionConfig, ItemizedCLIPVisionModel
 from itemized_clip_hf.conversion import radiology
 from itemized_clip_hf.conversion.checkpoint import Keys
+from itemized_clip_hf.evaluation.encode import encode_prompts
 from itemized_clip_hf.evaluation.metrics import classification_summary
-from itemized_clip_hf.evaluation.zero_shot import encode_prompts
 from itemized_clip_hf.explain.maps import attention_maps
 from itemized_clip_hf.modeling.inflation_itemized_clip import inflate_mae
 from itemized_clip_hf.modeling.vision_itemized_clip import resample_grid, scan_positions, sincos_1d, sincos_3d

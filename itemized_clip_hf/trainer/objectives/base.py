@@ -80,11 +80,13 @@ class Objective(ABC):
     def attach(self, model) -> None:
         """
         Makes this the loss of the model, which takes in the objective's own parameters as `objective_module` and passes them
-        back: so they are sharded, moved, saved and restored with the model.
+        back: so they are sharded, moved, saved and restored with the model. A model whose pooler is not trained is scored by
+        its global embeddings.
         """
         module = self.build_module(model.config)
         model.objective_module = None if module is None else module.to(model.device, model.dtype)
         model.loss_function = self
+        model.config.scoring = "global" if "item_pooler" in self.unused else "items"
         for name in self.unused:
             getattr(model, name).requires_grad_(False)
 
