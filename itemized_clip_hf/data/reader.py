@@ -14,7 +14,7 @@ from . import nifti
 from .study import Scan, Study
 
 ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
-TENSOR_SUFFIXES = (".pt", ".npy")
+TENSOR_SUFFIXES = (".pt", ".npy", ".npz")
 VOLUME_SUFFIXES = (*nifti.SUFFIXES, *ITK_SUFFIXES, *TENSOR_SUFFIXES, ".dcm", ".zip")
 
 
@@ -23,7 +23,7 @@ def read_file(path: str | os.PathLike, volume_index: int | None = None) -> Scan 
     A file as a scan, or a folder or DICOM zip as a study.
 
     Args:
-        path: NIfTI, NRRD, MHA, `.pt` or `.npy` file; DICOM folder, zip or file; folder of volume files.
+        path: NIfTI, NRRD, MHA, `.pt`, `.npy` or `.npz` file; DICOM folder, zip or file; folder of volume files.
         volume_index: which volume of a 4-D file to take.
 
     Raises:
@@ -262,7 +262,8 @@ _ITK_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 8, 7: 8, 8: 4, 9: 8}
 
 def read_tensor(path: str | os.PathLike) -> Scan:
     """
-    A stored volume (D, H, W) without geometry: a tensor saved by torch (read with `weights_only=True`), or a numpy array.
+    A stored volume (D, H, W) without geometry: a tensor saved by torch (read with `weights_only=True`), a numpy array, or an
+    archive that holds one (Rad-ChestCT).
 
     8-bit volumes are taken as windowed already, as the reference stores them (spec 7.5).
     """
@@ -270,6 +271,8 @@ def read_tensor(path: str | os.PathLike) -> Scan:
     try:
         if path.suffix.lower() == ".npy":
             array = _load_npy(path)
+        elif path.suffix.lower() == ".npz":
+            array = _load_npz(path)
         else:
             import torch
 
@@ -329,6 +332,16 @@ def _load_npy(path: Path) -> np.ndarray:
         if os.fstat(file.fileno()).st_size - file.tell() != size:
             raise _Refused(f"its voxels do not fill the shape {shape} of its header")
     return np.load(path, allow_pickle=False)
+
+
+def _load_npz(path: Path) -> np.ndarray:
+    if not zipfile.is_zipfile(path):
+        raise _Refused("it is damaged or no archive of numpy")
+    _refuse_bomb(path)
+    with np.load(path, allow_pickle=False) as archive:
+        if len(archive.files) != 1:
+            raise _Refused(f"it holds {len(archive.files)} arrays ({', '.join(archive.files[:5])}), expected one")
+        return archive[archive.files[0]]
 
 
 def _read_series_tensor(file: Path) -> Scan:
