@@ -1,19 +1,121 @@
-"""Metrics as pure functions of numpy arrays."""
+"""Metrics as pure functions of numpy arrays; S studies, C classes or findings. scikit-learn does what it has."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+CELLS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
 
-def auroc(labels: ArrayLike, scores: np.ndarray) -> float:
+
+def _sklearn():
+    try:
+        import sklearn.metrics
+    except ImportError:
+        raise ImportError("metrics need scikit-learn: pip install 'itemized-clip-hf[metrics]'.") from None
+    return sklearn.metrics
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the ROC curve; NaN where only one class is present. labels (S,), scores (S,)."""
     labels = np.asarray(labels).astype(bool)
     if labels.all() or not labels.any():
         return float("nan")
-    try:
-        from sklearn.metrics import roc_auc_score
-    except ImportError:
-        raise ImportError("AUROC needs scikit-learn: pip install 'itemized-clip-hf[metrics]'.") from None
-    return float(roc_auc_score(labels, scores))
+    return float(_sklearn().roc_auc_score(labels, scores))
+
+
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the precision-recall steps; NaN without a positive. labels (S,), scores (S,)."""
+    labels = np.asarray(labels).astype(bool)
+    return float(_sklearn().average_precision_score(labels, scores)) if labels.any() else float("nan")
+
+
+def rates(labels: ArrayLike, scores: ArrayLike, thresholds: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """True and false positive rate of `score > threshold` at each threshold; NaN where a class is missing."""
+    labels, scores = np.asarray(labels).astype(bool), np.asarray(scores)
+    above = [
+        len(own) - np.searchsorted(np.sort(own), thresholds, side="right") for own in (scores[labels], scores[~labels])
+    ]
+    with np.errstate(invalid="ignore"):
+        return above[0] / np.float64(labels.sum()), above[1] / np.float64((~labels).sum())
+
+
+def corner_distance(true_rate: ArrayLike, false_rate: ArrayLike) -> np.ndarray:
+    """Distance of points of the ROC curve to its corner (0, 1)."""
+    return np.sqrt((1 - np.asarray(true_rate)) ** 2 + np.asarray(false_rate) ** 2)
+
+
+def reference_threshold(labels: ArrayLike, scores: ArrayLike, num_points: int = 1000) -> float:
+    """
+    The reference's threshold search (spec 8.1): of `num_points` even steps in [-1, 1] the one next to the ROC corner, the
+    largest among equals. 1,000 for CT-RATE, 4,000 for Rad-ChestCT. NaN where only one class is present.
+    """
+    grid = np.linspace(-1, 1, num_points)
+    # Scores are compared as they are, thresholds in the scores' precision: what the reference does.
+    distance = corner_distance(*rates(labels, scores, grid.astype(np.asarray(scores).dtype)))
+    if np.isnan(distance).any():
+        return float("nan")
+    return float(grid[len(grid) - 1 - distance[::-1].argmin()])
+
+
+def roc_closest_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
+    """
+    The threshold next to the ROC corner among all that tell scores apart: half-way between neighbouring scores, below and above
+    all of them; the largest among equals. NaN where only one class is present.
+    """
+    values = np.unique(np.asarray(scores, dtype=np.float64))
+    between = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
+    distance = corner_distance(*rates(labels, np.asarray(scores, dtype=np.float64), between))
+    if np.isnan(distance).any():
+        return float("nan")
+    return float(between[len(between) - 1 - distance[::-1].argmin()])
+
+
+def threshold_metrics(labels: ArrayLike, predictions: ArrayLike) -> dict[str, float]:
+    """
+    `accuracy`, `balanced_accuracy`, `weighted_f1` (by support), and `recall` and `precision` of the positives. labels (S,),
+    predictions (S,), both true or false.
+    """
+    metrics = _sklearn()
+    labels, predictions = np.asarray(labels).astype(bool), np.asarray(predictions).astype(bool)
+    kept = {"zero_division": 0}
+    return {
+        "accuracy": float(metrics.accuracy_score(labels, predictions)),
+        "balanced_accuracy": float(metrics.recall_score(labels, predictions, average="macro", **kept)),
+        "weighted_f1": float(metrics.f1_score(labels, predictions, average="weighted", **kept)),
+        "recall": float(metrics.recall_score(labels, predictions, **kept)),
+        "precision": float(metrics.precision_score(labels, predictions, **kept)),
+    }
+
+
+def choice_metrics(scores: ArrayLike, classes: ArrayLike) -> dict[str, float]:
+    """
+    Of arg-max predictions among C classes: `accuracy`, `balanced_accuracy` (over the classes that occur), `weighted_f1`.
+    scores (S, C), classes (S,) of class numbers.
+    """
+    metrics = _sklearn()
+    classes, predictions = np.asarray(classes), np.asarray(scores).argmax(1)
+    present = np.unique(classes)
+    return {
+        "accuracy": float((predictions == classes).mean()),
+        "balanced_accuracy": float(np.mean([(predictions[classes == c] == c).mean() for c in present])),
+        "weighted_f1": float(metrics.f1_score(classes, predictions, average="weighted", zero_division=0)),
+    }
+
+
+def pair_metrics(scores: ArrayLike, classes: ArrayLike) -> dict[str, float]:
+    """
+    Of a choice between two classes: those of `choice_metrics`, `recall` and `precision` of the second one, and `auc` of its
+    probability in a softmax over the two scores as they are. scores (S, 2), classes (S,) of 0 and 1.
+    """
+    scores = np.asarray(scores)
+    probability = 1 / (1 + np.exp(scores[:, 0].astype(float) - scores[:, 1]))
+    decided = threshold_metrics(classes, scores.argmax(1))
+    return {
+        **choice_metrics(scores, classes),
+        "auc": auroc(classes, probability),
+        **{n: decided[n] for n in ("recall", "precision")},
+    }
 
 
 def true_class_ranks(scores: np.ndarray, classes: ArrayLike) -> np.ndarray:
@@ -29,3 +131,62 @@ def classification_summary(scores: np.ndarray, classes: ArrayLike) -> dict[str, 
     """`top1` and `top5` as shares, and `mean_rank`."""
     ranks = true_class_ranks(scores, classes)
     return {"top1": float((ranks == 1).mean()), "top5": float((ranks <= 5).mean()), "mean_rank": float(ranks.mean())}
+
+
+def best_ranks(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> np.ndarray:
+    """1-based rank of the best relevant column of every row, by descending score; equal scores count half as better."""
+    return _ranks(scores, relevant, np.min)
+
+
+def worst_ranks(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> np.ndarray:
+    """1-based rank of the worst relevant column of every row, among all columns."""
+    return _ranks(scores, relevant, np.max)
+
+
+def _ranks(scores, relevant, choose) -> np.ndarray:
+    ranks = np.empty(len(scores))
+    for row, (values, columns) in enumerate(zip(np.asarray(scores), relevant)):
+        own = values[list(columns)]
+        better = (values[None] > own[:, None]).sum(1) + ((values[None] == own[:, None]).sum(1) - 1) / 2
+        ranks[row] = 1 + choose(better)
+    return ranks
+
+
+def retrieval_summary(ranks: ArrayLike, levels: Sequence[int] = (1, 5, 10, 50, 100)) -> dict[str, float]:
+    """`R@k` as shares, `mean_rank` and `median_rank` of 1-based ranks (Q,)."""
+    ranks = np.asarray(ranks)
+    at = {f"R@{k}": float((ranks <= k).mean()) for k in levels}
+    return {**at, "mean_rank": float(ranks.mean()), "median_rank": float(np.median(ranks))}
+
+
+def iou(found: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union of two masks of one shape; NaN where both are empty."""
+    found, truth = np.asarray(found, dtype=bool), np.asarray(truth, dtype=bool)
+    union = (found | truth).sum()
+    return float((found & truth).sum() / union) if union else float("nan")
+
+
+def dice(found: np.ndarray, truth: np.ndarray) -> float:
+    """Twice the intersection over the sum of two masks of one shape; NaN where both are empty."""
+    found, truth = np.asarray(found, dtype=bool), np.asarray(truth, dtype=bool)
+    total = found.sum() + truth.sum()
+    return float(2 * (found & truth).sum() / total) if total else float("nan")
+
+
+def calibration_curve(
+    labels: ArrayLike, probabilities: ArrayLike, num_bins: int = 10
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean probability, share of positives and count of each of `num_bins` even bins of [0, 1] that is not empty."""
+    labels, probabilities = np.asarray(labels, dtype=float), np.asarray(probabilities, dtype=float)
+    bins = np.clip((probabilities * num_bins).astype(int), 0, num_bins - 1)
+    count = np.bincount(bins, minlength=num_bins)
+    used = count > 0
+    mean = np.bincount(bins, probabilities, num_bins)[used] / count[used]
+    share = np.bincount(bins, labels, num_bins)[used] / count[used]
+    return mean, share, count[used]
+
+
+def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, num_bins: int = 10) -> float:
+    """Mean distance between probability and share of positives over even bins, weighted by their studies."""
+    mean, share, count = calibration_curve(labels, probabilities, num_bins)
+    return float((np.abs(mean - share) * count).sum() / count.sum())
