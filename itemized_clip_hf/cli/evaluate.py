@@ -1,0 +1,134 @@
+"""Run an evaluation protocol: figures with confidence intervals, plots, and all it takes to repeat them."""
+
+import json
+from pathlib import Path
+
+import click
+
+from itemized_clip_cli import accept_option, device_option, json_option, model_option, tokenizer_option, volume_option
+
+
+@click.command()
+@click.option(
+    "--protocol",
+    "protocol_name",
+    required=True,
+    metavar="NAME",
+    help="A protocol (see info) or a YAML file.",
+)
+@click.option("--variant", help="A variant that the protocol names, e.g. released.")
+@click.option(
+    "-i",
+    "--input",
+    "data",
+    required=True,
+    metavar="PATH",
+    help="Folder of images and label tables, or a list.",
+)
+@model_option
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False),
+    help="JSON file; scores and plots go beside it.",
+)
+@click.option("--labels", multiple=True, metavar="[TABLE=]FILE", help="Label table instead of the protocol's.")
+@click.option("--id-column", metavar="NAME", help="Column of study ids in the label table.")
+@click.option(
+    "--prompts",
+    "prompt_file",
+    type=click.Path(exists=True),
+    help="JSON or YAML file: name -> prompt or prompts.",
+)
+@click.option(
+    "--validation", metavar="PATH", help="Data of a split to choose thresholds on, instead of the test labels."
+)
+@click.option("--validation-labels", metavar="FILE", help="Its label table.")
+@click.option("--skip-missing", is_flag=True, help="Evaluate without studies that have no images.")
+@click.option("--batch-size", default=8, show_default=True)
+@click.option("--resamples", default=1000, show_default=True, help="Of the bootstrap; 0: no intervals.")
+@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--plots/--no-plots",
+    default=True,
+    show_default=True,
+    help="Curves, and heat maps of the worst studies.",
+)
+@tokenizer_option
+@volume_option
+@accept_option
+@device_option
+@json_option
+def command(
+    protocol_name,
+    variant,
+    data,
+    model,
+    output,
+    labels,
+    id_column,
+    prompt_file,
+    validation,
+    validation_labels,
+    skip_missing,
+    batch_size,
+    resamples,
+    seed,
+    plots,
+    tokenizer,
+    volume_index,
+    accept,
+    device,
+    as_json,
+):
+    """
+    Run an evaluation protocol.
+
+    Protocols: ct-rate, rad-chestct, rsna, cq500, pub-brain-5, rsicd, um220k, or a YAML file of one's own with `findings` or
+    `classes` and their prompts. The folder holds the label table and, at any depth, a file or folder per study. Scores are kept
+    in OUTPUT.scores.jsonl: a run that was killed goes on there.
+    """
+    import yaml
+
+    from itemized_clip_hf.cli._studies import Opener
+    from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
+    from itemized_clip_hf.evaluation.protocol import load_protocol
+    from itemized_clip_hf.evaluation.report import draw_evaluation, format_results, model_index
+    from itemized_clip_hf.hub.load import UNTRAINED, load
+
+    protocol = load_protocol(protocol_name, variant)
+    loaded, processor = load(model, device, tokenizer)
+    if model.startswith(UNTRAINED):
+        click.echo("note: random weights, the figures mean nothing", err=True)
+    named = dict(entry.split("=", 1) if entry.split("=")[0] in protocol.tables else ("", entry) for entry in labels)
+    opener = Opener(volume_index, loaded.config.domain, accept)
+    target = Path(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    evaluation = evaluate_protocol(
+        loaded,
+        processor,
+        protocol,
+        data,
+        labels=named or None,
+        prompts=yaml.safe_load(Path(prompt_file).read_text()) if prompt_file else None,
+        id_column=id_column,
+        validation=validation,
+        validation_labels=validation_labels,
+        skip_missing=skip_missing,
+        scores_file=target.with_suffix(".scores.jsonl"),
+        batch_size=batch_size,
+        resamples=resamples,
+        seed=seed,
+        progress=not as_json,
+        open_study=opener,
+    )
+    results = evaluation.results
+    results["model"]["name"] = model
+    results["variant"] = variant
+    results["model_index"] = model_index(results, Path(model).name)
+    target.write_text(json.dumps(results, indent=1) + "\n")
+    if plots:
+        for file in draw_evaluation(loaded, processor, protocol, evaluation, target.with_suffix(""), opener):
+            click.echo(f"written: {file}", err=True)
+    click.echo(json.dumps(results, indent=1) if as_json else format_results(results))

@@ -1,0 +1,292 @@
+"""A protocol from images to figures: scores kept in a file, figures with intervals, and all that it takes to repeat them."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from ..version import __version__
+from . import bootstrap as boot
+from .protocol import Protocol, ProtocolStudies, Truth, as_published, read_truth
+from .score_file import ScoreFile
+from .summary import choose_thresholds, columns_of, summarize
+from .zero_shot import score_studies
+
+logger = logging.get_logger(__name__)
+
+
+def hash_model(model) -> str:
+    """SHA-256 of names, shapes and values of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_processor(processor) -> str:
+    """SHA-256 of the preprocessing's settings and the vocabulary."""
+    settings = processor.image_processor.to_json_string() + json.dumps(sorted(processor.tokenizer.get_vocab().items()))
+    return hashlib.sha256(settings.encode()).hexdigest()
+
+
+def hash_data(studies: ProtocolStudies, truths: Mapping[str, Truth]) -> str:
+    """SHA-256 of ids, labels, and names and sizes of image files; not of their content."""
+    digest = hashlib.sha256()
+    for number, study in enumerate(studies.ids):
+        digest.update(json.dumps([study, studies.size_of(number)]).encode())
+    for name, truth in sorted(truths.items()):
+        digest.update(json.dumps([name, truth.ids]).encode())
+        digest.update(np.ascontiguousarray(truth.labels if truth.labels is not None else truth.classes).tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "transformers", "numpy", "scikit-learn")
+    return {
+        "itemized-clip-hf": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+@dataclass
+class Evaluation:
+    """
+    What a run found.
+
+    Args:
+        results: figures and what they rest on, ready for JSON.
+        truths: table -> truth of the studies that have scores.
+        scores: table -> (S, M) scores of these studies.
+        studies: where their images are.
+    """
+
+    results: dict
+    truths: dict[str, Truth]
+    scores: dict[str, np.ndarray]
+    studies: ProtocolStudies
+
+
+class _Opened:
+    """Studies that have no score yet, opened when their turn comes."""
+
+    def __init__(self, studies: ProtocolStudies, numbers: list[int], open_study: Callable[[dict], Any]):
+        self.studies, self.numbers, self.open_study = studies, numbers, open_study
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self):
+        for number in self.numbers:
+            try:
+                yield self.open_study(self.studies[number])
+            except Exception as error:  # it is reported in its place
+                yield _Unreadable(error)
+
+
+class _Unreadable:
+    def __init__(self, error: Exception):
+        self.error = error
+
+    @property
+    def scans(self):
+        raise ValueError(str(self.error)) from self.error
+
+
+def open_record(record: dict):
+    """Images of a study: paths of volumes are read."""
+    from ..data.reader import read_study
+    from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
+
+    images = record["images"]
+    if images is None:
+        raise ValueError("it has no images")
+    leaves = images.values() if isinstance(images, dict) else images if isinstance(images, list) else [images]
+    if all(isinstance(leaf, str) and not leaf.lower().endswith(PICTURE_SUFFIXES) for leaf in leaves):
+        failed: list[str] = []
+        study = read_study(images, record["id"], on_error=lambda name, error: failed.append(f"{name}: {error}"))
+        if not study.scans:
+            raise ValueError("; ".join(failed) or "it holds no scan")
+        for reason in failed:
+            logger.warning(f"{record['id']}, left out: {reason}")
+        return study
+    return images
+
+
+def evaluate_protocol(
+    model,
+    processor,
+    protocol: Protocol,
+    data: str | os.PathLike,
+    labels: Mapping[str, str] | str | None = None,
+    prompts: Mapping[str, Any] | None = None,
+    id_column: str | None = None,
+    validation: str | os.PathLike | None = None,
+    validation_labels: str | None = None,
+    skip_missing: bool = False,
+    scores_file: str | os.PathLike | None = None,
+    batch_size: int = 8,
+    resamples: int = boot.RESAMPLES,
+    seed: int = 0,
+    progress: bool = False,
+    open_study: Callable[[dict], Any] = open_record,
+) -> Evaluation:
+    """
+    Runs a protocol.
+
+    Args:
+        data, labels, id_column: see `read_truth` and `ProtocolStudies`.
+        prompts: name -> prompt or prompts, instead of the protocol's.
+        validation, validation_labels: data of a split that thresholds are chosen on, instead of the test labels.
+        skip_missing: evaluate without the studies that have no images.
+        scores_file: keeps every study's scores; a run that was killed goes on from there.
+        resamples, seed: of the bootstrap.
+        open_study: record with `id` and `images` -> what the processor takes.
+
+    Raises:
+        ValueError: what `read_truth` and `ProtocolStudies` raise, or no study can be read.
+    """
+    wanted = protocol.choose_prompts(prompts)
+    if protocol.domain and model.config.domain and model.config.domain != protocol.domain:
+        logger.warning(f"protocol {protocol.name} is for {protocol.domain}, the model for {model.config.domain}.")
+    columns = columns_of(protocol, wanted)
+    arguments = {"id_column": id_column, "skip_missing": skip_missing, "batch_size": batch_size, "progress": progress}
+    about = {"model": hash_model(model), "processor": hash_processor(processor), "prompts": columns}
+
+    def run(source, tables, file):
+        return _score(model, processor, protocol, source, tables, columns, file, about, open_study, **arguments)
+
+    truths, scores, studies = run(data, labels, scores_file)
+    thresholds = None
+    if validation is not None:
+        if protocol.findings is None:
+            raise ValueError(f"protocol {protocol.name} chooses among classes: there are no thresholds to choose.")
+        file = None if scores_file is None else Path(scores_file).with_suffix(".validation.jsonl")
+        own_truths, own_scores, _ = run(validation, validation_labels, file)
+        own = _known(next(iter(own_truths.values())), own_scores)
+        thresholds = choose_thresholds(protocol, *own)
+    figures, tables, kept = {}, {}, {}
+    for name, truth in truths.items():
+        tables[name], kept[name] = _known(truth, scores)
+        found = summarize(protocol, wanted, tables[name], kept[name], resamples, seed, thresholds)
+        figures[name] = found | {"left_out": truth.left_out}
+    results = {
+        "protocol": protocol.name,
+        "title": protocol.title,
+        "headline": _headline(protocol, figures),
+        "tables": figures,
+        "missing": studies.missing,
+        "unreadable": [{"id": study, "reason": reason} for study, reason in sorted(scores.errors.items())],
+        "notes": _notes(protocol, thresholds, figures),
+        "model": {
+            "name": str(model.config.name_or_path or ""),
+            "domain": model.config.domain,
+            "sha256": about["model"],
+        },
+        "processor": {"sha256": about["processor"]},
+        "data": {"studies": len(studies), "sha256": hash_data(studies, truths)},
+        "prompts": wanted,
+        "settings": {
+            k: v
+            for k, v in asdict(protocol).items()
+            if k not in ("variants", "findings", "classes", "prompts", "published")
+        },
+        "intervals": {"level": 0.95, "resamples": resamples, "seed": seed, "over": "studies"},
+        "versions": versions(),
+    }
+    return Evaluation(results, kept, tables, studies)
+
+
+def _score(
+    model,
+    processor,
+    protocol,
+    data,
+    labels,
+    columns,
+    file,
+    about,
+    open_study,
+    id_column,
+    skip_missing,
+    batch_size,
+    progress,
+) -> tuple[dict[str, Truth], ScoreFile, ProtocolStudies]:
+    truths = read_truth(protocol, data, labels, id_column)
+    ids = list(dict.fromkeys(study for truth in truths.values() for study in truth.ids))
+    studies = ProtocolStudies(data, ids, skip_missing)
+    kept = ScoreFile(file, {**about, "data": hash_data(studies, truths)})
+    left = [number for number, study in enumerate(studies.ids) if study not in kept]
+    names = [studies.ids[number] for number in left]
+
+    def on_bad_scan(number, scan, error):
+        logger.warning(f"{names[number]}, scan {scan} left out: {error}")
+
+    if left:
+        score_studies(
+            model,
+            processor,
+            _Opened(studies, left, lambda record: as_published(protocol, open_study(record))),
+            columns,
+            batch_size=batch_size,
+            progress=progress,
+            on_error=lambda number, error: kept.refuse(names[number], error),
+            on_bad_scan=on_bad_scan,
+            on_scores=lambda number, row: kept.add(names[number], row),
+        )
+    if not kept.scores:
+        tried = "; ".join(f"{study}: {reason}" for study, reason in list(kept.errors.items())[:3])
+        raise ValueError(f"none of the {len(studies)} studies of {data} can be read: {tried}")
+    return truths, kept, studies
+
+
+def _known(truth: Truth, scores: ScoreFile) -> tuple[np.ndarray, Truth]:
+    """Scores and truth of the studies that have both."""
+    rows = [number for number, study in enumerate(truth.ids) if study in scores.scores]
+    if not rows:
+        raise ValueError("none of the studies of this label table has scores.")
+    kept = Truth([truth.ids[number] for number in rows])
+    kept.labels = None if truth.labels is None else truth.labels[rows]
+    kept.classes = None if truth.classes is None else truth.classes[rows]
+    table = np.stack([scores.scores[study] for study in kept.ids])
+    if np.isnan(table).any():
+        raise ValueError("the model gave scores that are not numbers: its weights are damaged.")
+    return table, kept
+
+
+def _headline(protocol: Protocol, figures: dict) -> dict:
+    """The figure that stands for the whole; of several tables their mean, whose interval is not known."""
+    found = [table["mean"][protocol.headline] for table in figures.values() if protocol.headline in table["mean"]]
+    name = f"mean {protocol.headline}" if protocol.findings is not None or protocol.tasks else protocol.headline
+    if len(found) == 1:
+        return {"name": name, **found[0]}
+    return {"name": f"{name} over {', '.join(figures)}", "value": float(np.mean([figure["value"] for figure in found]))}
+
+
+def _notes(protocol: Protocol, thresholds, figures: dict) -> list[str]:
+    notes = []
+    if protocol.findings is not None:
+        chosen = "on a validation split" if thresholds is not None else "on the test labels, as the reference does"
+        kind = (
+            f"a grid of {protocol.threshold_points} points"
+            if protocol.threshold_points
+            else "all that tell scores apart"
+        )
+        notes.append(f"Thresholds next to the ROC corner among {kind}, chosen {chosen}.")
+    if protocol.best_prompt:
+        notes.append("The prompt of a finding was selected by its AUC on the test labels: its figures are too good.")
+    published = protocol.published.get("studies")
+    largest = max(table["studies"] for table in figures.values())
+    if published and largest != published:
+        notes.append(f"{largest} studies; the published data set has {published}.")
+    return notes

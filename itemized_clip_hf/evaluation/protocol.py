@@ -1,0 +1,463 @@
+"""Evaluation protocols as data: what is asked of which studies, where the answers stand, and which figures count (spec 8.1)."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.records import ID_COLUMNS, Records, read_records, read_table, study_name
+from ..data.study import Scan, Study
+from ..domains import load_domain
+from ..recipes import merge
+
+_FOLDER = Path(__file__).parent / "protocols"
+_ID_COLUMNS = (*ID_COLUMNS, "VolumeName", "NoteAcc_DEID", "name", "StudyInstanceUID", "StudyID", "series_id")
+_LABEL_COLUMNS = ("label", "class", "diagnosis")
+Prompts = dict[str, list[str]]
+
+
+def fold(name: str) -> str:
+    """Letters and digits alone, lower case: `CQ500-CT-0` is `CQ500CT0`."""
+    return "".join(character for character in str(name).lower() if character.isalnum())
+
+
+def keys_of(ids: list[str]) -> dict[str, str]:
+    """Spelling -> id: every id as it is, in lower case, and folded where no other id folds to the same."""
+    folded = Counter(fold(name) for name in ids)
+    return {fold(name): name for name in ids if folded[fold(name)] == 1} | {name.lower(): name for name in ids}
+
+
+@dataclass
+class Protocol:
+    """
+    Args:
+        name: of the file.
+        title: as people call it.
+        domain: whose models it is for.
+        findings: names of findings, each present or not, or name -> prompt or prompts; or `classes`, one of which is true.
+        classes: the same for a choice among classes.
+        prompts: name -> prompt or prompts where `findings` or `classes` has none; else the domain's.
+        needs_prompts: the published prompts are not known: they have to be passed.
+        best_prompt: of several prompts the one with the best AUC counts, instead of their mean. Selects on the test labels.
+        tasks: name -> classes among which is chosen, of `classes`; without tasks all classes are ranked.
+        columns: finding or class -> its column in the label table, where it differs.
+        readers: `{"prefix": p, "columns": [...]}`: where a column `p...` is missing, the majority of the readers' columns.
+        ignored_classes: labels whose images are left out.
+        renamed_classes: label -> class.
+        threshold_points: of the reference's threshold search, see `metrics.reference_threshold`; None: no such columns.
+        headline: figure that stands for the whole.
+        tables: name -> pattern of the label table in the data's folder; several are evaluated one by one.
+        lists: patterns of files of study ids in that folder; where there are any, they say which studies count.
+        exclude: ids of studies that are left out.
+        array_spacing: mm, depth first, of volumes without geometry, which are then taken as stored in the domain's orientation.
+        scan_name: name of every scan, with `{name}` for its own and `{last}` for what stands behind the last "-" of it.
+        published: figures of the published data set, for comparison.
+        variants: name -> changes.
+    """
+
+    name: str
+    title: str = ""
+    domain: str | None = None
+    findings: Any = None
+    classes: Any = None
+    prompts: dict = field(default_factory=dict)
+    needs_prompts: bool = False
+    best_prompt: bool = False
+    tasks: dict = field(default_factory=dict)
+    columns: dict = field(default_factory=dict)
+    readers: dict = field(default_factory=dict)
+    ignored_classes: list = field(default_factory=list)
+    renamed_classes: dict = field(default_factory=dict)
+    threshold_points: int | None = None
+    headline: str = "auc"
+    tables: dict = field(default_factory=lambda: {"": "*labels*.csv"})
+    lists: list = field(default_factory=list)
+    exclude: list = field(default_factory=list)
+    array_spacing: list | None = None
+    scan_name: str = "{name}"
+    published: dict = field(default_factory=dict)
+    variants: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if (self.findings is None) == (self.classes is None):
+            raise ValueError(f"protocol {self.name}: it needs either `findings` or `classes`.")
+        strange = sorted({c for members in self.tasks.values() for c in members} - set(self.names))
+        if strange:
+            raise ValueError(f"protocol {self.name}: its tasks name {strange}, which are no classes of it.")
+
+    @property
+    def names(self) -> list[str]:
+        """Findings or classes, in their order."""
+        return list(self.findings if self.findings is not None else self.classes)
+
+    def choose_prompts(self, given: Mapping[str, Any] | None = None) -> Prompts:
+        """
+        Prompts of every finding or class.
+
+        Args:
+            given: name -> prompt or prompts, instead of the protocol's.
+
+        Raises:
+            ValueError: a name has none, or prompts are given for a name that is not in the protocol.
+        """
+        own = self.findings if self.findings is not None else self.classes
+        sources = [dict(given or {}), self.prompts, own if isinstance(own, dict) else {}]
+        if not self.needs_prompts and self.domain is not None:
+            sources.append(load_domain(self.domain).prompts)
+        strangers = sorted(set(sources[0]) - set(self.names))
+        if strangers:
+            raise ValueError(f"protocol {self.name} has no {strangers[:5]}; it asks for {self.names}.")
+        found = {name: next((s[name] for s in sources if s.get(name) is not None), None) for name in self.names}
+        missing = [name for name, prompts in found.items() if prompts is None]
+        if missing:
+            what = "prompts of this protocol are not public: pass them" if self.needs_prompts else "pass prompts"
+            raise ValueError(
+                f"{what} (--prompts FILE, name -> text or texts); {len(missing)} have none, e.g. {missing[:5]}."
+            )
+        return {name: [prompts] if isinstance(prompts, str) else list(prompts) for name, prompts in found.items()}  # type: ignore[arg-type]
+
+    def name_scan(self, name: str | None) -> str:
+        own = name or "scan"
+        return self.scan_name.format(name=own, last=re.split("-", own)[-1])
+
+
+def available_protocols() -> list[str]:
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_protocol(name_or_path: str | os.PathLike, variant: str | None = None) -> Protocol:
+    """
+    A protocol of the package by name, or any YAML file.
+
+    Args:
+        variant: one of its variants, e.g. `released`, which repeats what the released code does.
+    """
+    import yaml
+
+    path = Path(name_or_path)
+    if not path.is_file():
+        path = _FOLDER / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"there is no protocol {str(name_or_path)!r}; choose one of {available_protocols()} or a YAML file."
+        )
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is no YAML: {error}") from None
+    known = {f.name for f in fields(Protocol)} - {"name"}
+    if not isinstance(content, dict) or set(content) - known:
+        unknown = sorted(set(content) - known) if isinstance(content, dict) else content
+        raise ValueError(f"{path.name} is no protocol: unknown keys {unknown}; it may have {sorted(known)}.")
+    if variant is not None:
+        variants = content.pop("variants", {})
+        if variant not in variants:
+            raise ValueError(f"protocol {path.stem} has no variant {variant!r}; it has {sorted(variants)}.")
+        content = merge(content, variants[variant])
+    return Protocol(name=path.stem, **content)
+
+
+@dataclass
+class Truth:
+    """
+    What is true of some studies.
+
+    Args:
+        ids: of the studies.
+        labels: (S, F) of 0, 1 and NaN for unknown, of a protocol with findings.
+        classes: (S,) numbers of classes.
+        left_out: reason -> number of studies.
+    """
+
+    ids: list[str]
+    labels: np.ndarray | None = None
+    classes: np.ndarray | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def read_truth(
+    protocol: Protocol,
+    data: str | os.PathLike,
+    labels: Mapping[str, str] | str | None = None,
+    id_column: str | None = None,
+) -> dict[str, Truth]:
+    """
+    The answers of every table of a protocol.
+
+    Args:
+        data: folder with images and label tables, or a list (`.jsonl`, `.parquet`, a prepared folder) with `label` or `labels`.
+        labels: a label table (CSV, JSONL, parquet), or table name -> file, instead of the protocol's patterns.
+        id_column: of the tables, where it has an unusual name.
+
+    Raises:
+        FileNotFoundError, ValueError: no table or several, a missing column, an id that stands twice, a value that is no label.
+    """
+    folder = Path(data)
+    if labels is not None:
+        files = (
+            {"": Path(labels)} if isinstance(labels, (str, os.PathLike)) else {n: Path(f) for n, f in labels.items()}
+        )
+    elif folder.is_dir() and not (folder / "dataset_info.json").exists():
+        files = {name: _find_table(folder, pattern, protocol) for name, pattern in protocol.tables.items()}
+    else:
+        files = {"": folder}
+    chosen = _read_lists(folder, protocol) if labels is None else None
+    return {name: _read_table(protocol, file, id_column, chosen) for name, file in files.items()}
+
+
+def _find_table(folder: Path, pattern: str, protocol: Protocol) -> Path:
+    found = sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}"))
+    if len(found) != 1:
+        what = f"several files {[str(file.relative_to(folder)) for file in found]}" if found else "no file"
+        raise FileNotFoundError(
+            f"{folder} holds {what} of the form {pattern!r}, where protocol {protocol.name} expects its one label table; pass "
+            "it with --labels FILE."
+        )
+    return found[0]
+
+
+def _read_lists(folder: Path, protocol: Protocol) -> set[str] | None:
+    """Ids, in lower case, of the studies that count; None: all."""
+    files = [file for pattern in protocol.lists for file in sorted(folder.glob(pattern))] if folder.is_dir() else []
+    ids = {study_name(line.strip()).lower() for file in files for line in file.read_text().splitlines() if line.strip()}
+    return ids or None
+
+
+def _read_table(protocol: Protocol, file: Path, id_column: str | None, chosen: set[str] | None) -> Truth:
+    if not file.exists():
+        raise FileNotFoundError(f"there is no label table {file}.")
+    plain = file.name.lower().endswith((".csv", ".jsonl", ".json", ".jsonl.gz"))
+    rows = read_table(file) if plain else _closed_rows(read_records(file))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    by_fold = {fold(column): column for column in columns}
+    known = [id_column] if id_column is not None else [name for name in _ID_COLUMNS if fold(name) in by_fold]
+    if not known or fold(known[0]) not in by_fold:
+        names = id_column or ", ".join(_ID_COLUMNS)
+        raise ValueError(f"{file.name}: no column of ids ({names}) among {columns}; name it (--id-column).")
+    ids = [study_name(str(row[by_fold[fold(known[0])]])) for row in rows]
+    repeated = sorted(name for name, count in Counter(name.lower() for name in ids).items() if count > 1)
+    if repeated:
+        raise ValueError(
+            f"{file.name}: {len(repeated)} ids stand more than once, e.g. {repeated[:5]}; each needs one row."
+        )
+    excluded = {fold(name) for name in protocol.exclude}
+    left_out = {
+        "excluded by the protocol": [fold(name) in excluded for name in ids],
+        "in none of the lists": [chosen is not None and name.lower() not in chosen for name in ids],
+    }
+    kept = [not any(reasons) for reasons in zip(*left_out.values())]
+    if chosen is not None and (lost := sorted(chosen - {name.lower() for name in ids})):
+        raise ValueError(f"{file.name}: {len(lost)} listed studies have no row, e.g. {lost[:5]}.")
+    rows = [row for row, keep in zip(rows, kept) if keep]
+    truth = Truth([name for name, keep in zip(ids, kept) if keep])
+    truth.left_out = {reason: sum(found) for reason, found in left_out.items() if any(found)}
+    if not truth.ids:
+        raise ValueError(f"{file.name}: no study is left of {len(ids)}: {truth.left_out}.")
+    flat = [{**row, **row["labels"]} if isinstance(row.get("labels"), dict) else row for row in rows]
+    if protocol.findings is not None:
+        truth.labels = _read_findings(protocol, file.name, flat, truth.ids)
+    else:
+        _read_classes(protocol, file.name, flat, truth)
+    return truth
+
+
+def _closed_rows(records: Records) -> list[dict]:
+    """Rows without their images."""
+    rows = records.rows
+    if hasattr(rows, "remove_columns"):
+        rows = rows.remove_columns([records.images_column] if records.images_column else [])
+    named = [{"id": records.id_of(number), **row} for number, row in enumerate(rows)]
+    return [{key: value for key, value in row.items() if key != records.images_column} for row in named]
+
+
+def _read_findings(protocol: Protocol, file: str, rows: list[dict], ids: list[str]) -> np.ndarray:
+    by_fold = {fold(column): column for row in rows for column in row}
+    table = np.full((len(rows), len(protocol.names)), np.nan)
+    missing = []
+    for number, name in enumerate(protocol.names):
+        wanted = protocol.columns.get(name, name)
+        if fold(wanted) in by_fold:
+            table[:, number] = [_truth(row.get(by_fold[fold(wanted)]), file, wanted, i) for row, i in zip(rows, ids)]
+            continue
+        readers = [
+            f"{start}{wanted.removeprefix(protocol.readers['prefix'])}" for start in protocol.readers.get("columns", ())
+        ]
+        if readers and all(fold(reader) in by_fold for reader in readers):
+            votes = [[_truth(row.get(by_fold[fold(r)]), file, r, i) for r in readers] for row, i in zip(rows, ids)]
+            table[:, number] = np.where(np.isnan(votes).any(1), np.nan, np.mean(votes, 1) > 0.5)
+            continue
+        missing.append(wanted)
+    if missing:
+        raise ValueError(f"{file}: no column for {missing}; columns: {sorted(by_fold.values())}.")
+    return table
+
+
+def _truth(value, file: str, column: str, study: str) -> float:
+    """1, 0, or NaN where nothing stands."""
+    text = str(value).strip().lower() if value is not None else ""
+    if text in ("", "nan", "none"):
+        return float("nan")
+    if text in ("1", "1.0", "true"):
+        return 1.0
+    if text in ("0", "0.0", "false"):
+        return 0.0
+    raise ValueError(f"{file}, study {study}: {column!r} is {value!r}, expected 0 or 1, or nothing for unknown.")
+
+
+def _read_classes(protocol: Protocol, file: str, rows: list[dict], truth: Truth) -> None:
+    from .zero_shot import match_class
+
+    by_fold = {fold(column): column for row in rows for column in row}
+    names, found = protocol.names, []
+    label = next((by_fold[fold(name)] for name in _LABEL_COLUMNS if fold(name) in by_fold), None)
+    columns = {name: by_fold.get(fold(protocol.columns.get(name, name))) for name in names}
+    if label is None and None in columns.values():
+        missing = [name for name, column in columns.items() if column is None]
+        columns_found = sorted(by_fold.values())
+        raise ValueError(
+            f"{file}: no column {_LABEL_COLUMNS}, nor one for each of {missing}; columns: {columns_found}."
+        )
+    ignored = {fold(name) for name in protocol.ignored_classes}
+    renamed = {fold(old): new for old, new in protocol.renamed_classes.items()}
+    unknown: Counter[str] = Counter()
+    for row, study in zip(rows, truth.ids):
+        if label is None:
+            present = [
+                name for name, column in columns.items() if _truth(row.get(column), file, str(column), study) == 1
+            ]
+            if len(present) != 1:
+                raise ValueError(f"{file}, study {study}: {len(present)} classes are 1 ({present}), expected one.")
+            found.append(names.index(present[0]))
+            continue
+        own = str(row.get(label))
+        matched = None if fold(own) in ignored else match_class(renamed.get(fold(own), own), names)
+        if matched is None and fold(own) not in ignored:
+            unknown[own] += 1
+        found.append(-1 if matched is None else names.index(matched))
+    if unknown:
+        raise ValueError(f"{file}: labels {dict(unknown)} are no classes of protocol {protocol.name}: {names}.")
+    classes = np.array(found)
+    if (classes < 0).any():
+        truth.left_out[f"class without a prompt: {', '.join(protocol.ignored_classes)}"] = int((classes < 0).sum())
+    truth.ids = [name for name, c in zip(truth.ids, classes) if c >= 0]
+    truth.classes = classes[classes >= 0]
+
+
+class ProtocolStudies:
+    """
+    The studies of a protocol in the order of `ids`, images opened one by one.
+
+    Args:
+        data: a list of studies with ids and images, or a folder that holds, at any depth, a file or folder of the name of
+            every id (by letters and digits where the spelling differs; a first word will do: `CQ500CT0 CQ500CT0`).
+        skip_missing: leave out ids without images instead of raising.
+
+    Raises:
+        ValueError: ids without images, or with several, are named.
+    """
+
+    def __init__(self, data: str | os.PathLike, ids: list[str], skip_missing: bool = False):
+        path = Path(data)
+        self.records = None
+        if path.is_file() or (path / "dataset_info.json").exists() or list(path.glob("data/*.parquet")):
+            self.records = read_records(path)
+            wanted = keys_of(ids)
+            places: dict[str, Any] = {}
+            for number in range(len(self.records)):
+                name = study_name(self.records.id_of(number))
+                study = wanted.get(name.lower()) or wanted.get(fold(name))
+                if study is not None:
+                    places[study] = number
+        else:
+            places = find_images(path, ids)
+        missing = [name for name in ids if name not in places]
+        if missing and (not skip_missing or len(missing) == len(ids)):
+            raise ValueError(
+                f"{len(missing)} of {len(ids)} studies of the label table have no images below {data}, e.g. {missing[:5]}; "
+                "skip_missing (--skip-missing) evaluates the others."
+            )
+        self.missing = missing
+        self.ids = [name for name in ids if name in places]
+        self._places = [places[name] for name in self.ids]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """`id` and `images` of a study."""
+        place = self._places[number]
+        images = str(place) if self.records is None else self.records[place].get("images")
+        return {"id": self.ids[number], "images": images}
+
+    def size_of(self, number: int) -> tuple[str, int]:
+        """Where the images are, relative to nothing, and their bytes, for a fingerprint."""
+        place = self._places[number]
+        return (place.name, place.stat().st_size if place.is_file() else 0) if self.records is None else (str(place), 0)
+
+
+def find_images(folder: Path, ids: list[str]) -> dict[str, Path]:
+    """Id -> file or folder of that name, the one next to the top; what an id names is not searched any further."""
+    wanted, found = keys_of(ids), {}
+    level = [folder]
+    while level:
+        entries = [entry for parent in level for entry in sorted(parent.iterdir()) if not entry.name.startswith(".")]
+        level = []
+        here: dict[str, list[Path]] = {}
+        for entry in entries:
+            if not entry.is_dir() and entry.suffix.lower() in (".csv", ".txt", ".json", ".jsonl"):
+                continue
+            spellings = (study_name(entry), entry.name.split(" ")[0])
+            study = next((wanted[key] for s in spellings for key in (s.lower(), fold(s)) if key in wanted), None)
+            if study is not None:
+                here.setdefault(study, []).append(entry)
+            elif entry.is_dir():
+                level.append(entry)
+        for study, paths in here.items():
+            if study in found:
+                continue
+            if len(paths) > 1:
+                places = [str(path.relative_to(folder)) for path in paths]
+                raise ValueError(f"the images of study {study} may be {places}: keep one of them.")
+            found[study] = paths[0]
+    return found
+
+
+def as_published(protocol: Protocol, study):
+    """The study with names and geometry of its scans as the protocol knows them; pictures stay as they are."""
+    if protocol.scan_name == "{name}" and protocol.array_spacing is None:
+        return study
+    opened = study.scans if isinstance(study, Study) else study
+    if isinstance(opened, Mapping):
+        opened = [(name, scan) for name, scan in opened.items()]
+    elif isinstance(opened, Scan):
+        opened = [(opened.name, opened)]
+    else:
+        return study
+    renamed = []
+    for name, scan in opened:
+        if isinstance(scan, Scan):
+            scan.name = protocol.name_scan(name)
+            if scan.affine is None and protocol.array_spacing is not None:
+                scan.affine = _stored_affine(
+                    load_domain(str(protocol.domain)).image["orientation"], protocol.array_spacing
+                )
+                scan.history.append(
+                    f"spacing {protocol.array_spacing} mm and orientation by the protocol {protocol.name}"
+                )
+        renamed.append(scan)
+    return renamed
+
+
+def _stored_affine(orientation: str, spacing: Sequence[float]) -> np.ndarray:
+    """Depth-first indices -> mm, of a volume whose columns, rows and slices run as `orientation` says."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (code, step) in enumerate(zip(orientation[::-1], spacing)):
+        row = next(row for row, codes in enumerate(("RL", "AP", "SI")) if code in codes)
+        affine[row, axis] = step if code in "RAS" else -step
+    return affine

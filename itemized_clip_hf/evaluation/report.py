@@ -1,0 +1,210 @@
+"""Results of a protocol for people and for the Hub: a table, plots and a `model-index`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..explain.maps import explain_study
+from ..explain.plots import plot_item, pyplot
+from . import metrics
+from .evaluate import Evaluation
+from .protocol import Protocol, Truth, as_published, fold
+from .text_table import format_table
+
+PERCENT = {"mean_rank", "median_rank"}
+"""Figures that are not shares."""
+
+
+def show(figure: Mapping[str, float] | None, name: str = "") -> str:
+    """`83.2 (81.0-85.1)`, shares in percent; a dash where there is no figure."""
+    if figure is None or np.isnan(figure["value"]):
+        return "-"
+    factor, digits = (1, 2) if name in PERCENT else (100, 1)
+    value = f"{factor * figure['value']:.{digits}f}"
+    if np.isnan(figure.get("low", np.nan)):
+        return value
+    return f"{value} ({factor * figure['low']:.{digits}f}-{factor * figure['high']:.{digits}f})"
+
+
+def format_results(results: dict) -> str:
+    """The whole of a run as plain text."""
+    lines = [results["title"] or results["protocol"]]
+    for name, table in results["tables"].items():
+        rows = table.get("findings") or table.get("tasks") or {}
+        shown = list(
+            dict.fromkeys(
+                key for row in (*rows.values(), table["mean"]) for key, v in row.items() if isinstance(v, dict)
+            )
+        )
+        shown = [key for key in shown if key not in ("classes",)]
+        body = [[row, *(show(own.get(key), key) for key in shown)] for row, own in rows.items()]
+        body.append(["mean" if rows else "", *(show(table["mean"].get(key), key) for key in shown)])
+        lines += ["", f"{name}: {table['studies']} studies" if name else f"{table['studies']} studies"]
+        lines.append(format_table(["", *shown], body))
+        lines += [f"left out: {count}, {reason}" for reason, count in table["left_out"].items()]
+    head = results["headline"]
+    lines += ["", f"{head['name']}: {show(head, head['name'])}, 95 % interval over studies"]
+    if results["missing"]:
+        lines.append(f"without images: {len(results['missing'])} studies, e.g. {', '.join(results['missing'][:5])}")
+    if results["unreadable"]:
+        lines.append(f"could not be read: {len(results['unreadable'])} studies, listed in the results")
+    return "\n".join([*lines, *results["notes"]])
+
+
+def model_index(results: dict, model_name: str) -> list[dict]:
+    """The `model-index` metadata of a model card: every mean of every table, as measured here."""
+    entries = []
+    for name, table in results["tables"].items():
+        dataset = {"type": results["protocol"], "name": f"{results['title']}{f', {name}' if name else ''}"}
+        values = [
+            {
+                "type": metric,
+                "name": f"mean {metric}" if "findings" in table else metric,
+                "value": round(figure["value"], 4),
+            }
+            for metric, figure in table["mean"].items()
+            if not np.isnan(figure["value"])
+        ]
+        task = {"type": "zero-shot-image-classification", "name": "zero-shot scores"}
+        entries.append({"task": task, "dataset": dataset, "metrics": values})
+    return [{"name": model_name, "results": entries}]
+
+
+def draw_evaluation(
+    model,
+    processor,
+    protocol: Protocol,
+    evaluation: Evaluation,
+    folder: str | Path,
+    open_study: Callable[[dict], Any],
+    worst: int = 6,
+) -> list[Path]:
+    """
+    ROC and calibration curves of findings or the confusion of classes, and heat maps of the studies that the model is most
+    wrong about, as PNG.
+
+    Args:
+        open_study: as in `evaluate_protocol`.
+        worst: number of these studies.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for table, truth in evaluation.truths.items():
+        scores = best_columns(protocol, evaluation.results, table, evaluation.scores[table])
+        start = f"{table}-" if table else ""
+        if protocol.findings is None:
+            files.append(_plot_confusion(protocol, scores, truth, folder / f"{start}confusion.png"))
+        else:
+            scale, bias = float(model.logit_scale.exp()), float(model.logit_bias)
+            files.append(_plot_curves(protocol, scores, truth, None, folder / f"{start}roc.png"))
+            files.append(_plot_curves(protocol, scores, truth, (scale, bias), folder / f"{start}calibration.png"))
+    table, truth = next(iter(evaluation.truths.items()))
+    scores = best_columns(protocol, evaluation.results, table, evaluation.scores[table])
+    places = {study: number for number, study in enumerate(evaluation.studies.ids)}
+    for rank, (study, name, _) in enumerate(worst_studies(protocol, scores, truth, worst), 1):
+        prompts = evaluation.results["prompts"][name]
+        opened = as_published(protocol, open_study(evaluation.studies[places[study]]))
+        present = ""
+        if truth.labels is not None:
+            label = truth.labels[truth.ids.index(study), protocol.names.index(name)]
+            present = "-present" if label else "-absent"
+        files.append(folder / f"worst-{rank}-{fold(name)}{present}.png")
+        plot_item(explain_study(model, processor, opened, prompts[:1]), files[-1])
+    return files
+
+
+def best_columns(protocol: Protocol, results: dict, table: str, scores: np.ndarray) -> np.ndarray:
+    """(S, F): the column that counts of every finding or class."""
+    if not protocol.best_prompt:
+        return scores
+    chosen, start = [], 0
+    for name in protocol.names:
+        prompts = results["prompts"][name]
+        chosen.append(start + prompts.index(results["tables"][table]["findings"][name]["prompt"]))
+        start += len(prompts)
+    return scores[:, chosen]
+
+
+def _plot_curves(
+    protocol: Protocol, scores: np.ndarray, truth: Truth, logit: tuple[float, float] | None, path: Path
+) -> Path:
+    """ROC curves, or calibration with sigmoid(scale * score + bias) as the probability."""
+    plt = pyplot()
+    assert truth.labels is not None
+    columns = min(4, len(protocol.names))
+    rows = -(-len(protocol.names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.8 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(protocol.names) :]:
+        axis.axis("off")
+    for number, (name, axis) in enumerate(zip(protocol.names, axes.flat)):
+        known = ~np.isnan(truth.labels[:, number])
+        labels, own = truth.labels[known, number], scores[known, number].astype(float)
+        axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axis.tick_params(labelsize=7)
+        if logit is None:
+            true_rate, false_rate = metrics.rates(labels, own, np.concatenate([[-np.inf], np.unique(own)]))
+            axis.plot(false_rate, true_rate, color="tab:blue", linewidth=1.5)
+            axis.set_title(f"{name}\nAUC {metrics.auroc(labels, own):.3f}", fontsize=8)
+        else:
+            probability = 1 / (1 + np.exp(-(logit[0] * own + logit[1])))
+            mean, share, count = metrics.calibration_curve(labels, probability)
+            axis.plot(mean, share, color="tab:blue", linewidth=1)
+            axis.scatter(mean, share, s=4 + 40 * count / count.sum(), color="tab:blue")
+            error = metrics.expected_calibration_error(labels, probability)
+            axis.set_title(f"{name}\ncalibration error {error:.3f}", fontsize=8)
+    words = ("false positive rate", "true positive rate") if logit is None else ("probability", "share of positives")
+    figure.supxlabel(words[0], fontsize=9)
+    figure.supylabel(words[1], fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _plot_confusion(protocol, scores, truth, path: Path) -> Path:
+    plt = pyplot()
+    count = len(protocol.names)
+    table = np.zeros((count, count))
+    np.add.at(table, (truth.classes, scores.argmax(1)), 1)
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    side = 3 + 0.28 * count
+    figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(count), protocol.names, rotation=90, fontsize=7)
+    axis.set_yticks(range(count), protocol.names, fontsize=7)
+    axis.set(xlabel="predicted", ylabel="true")
+    for row, column in zip(*np.nonzero(shares >= 0.05)):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def worst_studies(protocol: Protocol, scores: np.ndarray, truth: Truth, count: int = 6) -> list[tuple[str, str, float]]:
+    """
+    Studies that the model is most wrong about: (id, finding or class, how wrong).
+
+    Of findings the positives with the lowest share of negatives below them and the negatives with the lowest share of positives
+    above them; of classes the true ones that rank lowest.
+    """
+    found: list[tuple[str, str, float]] = []
+    if truth.classes is not None:
+        ranks = metrics.true_class_ranks(scores, truth.classes)
+        found = [(i, protocol.names[c], float(r)) for i, c, r in zip(truth.ids, truth.classes, ranks)]
+        return sorted(found, key=lambda entry: -entry[2])[:count]
+    assert truth.labels is not None
+    for number, name in enumerate(protocol.names):
+        labels, own = truth.labels[:, number], scores[:, number]
+        for present in (1, 0):
+            others = np.sort(own[labels == 1 - present])
+            mine = np.flatnonzero(labels == present)
+            if not len(others):
+                continue
+            below = np.searchsorted(others, own[mine]) / len(others)
+            wrong = 1 - below if present else below
+            found += [(truth.ids[study], name, float(w)) for study, w in zip(mine, wrong)]
+    return sorted(found, key=lambda entry: -entry[2])[:count]
