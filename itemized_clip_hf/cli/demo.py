@@ -8,14 +8,14 @@ import click
 
 from itemized_clip_cli import device_option, json_option
 
-SCAN_SIZE = [8, 32, 32]
+SCAN_SIZE = (8, 32, 32)
 VISION = {
     "hidden_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 384,
     "num_channels": 1,
-    "image_size": SCAN_SIZE,
+    "image_size": list(SCAN_SIZE),
     "patch_size": [4, 8, 8],
     "attention_scopes": ["scan", "study"],
     "use_scan_name_encoder": True,
@@ -33,7 +33,7 @@ TEXT = {
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
 }
-TRAINING = {
+TRAINING: dict = {
     "per_device_train_batch_size": 32,
     "learning_rate": 1.5e-3,
     "weight_decay": 0.05,
@@ -65,6 +65,27 @@ def command(output, seed, steps, studies, test_studies, device, as_json):
     Four sequences of one head, findings of six kinds, reports as lists of items, a mask for every item. Needs neither data
     nor a GPU.
     """
+    from itemized_clip_hf.phantom import PhantomDataset
+
+    start = time.time()
+    folder = Path(output)
+    model, processor = train(folder, seed, steps, studies, device)
+    trained = time.time() - start
+    test = PhantomDataset("test", test_studies, seed=seed, shape=SCAN_SIZE)
+    results = evaluate(model, processor, test, folder)
+    results |= {"seed": seed, "steps": steps, "train_seconds": round(trained), "seconds": round(time.time() - start)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=1))
+    click.echo(json.dumps(results, indent=1) if as_json else report(results, folder))
+
+
+def train(folder: Path, seed: int = 0, steps: int = 1600, studies: int = 3000, device: str = "auto", **changes):
+    """
+    Model and processor, learned from generated studies and saved in `folder/model`.
+
+    Args:
+        changes: to the training arguments; `objective_weights` are added to the demo's.
+    """
     import torch
     from tqdm.auto import tqdm
 
@@ -79,19 +100,14 @@ def command(output, seed, steps, studies, test_studies, device, as_json):
     from itemized_clip_hf.hub.load import pick_device
     from itemized_clip_hf.phantom import PhantomDataset
 
-    start = time.time()
-    folder = Path(output)
     torch.manual_seed(seed)
-
-    train = [
-        study
-        for study in tqdm(
-            PhantomDataset("train", studies, seed=seed, shape=tuple(SCAN_SIZE)), desc="generating", unit="study"
-        )
-    ]
-    tokenizer = train_tokenizer((item for study in train for item in study.items), vocab_size=512, context_length=32)
+    data = PhantomDataset("train", studies, seed=seed, shape=SCAN_SIZE)
+    generated = list(tqdm(data, desc="generating", unit="study"))
+    tokenizer = train_tokenizer(
+        (item for study in generated for item in study.items), vocab_size=512, context_length=32
+    )
     processor = ItemizedCLIPProcessor.from_domain(
-        "brain-mri", tokenizer=tokenizer, scan_size=SCAN_SIZE, in_plane_size=SCAN_SIZE[1]
+        "brain-mri", tokenizer=tokenizer, scan_size=list(SCAN_SIZE), in_plane_size=SCAN_SIZE[1]
     )
     rows = [
         {
@@ -103,7 +119,7 @@ def command(output, seed, steps, studies, test_studies, device, as_json):
             "items": study.items,
             "is_normal": study.is_normal,
         }
-        for study in tqdm(train, desc="processing", unit="study")
+        for study in tqdm(generated, desc="processing", unit="study")
     ]
     config = ItemizedCLIPConfig(
         vision_config=VISION,
@@ -113,6 +129,7 @@ def command(output, seed, steps, studies, test_studies, device, as_json):
         domain="brain-mri",
     )
     model = ItemizedCLIPModel(config)
+    weights = {**TRAINING["objective_weights"], **changes.pop("objective_weights", {})}
     arguments = ItemizedCLIPTrainingArguments(
         output_dir=str(folder / "trainer"),
         max_steps=steps,
@@ -120,22 +137,14 @@ def command(output, seed, steps, studies, test_studies, device, as_json):
         logging_steps=100,
         save_strategy="no",
         use_cpu=pick_device(device).type == "cpu",
-        **TRAINING,
+        **{**TRAINING, **changes, "objective_weights": weights},
     )
     trainer = ItemizedCLIPTrainer(model, arguments, train_dataset=rows, processing_class=processor)
-    trained = time.time()
     trainer.train()
-    trained = time.time() - trained
     model.eval()
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-
-    test = PhantomDataset("test", test_studies, seed=seed, shape=tuple(SCAN_SIZE))
-    results = evaluate(model, processor, test, folder)
-    results |= {"seed": seed, "steps": steps, "train_seconds": round(trained), "seconds": round(time.time() - start)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1))
-    click.echo(json.dumps(results, indent=1) if as_json else report(results, folder))
+    return model, processor
 
 
 def as_scans(study) -> dict:
@@ -205,7 +214,7 @@ def evaluate(model, processor, test, folder: Path) -> dict:
 
 
 def report(results: dict, folder: Path) -> str:
-    from itemized_clip_hf.cli._studies import format_table
+    from itemized_clip_hf.evaluation.text_table import format_table
 
     rows = [
         [name, f["prompt"], f["positive"], f["auc"], f["pointing"], f["chance"]]

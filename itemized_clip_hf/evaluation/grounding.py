@@ -1,9 +1,15 @@
-"""Whether a model looks where the finding is: heat maps against masks."""
+"""Whether a model looks where the finding is: heat maps against masks, and what the score does without what it looked at."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+
+from ..explain.maps import HeatMap
+from .completeness import item_attention
+from .encode import EncodedStudies, encode_inputs
+from .zero_shot import score_encoded
 
 
 @dataclass
@@ -38,3 +44,126 @@ class PointingGame:
         if not hits:
             return 0, float("nan"), float("nan")
         return len(hits), float(np.mean(hits)), float(np.mean(chances))
+
+
+def energy_in_mask(maps: Sequence[HeatMap], masks: Sequence[np.ndarray]) -> tuple[float, float]:
+    """
+    Share of an item's attention that falls on patches which touch its mask, and the share of such patches, which even attention
+    would give.
+
+    Args:
+        maps: heat maps of one item, one per scan.
+        masks: the item's mask in the grid of each scan's source.
+    """
+    touched = [heat.touched_tokens(mask) for heat, mask in zip(maps, masks)]
+    inside = sum(float(heat.tokens[own].sum()) for heat, own in zip(maps, touched))
+    total = sum(float(heat.tokens.sum()) for heat in maps)
+    return inside / max(total, 1e-12), float(np.mean(np.concatenate([own.ravel() for own in touched])))
+
+
+def swap_margins(maps: Sequence[Sequence[HeatMap]], masks: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """
+    Item swap: of every pair of items of one study whether the maps tell the masks apart. (K, K): energy of item k in its own
+    mask minus the energy of item j there; positive where exchanging the two texts would be noticed. NaN on the diagonal.
+
+    Args:
+        maps: of every item, one per scan.
+        masks: of every item, in the grid of each scan's source.
+    """
+    energy = np.array([[energy_in_mask(own, mask)[0] for mask in masks] for own in maps])
+    margins = np.diag(energy)[:, None] - energy.T
+    np.fill_diagonal(margins, np.nan)
+    return margins
+
+
+@dataclass
+class PatchCurves:
+    """
+    What an item's score does while patches are taken away or come back.
+
+    Args:
+        shares: (steps + 1,) of the patches that are changed.
+        deletion: (steps + 1,) TCSim with the patches of highest attention blanked, from none to all of them.
+        insertion: (steps + 1,) TCSim with only these patches shown.
+        random_deletion, random_insertion: the same in a random order.
+    """
+
+    shares: np.ndarray
+    deletion: np.ndarray
+    insertion: np.ndarray
+    random_deletion: np.ndarray
+    random_insertion: np.ndarray
+
+    def areas(self) -> dict[str, float]:
+        """Mean heights of the curves: a faithful map has a low `deletion` and a high `insertion` beside random order."""
+        names = ("deletion", "insertion", "random_deletion", "random_insertion")
+        widths = np.diff(self.shares)
+        return {name: float(((own := getattr(self, name))[1:] + own[:-1]) @ widths / 2) for name in names}
+
+
+@torch.no_grad()
+def patch_curves(
+    model, inputs, item_embed: torch.Tensor, steps: int = 10, seed: int = 0, normalize_pool_inputs: bool = True
+) -> PatchCurves:
+    """
+    Deletion and insertion in the input: patches are blanked before the vision tower, so that no other token knows of them.
+
+    Args:
+        inputs: image inputs of the processor of one study, on the model's device.
+        item_embed: (P,).
+        steps: of equal numbers of patches.
+        seed: of the random order.
+    """
+    pixels = inputs["pixel_values"]
+    whole = encode_inputs(model, inputs)
+    attention = item_attention(model, item_embed[None, None], whole)[0, 0]
+    real = torch.ones_like(attention, dtype=torch.bool) if whole.token_mask is None else whole.token_mask[0]
+    places = real.nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(seed)
+    orders = {
+        "": places[attention[places].argsort(descending=True, stable=True)],
+        "random_": places[torch.randperm(len(places), generator=generator).to(places.device)],
+    }
+    # The mean of each scan and channel is what a blanked patch shows.
+    blank = pixels.mean(dim=(-3, -2, -1) if pixels.ndim == 6 else (-2, -1), keepdim=True)
+    edges = np.linspace(0, len(places), steps + 1).round().astype(int)
+    curves = {}
+    for start, order in orders.items():
+        for kind in ("deletion", "insertion"):
+            changed = []
+            for edge in edges:
+                shown = real.clone()
+                if kind == "insertion":
+                    shown[:] = False
+                shown[order[:edge]] = kind == "insertion"
+                changed.append(_spread(shown, model.config.vision_config.patch_size, pixels))
+            curves[f"{start}{kind}"] = _score_changed(model, inputs, item_embed, changed, blank, normalize_pool_inputs)
+    return PatchCurves(edges / len(places), **curves)
+
+
+def _spread(shown: torch.Tensor, patch, pixels: torch.Tensor) -> torch.Tensor:
+    """Tokens (L,) of one study -> voxels, broadcastable to its pixels."""
+    if pixels.ndim == 4:
+        rows, columns = pixels.shape[-2] // patch[-2], pixels.shape[-1] // patch[-1]
+        grid = shown.view(rows, columns).repeat_interleave(patch[-2], 0).repeat_interleave(patch[-1], 1)
+        return grid[None, None]
+    sizes = [n // p for n, p in zip(pixels.shape[-3:], patch)]
+    grid = shown.view(pixels.shape[1], *sizes)
+    for axis, step in enumerate(patch, 1):
+        grid = grid.repeat_interleave(step, axis)
+    return grid[None, :, None]
+
+
+def _score_changed(
+    model, inputs, item_embed, shown: list[torch.Tensor], blank, normalize, at_once: int = 8
+) -> np.ndarray:
+    scores = []
+    pixels = inputs["pixel_values"]
+    for start in range(0, len(shown), at_once):
+        views = [torch.where(own, pixels, blank) for own in shown[start : start + at_once]]
+        batch = {
+            name: inputs[name].expand(len(views), *inputs[name].shape[1:]) for name in inputs if name != "pixel_values"
+        }
+        encoded: EncodedStudies = encode_inputs(model, {**batch, "pixel_values": torch.cat(views)})
+        scores.append(score_encoded(model, item_embed[None], encoded, normalize)[:, 0])
+    return np.concatenate(scores)

@@ -1,6 +1,7 @@
 """The library's Trainer with an objective inside the model, its terms in the log, and the papers' schedule."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from ..domains import load_domain
@@ -125,6 +127,9 @@ class ItemizedCLIPTrainer(Trainer):
         train_dataset, eval_dataset: map-style; examples as the collator takes them.
         processing_class: [`ItemizedCLIPProcessor`]; builds the collator where none is given.
         objective: an [`Objective`] instead of the one that `args` name.
+        evaluators: called as `evaluator(model, processor)` at every evaluation; each returns named figures, which are logged
+            with `eval_` before their names and may choose the best checkpoint (`metric_for_best_model`); see
+            `evaluation/evaluators.py`.
     """
 
     loss_is_scaled_for_ga = False
@@ -138,6 +143,7 @@ class ItemizedCLIPTrainer(Trainer):
         eval_dataset=None,
         processing_class=None,
         objective: Objective | None = None,
+        evaluators: Sequence[Callable[..., Mapping[str, float]]] = (),
         **kwargs,
     ):
         args = args if args is not None else ItemizedCLIPTrainingArguments(output_dir="itemized-clip-output")
@@ -178,6 +184,10 @@ class ItemizedCLIPTrainer(Trainer):
             )
             train_dataset = SeededDataset(train_dataset, prepare, report)
         self._terms: dict[str, list] = {}
+        self.evaluators = list(evaluators)
+        strategy = args.eval_strategy
+        if self.evaluators and eval_dataset is None:
+            args.eval_strategy = IntervalStrategy.NO  # the library would ask for a data set
         super().__init__(
             model=model,
             args=args,
@@ -187,8 +197,11 @@ class ItemizedCLIPTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        args.eval_strategy = strategy
         if args.cached_micro_batch_size is not None:
             refuse_caching(self)
+        if self.evaluators and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("evaluators need the whole model: leave out FSDP and DeepSpeed, or evaluate afterwards.")
         if has_adapters(model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("adapters are not saved from sharded models: train them without FSDP and DeepSpeed.")
         self.add_callback(ClampLogitScale())
@@ -206,9 +219,29 @@ class ItemizedCLIPTrainer(Trainer):
             self._processes[:] = process_addresses()
             return super().train(*args, **kwargs)
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
+        """The loss of the evaluation data, if there are any, and the figures of the evaluators."""
         with lost_processes_named(self.args.ddp_timeout, self._processes):
-            return super().evaluate(*args, **kwargs)
+            metrics = {}
+            if eval_dataset is not None or self.eval_dataset is not None:
+                metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            figures = self._run_evaluators(metric_key_prefix)
+            if figures:
+                self.log(figures)
+            return {**metrics, **figures}
+
+    def _run_evaluators(self, prefix: str) -> dict[str, float]:
+        """Every process computes all of them, so that all know the best checkpoint."""
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        figures: dict[str, float] = {}
+        with torch.random.fork_rng(devices):
+            model.eval()
+            for evaluator in self.evaluators:
+                figures |= {f"{prefix}_{name}": float(v) for name, v in evaluator(model, self.processing_class).items()}
+            model.train(training)
+        return figures
 
     def _get_train_sampler(self, train_dataset=None):
         return SeededSampler(len(train_dataset if train_dataset is not None else self.train_dataset), self.args.seed)
