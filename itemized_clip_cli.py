@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,20 @@ accept_option = click.option(
 
 def domain_option(required: bool = False):
     return click.option("--domain", metavar="NAME", required=required, help="e.g. brain-mri, head-ct, chest-ct.")
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict:
+    """NAME=VALUE, values as JSON where they are."""
+    parsed = {}
+    for setting in settings:
+        name, found, value = setting.partition("=")
+        if not found:
+            raise click.BadParameter(f"{setting!r} is not NAME=VALUE", param_hint="--set")
+        try:
+            parsed[name] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[name] = value
+    return parsed
 
 
 def _verbs_folder() -> Path:

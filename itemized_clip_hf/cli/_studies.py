@@ -8,7 +8,7 @@ import click
 from itemized_clip_hf.data.checks import check_scan
 from itemized_clip_hf.data.reader import read_file
 from itemized_clip_hf.data.records import read_records
-from itemized_clip_hf.data.study import Scan, Study
+from itemized_clip_hf.data.study import Scan, Study, Unreadable
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 
@@ -82,17 +82,6 @@ class Opener:
             return (open_one or self._open)(image, where)
         except (OSError, ValueError) as error:
             return Unreadable(error)
-
-
-class Unreadable:
-    """Stands for what could not be read, so that the run reports it in its place."""
-
-    def __init__(self, error: Exception):
-        self.error = error
-
-    @property
-    def scans(self):
-        raise ValueError(str(self.error)) from self.error
 
 
 class OpenOneByOne:

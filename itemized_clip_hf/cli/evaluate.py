@@ -5,7 +5,15 @@ from pathlib import Path
 
 import click
 
-from itemized_clip_cli import accept_option, device_option, json_option, model_option, tokenizer_option, volume_option
+from itemized_clip_cli import (
+    accept_option,
+    device_option,
+    json_option,
+    model_option,
+    parse_settings,
+    tokenizer_option,
+    volume_option,
+)
 
 
 @click.command()
@@ -45,6 +53,9 @@ from itemized_clip_cli import accept_option, device_option, json_option, model_o
     "--validation", metavar="PATH", help="Data of a split to choose thresholds on, instead of the test labels."
 )
 @click.option("--validation-labels", metavar="FILE", help="Its label table.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of a task, e.g. mode=accelerated."
+)
 @click.option("--skip-missing", is_flag=True, help="Evaluate without studies that have no images.")
 @click.option("--batch-size", default=8, show_default=True)
 @click.option("--resamples", default=1000, show_default=True, help="Of the bootstrap; 0: no intervals.")
@@ -71,6 +82,7 @@ def command(
     prompt_file,
     validation,
     validation_labels,
+    settings,
     skip_missing,
     batch_size,
     resamples,
@@ -88,6 +100,9 @@ def command(
     Protocols: ct-rate, rad-chestct, rsna, cq500, pub-brain-5, rsicd, um220k, or a YAML file of one's own with `findings` or
     `classes` and their prompts. The folder holds the label table and, at any depth, a file or folder per study. Scores are kept
     in OUTPUT.scores.jsonl: a run that was killed goes on there.
+
+    Tasks without a label table take the place of a protocol: retrieval (captions as COCO's or Karpathy's JSON, or a list),
+    items (a list of studies with items: completeness and separability), segmentation (a list with `mask`).
     """
     import yaml
 
@@ -95,16 +110,32 @@ def command(
     from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
     from itemized_clip_hf.evaluation.protocol import load_protocol
     from itemized_clip_hf.evaluation.report import draw_evaluation, format_results, model_index
+    from itemized_clip_hf.evaluation.tasks import TASKS, format_task, run_task
     from itemized_clip_hf.hub.load import UNTRAINED, load
 
-    protocol = load_protocol(protocol_name, variant)
+    task = protocol_name in TASKS
+    protocol = None if task else load_protocol(protocol_name, variant)
     loaded, processor = load(model, device, tokenizer)
     if model.startswith(UNTRAINED):
         click.echo("note: random weights, the figures mean nothing", err=True)
-    named = dict(entry.split("=", 1) if entry.split("=")[0] in protocol.tables else ("", entry) for entry in labels)
-    opener = Opener(volume_index, loaded.config.domain, accept)
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
+    opener = Opener(volume_index, loaded.config.domain, accept)
+    common = {
+        "scores_file": target.with_suffix(".scores.jsonl"),
+        "batch_size": batch_size,
+        "resamples": resamples,
+        "seed": seed,
+        "progress": not as_json,
+        "open_study": opener,
+    }
+    if protocol is None:
+        results = run_task(protocol_name, loaded, processor, data, **common, **parse_settings(settings))
+        results["model"]["name"] = model
+        target.write_text(json.dumps(results, indent=1) + "\n")
+        click.echo(json.dumps(results, indent=1) if as_json else format_task(results))
+        return
+    named = dict(entry.split("=", 1) if entry.split("=")[0] in protocol.tables else ("", entry) for entry in labels)
     evaluation = evaluate_protocol(
         loaded,
         processor,
@@ -116,12 +147,7 @@ def command(
         validation=validation,
         validation_labels=validation_labels,
         skip_missing=skip_missing,
-        scores_file=target.with_suffix(".scores.jsonl"),
-        batch_size=batch_size,
-        resamples=resamples,
-        seed=seed,
-        progress=not as_json,
-        open_study=opener,
+        **common,
     )
     results = evaluation.results
     results["model"]["name"] = model

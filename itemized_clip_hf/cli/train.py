@@ -2,7 +2,7 @@
 
 import click
 
-from itemized_clip_cli import device_option, json_option, tokenizer_option
+from itemized_clip_cli import device_option, json_option, parse_settings, tokenizer_option
 
 
 @click.command()
@@ -65,15 +65,7 @@ def command(
     from itemized_clip_hf.recipes import load_recipe
     from itemized_clip_hf.trainer.run import train_recipe
 
-    overrides = {}
-    for setting in settings:
-        name, found, value = setting.partition("=")
-        if not found:
-            raise click.BadParameter(f"{setting!r} is not NAME=VALUE", param_hint="--set")
-        try:
-            overrides[name] = json.loads(value)
-        except json.JSONDecodeError:
-            overrides[name] = value
+    overrides = parse_settings(settings)
     if device == "cpu":
         overrides["use_cpu"] = True
     elif device != "auto":

@@ -69,3 +69,14 @@ class Study:
             self.add(scan)
         if isinstance(opened, Study):
             self.skipped += opened.skipped
+
+
+class Unreadable:
+    """Stands for a study or scan that could not be opened, so that the error is met, and reported, in its place."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    @property
+    def scans(self):
+        raise ValueError(str(self.error)) from self.error

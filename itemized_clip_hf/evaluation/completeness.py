@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..data.study import Unreadable
 from ..explain.maps import require_pooler
 from . import bootstrap as boot
 from .encode import EncodedStudies, encode_studies, encode_texts
@@ -28,6 +29,7 @@ class ItemEvaluation:
         scores: (S, M) TCSim of every study with every text.
         overlaps: mean cosine between the attention maps of a study's items; NaN with fewer than two.
         shares: of each study, scan name -> share of the attention of each item; empty for a model without trained pooler.
+        numbers: places of the studies among those that were passed.
     """
 
     items: list[list[str]]
@@ -35,6 +37,7 @@ class ItemEvaluation:
     scores: np.ndarray
     overlaps: np.ndarray
     shares: list[dict[str, np.ndarray]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
 
     @property
     def places(self) -> list[list[int]]:
@@ -118,16 +121,20 @@ def evaluate_items(
     batch_size: int = 8,
     progress: bool = False,
     normalize_pool_inputs: bool = True,
+    on_error: Callable[[int, Exception], None] | None = None,
 ) -> ItemEvaluation:
     """
     Scores and attention of every item of every study.
 
     Args:
-        studies: each with `images` (anything the processor takes as one study) and `items`. A list, not an iterator.
+        studies: each with `images` (anything the processor takes as one study, or a function that opens it) and `items`.
         bank: texts to retrieve from; all different items of the studies by default, to which these are added otherwise.
 
+        on_error: called with the number of a study that cannot be read, and why; it is left out. Without it the error is
+            raised.
+
     Raises:
-        ValueError: a study has no item.
+        ValueError: a study has no item, or none can be read.
     """
     rows = list(studies)
     items = [list(row["items"]) for row in rows]
@@ -137,9 +144,10 @@ def evaluate_items(
     texts = list(dict.fromkeys([*(bank or ()), *(item for own in items for item in own)]))
     places = {text: place for place, text in enumerate(texts)}
     embeds = encode_texts(model, processor, texts)
-    scores, overlaps, shares = [], [], []
-    opened = _Images(rows)
-    for encoded in encode_studies(model, processor, opened, batch_size, "scoring" if progress else None):
+    scores, overlaps, shares, kept = [], [], [], []
+    bar = "scoring" if progress else None
+    for encoded in encode_studies(model, processor, _Images(rows), batch_size, bar, on_error):
+        kept += encoded.numbers
         scores.append(score_encoded(model, embeds, encoded, normalize_pool_inputs))
         own_items = [items[number] for number in encoded.numbers]
         if model.config.scoring == "global":
@@ -159,7 +167,11 @@ def evaluate_items(
                 name = str(scan.name)
                 by_scan[name] = by_scan[name] + share if name in by_scan else share
             shares.append(by_scan)
-    return ItemEvaluation(items, texts, np.concatenate(scores), np.array(overlaps), shares)
+    if not kept:
+        raise ValueError(f"none of the {len(rows)} studies can be read.")
+    return ItemEvaluation(
+        [items[number] for number in kept], texts, np.concatenate(scores), np.array(overlaps), shares, kept
+    )
 
 
 def map_overlap(maps: torch.Tensor) -> float:
@@ -179,4 +191,8 @@ class _Images:
         return len(self.rows)
 
     def __iter__(self):
-        return (row["images"] for row in self.rows)
+        for row in self.rows:
+            try:
+                yield row["images"]() if callable(row["images"]) else row["images"]
+            except Exception as error:  # it is reported in its place
+                yield Unreadable(error)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from ..data.study import Unreadable
 from ..version import __version__
 from . import bootstrap as boot
 from .protocol import Protocol, ProtocolStudies, Truth, as_published, read_truth
@@ -91,16 +92,7 @@ class _Opened:
             try:
                 yield self.open_study(self.studies[number])
             except Exception as error:  # it is reported in its place
-                yield _Unreadable(error)
-
-
-class _Unreadable:
-    def __init__(self, error: Exception):
-        self.error = error
-
-    @property
-    def scans(self):
-        raise ValueError(str(self.error)) from self.error
+                yield Unreadable(error)
 
 
 def open_record(record: dict):

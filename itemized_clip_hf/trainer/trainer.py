@@ -185,6 +185,10 @@ class ItemizedCLIPTrainer(Trainer):
             train_dataset = SeededDataset(train_dataset, prepare, report)
         self._terms: dict[str, list] = {}
         self.evaluators = list(evaluators)
+        if self.evaluators and (args.fsdp or args.deepspeed):
+            raise ValueError(
+                "evaluators need the whole model: leave out FSDP and DeepSpeed, or evaluate afterwards (evaluate)."
+            )
         strategy = args.eval_strategy
         if self.evaluators and eval_dataset is None:
             args.eval_strategy = IntervalStrategy.NO  # the library would ask for a data set
@@ -200,8 +204,6 @@ class ItemizedCLIPTrainer(Trainer):
         args.eval_strategy = strategy
         if args.cached_micro_batch_size is not None:
             refuse_caching(self)
-        if self.evaluators and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError("evaluators need the whole model: leave out FSDP and DeepSpeed, or evaluate afterwards.")
         if has_adapters(model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("adapters are not saved from sharded models: train them without FSDP and DeepSpeed.")
         self.add_callback(ClampLogitScale())

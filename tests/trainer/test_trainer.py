@@ -42,7 +42,7 @@ def processor(tokenizer):
     return ItemizedCLIPProcessor.from_domain("brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16)
 
 
-def make_trainer(processor, folder, model=None, rows=None, **settings):
+def make_trainer(processor, folder, model=None, rows=None, evaluators=(), **settings):
     torch.manual_seed(0)
     model = model or ItemizedCLIPModel(tiny_config(attention_scopes=["scan", "scan", "study"]))
     defaults = {
@@ -58,7 +58,9 @@ def make_trainer(processor, folder, model=None, rows=None, **settings):
         "disable_tqdm": True,
     }
     args = ItemizedCLIPTrainingArguments(output_dir=str(folder), **{**defaults, **settings})
-    return ItemizedCLIPTrainer(model, args, train_dataset=rows or dataset(), processing_class=processor)
+    return ItemizedCLIPTrainer(
+        model, args, train_dataset=rows or dataset(), processing_class=processor, evaluators=evaluators
+    )
 
 
 def test_learns_and_logs_every_term(processor, tmp_path):

@@ -1,0 +1,202 @@
+"""Evaluations that need no label table: retrieval, items of reports, segmentation. `itemized-clip evaluate --protocol NAME`."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.records import read_records
+from ..data.study import Scan
+from . import bootstrap as boot
+from .completeness import evaluate_items
+from .evaluate import hash_model, hash_processor, open_record, versions
+from .retrieval import evaluate_retrieval, read_captions
+from .score_file import ScoreFile
+from .segmentation import compare_with_mask, mask_on_scan, segment
+
+
+def run_retrieval(
+    model,
+    processor,
+    data: str | os.PathLike,
+    mode: str = "full",
+    top_k: int = 128,
+    split: str | None = None,
+    image_folder: str | None = None,
+    batch_size: int = 32,
+    resamples: int = boot.RESAMPLES,
+    seed: int = 0,
+    progress: bool = False,
+    **unused,
+) -> dict:
+    """Text to image and image to text: see `retrieval.read_captions` and `retrieval.score_pairs`."""
+    pairs = read_captions(data, image_folder, split)
+    figures = evaluate_retrieval(
+        model, processor, pairs, mode, top_k, batch_size, progress, resamples=resamples, seed=seed
+    )
+    facts = {"images": len(pairs.images), "captions": sum(map(len, pairs.captions)), "mode": mode, "split": split}
+    return {**facts, **({"top_k": top_k} if mode == "accelerated" else {}), "figures": figures}
+
+
+def run_items(
+    model,
+    processor,
+    data: str | os.PathLike,
+    batch_size: int = 8,
+    resamples: int = boot.RESAMPLES,
+    seed: int = 0,
+    progress: bool = False,
+    open_study: Callable[[dict], Any] = open_record,
+    **unused,
+) -> dict:
+    """Item retrieval, COMPLETE@k, MLL, mAMS and the share of each series: see `completeness.evaluate_items`."""
+    records = read_records(data)
+    if records.items_column is None:
+        raise ValueError(f"{data} has no column of items; columns: {records.columns}.")
+    rows = [
+        {"items": items, "images": lambda number=number: open_study(records[number])}
+        for number, items in enumerate(records.items())
+    ]
+    failed: dict[int, str] = {}
+    found = evaluate_items(
+        model,
+        processor,
+        rows,
+        batch_size=batch_size,
+        progress=progress,
+        on_error=lambda number, error: failed.update({number: str(error)}),
+    )
+    return {
+        "studies": len(found.items),
+        "texts": len(found.texts),
+        "figures": found.summary(resamples, seed),
+        "series": found.series_shares(),
+        "unreadable": [{"id": records.id_of(number), "reason": reason} for number, reason in failed.items()],
+    }
+
+
+def run_segmentation(
+    model,
+    processor,
+    data: str | os.PathLike,
+    prompt: str = "Glioma.",
+    series: str = "FLAIR",
+    num_tokens: int = 30,
+    resamples: int = boot.RESAMPLES,
+    seed: int = 0,
+    progress: bool = False,
+    scores_file: str | os.PathLike | None = None,
+    open_study: Callable[[dict], Any] = open_record,
+    **unused,
+) -> dict:
+    """
+    IoU and Dice of the highest tokens of one series against a mask of each study: see `segmentation.segment`.
+
+    Args:
+        data: list of studies with `id`, `images` (sequence name -> file) and `mask` (a file in any geometry).
+    """
+    from tqdm.auto import tqdm
+
+    from ..data.nifti import read_nifti
+
+    records = read_records(data)
+    if "mask" not in records.columns:
+        raise ValueError(f"{data} has no column `mask`; columns: {records.columns}.")
+    names = ("iou", "dice", "chance_iou", "chance_dice", "coverage")
+    ids = [records.id_of(number) for number in range(len(records))]
+    described = {"model": hash_model(model), "prompt": prompt, "series": series, "tokens": num_tokens, "studies": ids}
+    kept = ScoreFile(scores_file, described)
+    for number, study in enumerate(tqdm(ids, desc="segmenting", unit="study", disable=not progress)):
+        if study in kept:
+            continue
+        try:
+            found = segment(model, processor, open_study(records[number]), prompt, series, num_tokens)
+            place = Path(str(records.rows[number]["mask"]))
+            path = place if place.is_absolute() or records.folder is None else records.folder / place
+            mask: Scan = read_nifti(path)
+            figures = compare_with_mask(found, mask_on_scan(mask, found.heat), seed=seed)
+            kept.add(study, np.array([figures[name] for name in names]))
+        except (OSError, ValueError) as error:
+            kept.refuse(study, error)
+    if not kept.scores:
+        tried = "; ".join(f"{study}: {reason}" for study, reason in list(kept.errors.items())[:3])
+        raise ValueError(f"none of the {len(ids)} studies could be segmented: {tried}")
+    table = np.stack([kept.scores[study] for study in ids if study in kept.scores])
+    counts = boot.draw_counts(len(table), resamples, seed) if resamples else None
+    summary = {}
+    for name, column in zip(names, table.T):
+        summary[name] = {"value": float(column.mean())}
+        if counts is not None:
+            summary[name]["low"], summary[name]["high"] = boot.interval(boot.resampled_mean(column, counts))
+    return {
+        "studies": len(table),
+        "prompt": prompt,
+        "series": series,
+        "num_tokens": num_tokens,
+        "figures": summary,
+        "per_study": {study: dict(zip(names, map(float, kept.scores[study]))) for study in ids if study in kept.scores},
+        "unreadable": [{"id": study, "reason": reason} for study, reason in kept.errors.items()],
+    }
+
+
+TASKS: dict[str, Callable[..., dict]] = {
+    "retrieval": run_retrieval,
+    "items": run_items,
+    "segmentation": run_segmentation,
+}
+
+
+def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -> dict:
+    """
+    Results of a task with what they rest on, ready for JSON.
+
+    Raises:
+        ValueError: there is no such task, or it has no such setting.
+    """
+    import inspect
+
+    known = inspect.signature(TASKS[name]).parameters
+    strange = sorted(set(settings) - set(known) - {"scores_file", "open_study"})
+    if strange:
+        raise ValueError(
+            f"the task {name} has no settings {strange}; it has {[n for n in known if n != 'unused'][3:]}."
+        )
+    found = TASKS[name](model, processor, data, **settings)
+    path = Path(data)
+    return {
+        "protocol": name,
+        **found,
+        "model": {
+            "name": str(model.config.name_or_path or ""),
+            "domain": model.config.domain,
+            "sha256": hash_model(model),
+        },
+        "processor": {"sha256": hash_processor(processor)},
+        "data": {
+            "name": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
+        },
+        "intervals": {"level": 0.95, "resamples": settings.get("resamples", boot.RESAMPLES), "over": "studies"},
+        "versions": versions(),
+    }
+
+
+def format_task(results: dict) -> str:
+    """The figures of a task as a table."""
+    from .report import show
+    from .text_table import format_table
+
+    groups = results["figures"]
+    if not all("value" in figure for figure in groups.values()):
+        rows = [
+            [f"{group}, {name}", show(figure, name)] for group, own in groups.items() for name, figure in own.items()
+        ]
+    else:
+        rows = [[name, show(figure, name)] for name, figure in groups.items()]
+    facts = [
+        f"{name}: {results[name]}" for name in ("studies", "images", "captions", "texts", "mode") if name in results
+    ]
+    return "\n".join([", ".join(facts), format_table(["", "95 % interval over studies"], rows)])
