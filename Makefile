@@ -28,6 +28,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/itemize.py
+	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/claims.py
 
 # torch is pinned first and by itself: an unpinned torch would bring gigabytes of GPU libraries to a machine without one.
 $(READY): pyproject.toml constraints.txt

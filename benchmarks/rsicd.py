@@ -10,27 +10,25 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
-from itemized_clip_hf.data.records import read_records
-from itemized_clip_hf.domains import load_domain
-from itemized_clip_hf.evaluation.metrics import classification_summary
-from itemized_clip_hf.evaluation.zero_shot import match_class, score_studies
+from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
+from itemized_clip_hf.evaluation.protocol import load_protocol
 from itemized_clip_hf.hub.load import load
 
+LINES = {"30 classes": None, "playfields as playground": "playfields-as-playground"}
 
-def test_protocol(folder: str | Path, records) -> dict:
-    """Figures of one model on the 30 classes, without and with `playfields`."""
+
+def test_protocol(folder: str | Path, data: Path) -> dict:
+    """Figures of one model on the 30 classes, without and with `playfields`, with 95 % intervals over images."""
     model, processor = load(folder)
-    labels, scores = score_studies(
-        model, processor, (record["images"] for record in records), load_domain("remote-sensing").prompts, batch_size=64
-    )
     results = {}
-    for name, renamed in (("30 classes", {}), ("playfields as playground", {"playfields": "playground"})):
-        classes = [match_class(renamed.get(record["label"], record["label"]), labels) for record in records]
-        known = [i for i, matched in enumerate(classes) if matched is not None]
-        truth = np.array([labels.index(classes[i]) for i in known])
-        results[name] = {"images": len(known), **classification_summary(scores[known], truth)}
+    for line, variant in LINES.items():
+        found = evaluate_protocol(model, processor, load_protocol("rsicd", variant), data, batch_size=64).results
+        table = found["tables"][""]
+        figures = {name: round(figure["value"], 6) for name, figure in table["mean"].items()}
+        intervals = {
+            name: [round(figure["low"], 4), round(figure["high"], 4)] for name, figure in table["mean"].items()
+        }
+        results[line] = {"images": table["studies"], **figures, "intervals": intervals}
     return results
 
 
@@ -42,12 +40,12 @@ def main():
     parser.add_argument("--curve", action="store_true")
     parser.add_argument("-o", "--output")
     arguments = parser.parse_args()
-    records = list(read_records(Path(arguments.data) / f"{arguments.split}.parquet"))
-    results = {"final": test_protocol(arguments.model, records)}
+    data = Path(arguments.data) / f"{arguments.split}.parquet"
+    results = {"final": test_protocol(arguments.model, data)}
     if arguments.curve:
         folders = Path(arguments.model).glob("checkpoint-*")
         for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1])):
-            results[folder.name] = test_protocol(folder, records)
+            results[folder.name] = test_protocol(folder, data)
     for name, figures in results.items():
         for line, values in figures.items():
             print(

@@ -12,7 +12,7 @@ from itemized_clip_cli import json_option
 @click.option("-m", "--model", metavar="DIR", help="Describe this model instead.")
 @json_option
 def command(model, as_json):
-    """Versions, domains, objectives and recipes; or the facts of a model folder."""
+    """Versions, domains, objectives, recipes and protocols; or the facts of a model folder."""
     facts = model_facts(model) if model else package_facts()
     if as_json:
         click.echo(json.dumps(facts, indent=1))
@@ -29,6 +29,8 @@ def package_facts() -> dict:
 
     import itemized_clip_hf
     from itemized_clip_hf.domains import available_domains
+    from itemized_clip_hf.evaluation.protocol import available_protocols
+    from itemized_clip_hf.evaluation.tasks import TASKS
     from itemized_clip_hf.recipes import available_recipes
     from itemized_clip_hf.trainer.objectives import available_objectives
 
@@ -42,6 +44,7 @@ def package_facts() -> dict:
     facts["domains"] = available_domains()
     facts["objectives"] = available_objectives()
     facts["recipes"] = available_recipes()
+    facts["protocols"] = [*available_protocols(), *TASKS]
     return facts
 
 
