@@ -149,7 +149,7 @@ def summarize_pairs(
         "text_to_image": best_ranks(scores.T, [[int(image)] for image in owner]),
         "image_to_text": best_ranks(scores, [range(a, b) for a, b in zip(starts, starts[1:])]),
     }
-    counts = boot.draw_counts(len(scores), resamples, seed) if resamples else None
+    counts = boot.draw_counts(len(scores), resamples, seed) if resamples and len(scores) > 1 else None
     summary = {}
     for name, found in ranks.items():
         drawn = counts if counts is None or name == "image_to_text" else counts[:, owner]

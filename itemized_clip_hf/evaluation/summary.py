@@ -29,7 +29,7 @@ def summarize(
     Returns:
         `studies`, the figures of each finding or task, and their mean.
     """
-    counts = boot.draw_counts(len(scores), resamples, seed) if resamples else None
+    counts = boot.draw_counts(len(scores), resamples, seed) if resamples and len(scores) > 1 else None
     if protocol.findings is not None:
         return _findings(protocol, prompts, scores, truth, counts, thresholds)
     return _tasks(protocol, scores, truth, counts) if protocol.tasks else _ranking(scores, truth, counts)

@@ -125,7 +125,7 @@ def run_segmentation(
         tried = "; ".join(f"{study}: {reason}" for study, reason in list(kept.errors.items())[:3])
         raise ValueError(f"none of the {len(ids)} studies could be segmented: {tried}")
     table = np.stack([kept.scores[study] for study in ids if study in kept.scores])
-    counts = boot.draw_counts(len(table), resamples, seed) if resamples else None
+    counts = boot.draw_counts(len(table), resamples, seed) if resamples and len(table) > 1 else None
     summary = {}
     for name, column in zip(names, table.T):
         summary[name] = {"value": float(column.mean())}
@@ -142,6 +142,7 @@ def run_segmentation(
     }
 
 
+_COMMON = {"batch_size", "resamples", "seed", "progress", "scores_file", "open_study"}
 TASKS: dict[str, Callable[..., dict]] = {
     "retrieval": run_retrieval,
     "items": run_items,
@@ -159,11 +160,10 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
     import inspect
 
     known = inspect.signature(TASKS[name]).parameters
-    strange = sorted(set(settings) - set(known) - {"scores_file", "open_study"})
+    strange = sorted(set(settings) - set(known) - _COMMON)
     if strange:
-        raise ValueError(
-            f"the task {name} has no settings {strange}; it has {[n for n in known if n != 'unused'][3:]}."
-        )
+        own = [setting for setting in list(known)[3:] if setting not in _COMMON | {"unused"}]
+        raise ValueError(f"the task {name} has no settings {strange}; it has {own}.")
     found = TASKS[name](model, processor, data, **settings)
     path = Path(data)
     return {
