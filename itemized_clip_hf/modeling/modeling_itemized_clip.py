@@ -355,14 +355,14 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
 
     @staticmethod
     def _merge_texts(parts: list, groups: list[torch.Tensor]) -> BaseModelOutputWithPooling:
-        """Outputs of groups of texts in the texts' order; hidden states padded with zeros to the longest."""
+        """Outputs of groups of texts in the texts' order; hidden states, if they are kept, padded with zeros to the longest."""
         order = torch.cat(groups).argsort()
+        pooled = torch.cat([part.pooler_output for part in parts])[order]
+        if any(part.last_hidden_state is None for part in parts):
+            return BaseModelOutputWithPooling(last_hidden_state=None, pooler_output=pooled)
         length = max(part.last_hidden_state.shape[1] for part in parts)
         states = [F.pad(p.last_hidden_state, (0, 0, 0, length - p.last_hidden_state.shape[1])) for p in parts]
-        return BaseModelOutputWithPooling(
-            last_hidden_state=torch.cat(states)[order],
-            pooler_output=torch.cat([part.pooler_output for part in parts])[order],
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=torch.cat(states)[order], pooler_output=pooled)
 
     def item_tokens(
         self, outputs: BaseModelOutputWithPooling, attention_mask: torch.Tensor | None, item_mask: torch.Tensor | None

@@ -27,6 +27,10 @@ class HostTensor:
         return HostTensor(self.tensor.pin_memory())
 
 
+FEWEST_TEXTS = 16
+"""Texts of one pass: fewer save no memory beside the images."""
+
+
 class KeepPixelsOnHost:
     """A collator whose `pixel_values` stay where they are."""
 
@@ -107,7 +111,7 @@ def trainable(*modules) -> list[torch.nn.Parameter]:
 
 
 @contextmanager
-def cached_encoding(model, micro_batch_size: int) -> Iterator[None]:
+def cached_encoding(model, micro_batch_size: int, fewest_texts: int = FEWEST_TEXTS) -> Iterator[None]:
     """
     Within this context `model(..., return_loss=True)` keeps features only, and a backward pass from the loss may follow at any
     time. Outputs hold no hidden states of the towers.
@@ -115,6 +119,7 @@ def cached_encoding(model, micro_batch_size: int) -> Iterator[None]:
     Args:
         model: [`ItemizedCLIPModel`], not its data-parallel wrapper, which is the one to call.
         micro_batch_size: studies that are encoded at a time; their texts are encoded in as many parts.
+        fewest_texts: of such a part.
     """
     encode_images, get_text_features = model.encode_images, model.get_text_features
     needs_tokens = getattr(model.loss_function, "uses_item_tokens", False)
@@ -136,7 +141,7 @@ def cached_encoding(model, micro_batch_size: int) -> Iterator[None]:
     def texts(input_ids, attention_mask=None, **kwargs):
         layout = input_ids.shape[:-1]
         ids = input_ids.flatten(0, -2)
-        size = -(-len(ids) // count)
+        size = max(-(-len(ids) // count), fewest_texts)
         parts = ids.split(size)
         masks = split(None if attention_mask is None else attention_mask.flatten(0, -2), size, len(parts))
 

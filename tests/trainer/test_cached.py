@@ -13,6 +13,7 @@ from test_trainer import make_trainer, processor  # noqa: F401
 from tiny_models import leave_group, tiny_config
 
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPTrainingArguments
+from itemized_clip_hf.modeling.modeling_itemized_clip import group_by_length
 from itemized_clip_hf.trainer import cached
 from itemized_clip_hf.trainer.cached import HostTensor, cached_encoding
 from itemized_clip_hf.trainer.objectives import StudyTextObjective, available_objectives, load_objective
@@ -63,7 +64,7 @@ def loss_and_gradients(model, batch, micro_batch_size=None, seed=1, scale=1.0):
     if micro_batch_size is None:
         loss = model(**batch, return_loss=True, return_logits=False).loss
     else:
-        with cached_encoding(model, micro_batch_size):
+        with cached_encoding(model, micro_batch_size, fewest_texts=2):
             loss = model(**batch, return_loss=True, return_logits=False).loss
     state = torch.get_rng_state()
     (loss * scale).backward()
@@ -103,6 +104,18 @@ def test_gradients_are_those_of_the_whole_batch(objective, text):
     compare(loss_and_gradients(single, batch), loss_and_gradients(single, batch, 4), 1e-5)
 
 
+@pytest.mark.parametrize("objective", ["itemized_clip", "smartclip"])
+def test_texts_in_groups_and_parts(objective):
+    """So many texts that they are grouped by length, each group in parts of its own."""
+    model, loss = build(objective)
+    batch = make_batch(loss, count=24)
+    batch["attention_mask"] &= torch.arange(12) < 2 + torch.arange(24)[:, None, None] % 10
+    assert len(group_by_length(batch["attention_mask"][batch["item_mask"]], 4)) > 1
+    expected = loss_and_gradients(model, batch)
+    for micro_batch_size in (5, 12):
+        compare(expected, loss_and_gradients(model, batch, micro_batch_size), 1e-9)
+
+
 @pytest.mark.parametrize("objective", available_objectives())
 def test_dropout_and_dropped_paths_are_the_same_in_both_passes(objective, monkeypatch):
     model, loss = build(objective, dropout=0.3)
@@ -120,7 +133,7 @@ def test_autocast_in_both_passes(monkeypatch):
     model.visual_projection.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     model.zero_grad()
     torch.manual_seed(1)
-    with torch.autocast("cpu", torch.bfloat16), cached_encoding(model, 4):
+    with torch.autocast("cpu", torch.bfloat16), cached_encoding(model, 4, fewest_texts=2):
         first = model(**batch, return_loss=True, return_logits=False).loss
     first.backward()  # outside of autocast, as the Trainer does
     got = first.detach(), {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
@@ -244,7 +257,7 @@ from test_cached import build, make_batch
 from itemized_clip_hf.trainer.cached import cached_encoding
 from contextlib import nullcontext
 model, loss = build("mps", dtype=torch.float32, num_hidden_layers=4, attention_scopes=["scan"] * 4, patch_size=[2, 2, 2])
-batch = make_batch(loss, count=32, dtype=torch.float32)
+batch = make_batch(loss, count=96, dtype=torch.float32)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for context in (cached_encoding(model, 4), nullcontext()):  # the peak of a process only grows
     with context:
