@@ -1,17 +1,34 @@
 """Confidence intervals over studies: percentile bootstrap, many resamples at once."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 RESAMPLES = 1000
+BLOCK = 50
+"""Resamples that are computed at once."""
 
 
 def draw_counts(num_studies: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """How often every study is drawn in each resample, (R, S); every row sums to S."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(num_studies, np.full(num_studies, 1 / num_studies), size=resamples)
+    shares = np.full(num_studies, 1 / num_studies)
+    blocks = [generator.multinomial(num_studies, shares, size=n).astype(np.int32) for n in _blocks(resamples)]
+    return np.concatenate(blocks) if blocks else np.zeros((0, num_studies), dtype=np.int32)
+
+
+def _blocks(resamples: int) -> list[int]:
+    return [min(BLOCK, resamples - start) for start in range(0, resamples, BLOCK)]
+
+
+def _by_block(compute: Callable[[np.ndarray], Any], counts: np.ndarray):
+    """Resamples in blocks, so that what is made of them on the way stays small."""
+    parts = [compute(counts[start : start + BLOCK]) for start in range(0, len(counts), BLOCK)]
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return np.concatenate(parts)
 
 
 def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
@@ -51,25 +68,35 @@ def resampled_mean(values: ArrayLike, counts: np.ndarray) -> np.ndarray:
 
 def resampled_auroc(labels: ArrayLike, scores: ArrayLike, counts: np.ndarray) -> np.ndarray:
     """AUROC of every resample, (R,): the share of (positive, negative) pairs in the right order, ties by half."""
-    positive, negative = _sorted_weights(labels, scores, counts)
-    below = np.cumsum(negative, 1) - negative
-    wins = (positive * (below + negative / 2)).sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return wins / (positive.sum(1) * negative.sum(1))
+
+    def compute(block):
+        positive, negative = _sorted_weights(labels, scores, block)
+        below = np.cumsum(negative, 1) - negative
+        wins = (positive * (below + negative / 2)).sum(1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return wins / (positive.sum(1) * negative.sum(1))
+
+    return _by_block(compute, counts)
 
 
 def resampled_average_precision(labels: ArrayLike, scores: ArrayLike, counts: np.ndarray) -> np.ndarray:
     """Average precision of every resample, (R,)."""
-    positive, negative = _sorted_weights(labels, -np.asarray(scores), counts)
-    hits = np.cumsum(positive, 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.where(positive > 0, hits / np.maximum(hits + np.cumsum(negative, 1), 1), 0)
-        return (positive * precision).sum(1) / positive.sum(1)
+
+    def compute(block):
+        positive, negative = _sorted_weights(labels, -np.asarray(scores), block)
+        hits = np.cumsum(positive, 1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision = np.where(positive > 0, hits / np.maximum(hits + np.cumsum(negative, 1), 1), 0)
+            return (positive * precision).sum(1) / positive.sum(1)
+
+    return _by_block(compute, counts)
 
 
 def _sorted_weights(labels, scores, counts) -> tuple[np.ndarray, np.ndarray]:
     """Drawn positives and negatives at each distinct score, ascending: (R, V)."""
     labels, scores = np.asarray(labels).astype(bool), np.asarray(scores)
+    if not len(scores):
+        return np.zeros((len(counts), 1)), np.zeros((len(counts), 1))
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(scores[order]) != 0]))
     drawn = counts[:, order].astype(np.float64)
@@ -89,6 +116,10 @@ def resampled_threshold_metrics(
     """
     labels, scores = np.asarray(labels).astype(bool), np.asarray(scores)
     thresholds = np.atleast_1d(np.asarray(thresholds))
+    return _by_block(lambda block: _threshold_block(labels, scores, block, thresholds, choose), counts)
+
+
+def _threshold_block(labels, scores, counts, thresholds, choose) -> dict[str, np.ndarray]:
     cells = []
     for own in (labels, ~labels):
         order = np.argsort(scores[own], kind="stable")

@@ -13,6 +13,9 @@ from ..modeling.modeling_itemized_clip import spread_scan_mask
 TEXTS_AT_ONCE = 256
 """Texts of one pass through the text tower."""
 
+SCANS_AT_ONCE = 32
+"""Scans of one pass through the vision tower, padding included; a study that has more is a batch by itself."""
+
 
 @dataclass
 class EncodedStudies:
@@ -80,11 +83,17 @@ def encode_studies(
     for number, study in enumerate(tqdm(studies, desc=progress, unit="study", disable=progress is None)):
         try:
             skip = None if on_bad_scan is None else partial(on_bad_scan, number)
-            batch.append((number, image_processor.process_study(study, on_error=skip)))
+            scans = image_processor.process_study(study, on_error=skip)
         except Exception as error:
             if on_error is None:
                 raise
             on_error(number, error)
+            continue
+        if batch and (len(batch) + 1) * max(len(scans), *(len(own) for _, own in batch)) > max(
+            SCANS_AT_ONCE, batch_size
+        ):
+            yield encode()
+        batch.append((number, scans))
         if len(batch) == batch_size:
             yield encode()
     if batch:

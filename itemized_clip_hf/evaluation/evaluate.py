@@ -6,7 +6,8 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from ..data.storage import check_prepared
 from ..data.study import Unreadable
 from ..version import __version__
 from . import bootstrap as boot
-from .protocol import Protocol, ProtocolStudies, Truth, as_published, read_truth
+from .metrics import require_sklearn
+from .protocol import Protocol, ProtocolStudies, Truth, as_published, find_list, read_truth
 from .score_file import ScoreFile
 from .summary import choose_thresholds, columns_of, summarize
 from .zero_shot import score_studies
@@ -25,9 +28,17 @@ from .zero_shot import score_studies
 logger = logging.get_logger(__name__)
 
 
+def hash_text(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def hash_model(model) -> str:
-    """SHA-256 of names, shapes and values of all weights."""
+    """SHA-256 of the configuration, names and places aside, and of names, shapes and values of all weights."""
     digest = hashlib.sha256()
+    if hasattr(model.config, "to_json_string"):
+        settings = json.loads(model.config.to_json_string())
+        aside = ("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype")
+        digest.update(json.dumps({k: v for k, v in settings.items() if k not in aside}, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -35,29 +46,42 @@ def hash_model(model) -> str:
 
 
 def hash_processor(processor) -> str:
-    """SHA-256 of the preprocessing's settings and the vocabulary."""
-    settings = processor.image_processor.to_json_string() + json.dumps(sorted(processor.tokenizer.get_vocab().items()))
-    return hashlib.sha256(settings.encode()).hexdigest()
+    """SHA-256 of the preprocessing's settings, the whole tokenizer, its longest text and what is done to texts before it."""
+    tokenizer = processor.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    known = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    texts = [getattr(processor, "lowercase", None), getattr(tokenizer, "model_max_length", None)]
+    return hash_text([processor.image_processor.to_json_string(), known, texts])
 
 
-def hash_data(studies: ProtocolStudies, truths: Mapping[str, Truth]) -> str:
-    """SHA-256 of ids, labels, and names and sizes of image files; not of their content."""
-    digest = hashlib.sha256()
-    for number, study in enumerate(studies.ids):
-        digest.update(json.dumps([study, studies.size_of(number)]).encode())
-    for name, truth in sorted(truths.items()):
-        digest.update(json.dumps([name, truth.ids]).encode())
-        digest.update(np.ascontiguousarray(truth.labels if truth.labels is not None else truth.classes).tobytes())
-    return digest.hexdigest()
+def hash_images(studies: ProtocolStudies) -> str:
+    """SHA-256 of ids, and of names and sizes of image files; not of their content."""
+    return hash_text([[study, studies.size_of(number)] for number, study in enumerate(studies.ids)])
 
 
-def versions() -> dict[str, str]:
-    names = ("torch", "transformers", "numpy", "scikit-learn")
-    return {
-        "itemized-clip-hf": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
+def hash_truth(truths: Mapping[str, Truth]) -> str:
+    """SHA-256 of ids and labels."""
+    tables = [[name, truth.ids, truth.labels, truth.classes] for name, truth in sorted(truths.items())]
+    return hash_text([[None if x is None else x.tolist() if hasattr(x, "tolist") else x for x in t] for t in tables])
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"itemized-clip-hf": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "numpy", "scikit-learn"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def as_json(value):
+    """The same for JSON, which has no NaN: None."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(one) for one in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 @dataclass
@@ -132,6 +156,7 @@ def evaluate_protocol(
     seed: int = 0,
     progress: bool = False,
     open_study: Callable[[dict], Any] = open_record,
+    opened_with: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """
     Runs a protocol.
@@ -144,29 +169,42 @@ def evaluate_protocol(
         scores_file: keeps every study's scores; a run that was killed goes on from there.
         resamples, seed: of the bootstrap.
         open_study: record with `id` and `images` -> what the processor takes.
+        opened_with: settings of `open_study`, which scores of a file depend on.
 
     Raises:
         ValueError: what `read_truth` and `ProtocolStudies` raise, or no study can be read.
     """
+    require_sklearn()
+    if validation is not None and protocol.findings is None:
+        raise ValueError(f"protocol {protocol.name} chooses among classes: there are no thresholds to choose.")
     wanted = protocol.choose_prompts(prompts)
     if protocol.domain and model.config.domain and model.config.domain != protocol.domain:
         logger.warning(f"protocol {protocol.name} is for {protocol.domain}, the model for {model.config.domain}.")
-    columns = columns_of(protocol, wanted)
-    arguments = {"id_column": id_column, "skip_missing": skip_missing, "batch_size": batch_size, "progress": progress}
-    about = {"model": hash_model(model), "processor": hash_processor(processor), "prompts": columns}
-
-    def run(source, tables, file):
-        return _score(model, processor, protocol, source, tables, columns, file, about, open_study, **arguments)
-
-    truths, scores, studies = run(data, labels, scores_file)
+    about = {
+        "model": hash_model(model),
+        "processor": hash_processor(processor),
+        "prompts": list(columns_of(protocol, wanted).items()),
+        "scans": [protocol.scan_name, protocol.array_spacing],
+        "opened_with": dict(opened_with or {}),
+    }
+    score = partial(
+        _score,
+        model,
+        processor,
+        protocol,
+        about=about,
+        open_study=open_study,
+        id_column=id_column,
+        skip_missing=skip_missing,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    truths, scores, studies = score(data, labels, scores_file)
     thresholds = None
     if validation is not None:
-        if protocol.findings is None:
-            raise ValueError(f"protocol {protocol.name} chooses among classes: there are no thresholds to choose.")
         file = None if scores_file is None else Path(scores_file).with_suffix(".validation.jsonl")
-        own_truths, own_scores, _ = run(validation, validation_labels, file)
-        own = _known(next(iter(own_truths.values())), own_scores)
-        thresholds = choose_thresholds(protocol, *own)
+        own_truths, own_scores, _ = score(validation, validation_labels, file)
+        thresholds = choose_thresholds(protocol, wanted, *_known(next(iter(own_truths.values())), own_scores))
     figures, tables, kept = {}, {}, {}
     for name, truth in truths.items():
         tables[name], kept[name] = _known(truth, scores)
@@ -186,7 +224,7 @@ def evaluate_protocol(
             "sha256": about["model"],
         },
         "processor": {"sha256": about["processor"]},
-        "data": {"studies": len(studies), "sha256": hash_data(studies, truths)},
+        "data": {"studies": len(studies), "sha256": hash_images(studies), "labels_sha256": hash_truth(truths)},
         "prompts": wanted,
         "settings": {
             k: v
@@ -196,49 +234,44 @@ def evaluate_protocol(
         "intervals": {"level": 0.95, "resamples": resamples, "seed": seed, "over": "studies"},
         "versions": versions(),
     }
-    return Evaluation(results, kept, tables, studies)
+    return Evaluation(as_json(results), kept, tables, studies)
 
 
 def _score(
-    model,
-    processor,
-    protocol,
-    data,
-    labels,
-    columns,
-    file,
-    about,
-    open_study,
-    id_column,
-    skip_missing,
-    batch_size,
-    progress,
+    model, processor, protocol, data, labels, file, about, open_study, id_column, skip_missing, batch_size, progress
 ) -> tuple[dict[str, Truth], ScoreFile, ProtocolStudies]:
+    check_prepared(data, processor.image_processor)
     truths = read_truth(protocol, data, labels, id_column)
     ids = list(dict.fromkeys(study for truth in truths.values() for study in truth.ids))
-    studies = ProtocolStudies(data, ids, skip_missing)
-    kept = ScoreFile(file, {**about, "data": hash_data(studies, truths)})
+    studies = ProtocolStudies(find_list(protocol, data), ids, skip_missing, id_column)
+    kept = ScoreFile(file, {**about, "images": hash_images(studies)})
     left = [number for number, study in enumerate(studies.ids) if study not in kept]
     names = [studies.ids[number] for number in left]
 
     def on_bad_scan(number, scan, error):
         logger.warning(f"{names[number]}, scan {scan} left out: {error}")
 
+    def on_scores(number, row):
+        if np.isnan(row).any():
+            kept.refuse(names[number], ValueError("the model gave scores that are not numbers"))
+        else:
+            kept.add(names[number], row)
+
     if left:
         score_studies(
             model,
             processor,
             _Opened(studies, left, lambda record: as_published(protocol, open_study(record))),
-            columns,
+            dict(about["prompts"]),
             batch_size=batch_size,
             progress=progress,
             on_error=lambda number, error: kept.refuse(names[number], error),
             on_bad_scan=on_bad_scan,
-            on_scores=lambda number, row: kept.add(names[number], row),
+            on_scores=on_scores,
         )
     if not kept.scores:
         tried = "; ".join(f"{study}: {reason}" for study, reason in list(kept.errors.items())[:3])
-        raise ValueError(f"none of the {len(studies)} studies of {data} can be read: {tried}")
+        raise ValueError(f"none of the {len(studies)} studies of {data} can be scored: {tried}")
     return truths, kept, studies
 
 
@@ -250,16 +283,14 @@ def _known(truth: Truth, scores: ScoreFile) -> tuple[np.ndarray, Truth]:
     kept = Truth([truth.ids[number] for number in rows])
     kept.labels = None if truth.labels is None else truth.labels[rows]
     kept.classes = None if truth.classes is None else truth.classes[rows]
-    table = np.stack([scores.scores[study] for study in kept.ids])
-    if np.isnan(table).any():
-        raise ValueError("the model gave scores that are not numbers: its weights are damaged.")
-    return table, kept
+    return np.stack([scores.scores[study] for study in kept.ids]), kept
 
 
 def _headline(protocol: Protocol, figures: dict) -> dict:
     """The figure that stands for the whole; of several tables their mean, whose interval is not known."""
-    found = [table["mean"][protocol.headline] for table in figures.values() if protocol.headline in table["mean"]]
-    name = f"mean {protocol.headline}" if protocol.findings is not None or protocol.tasks else protocol.headline
+    name = f"mean {protocol.headline}" if protocol.findings is not None or protocol.tasks else str(protocol.headline)
+    missing = {"value": float("nan")}
+    found = [table["mean"].get(protocol.headline, missing) for table in figures.values()]
     if len(found) == 1:
         return {"name": name, **found[0]}
     return {"name": f"{name} over {', '.join(figures)}", "value": float(np.mean([figure["value"] for figure in found]))}
@@ -275,7 +306,7 @@ def _notes(protocol: Protocol, thresholds, figures: dict) -> list[str]:
             else "all that tell scores apart"
         )
         notes.append(f"Thresholds next to the ROC corner among {kind}, chosen {chosen}.")
-    if protocol.best_prompt:
+    if protocol.best_prompt and thresholds is None:
         notes.append("The prompt of a finding was selected by its AUC on the test labels: its figures are too good.")
     published = protocol.published.get("studies")
     largest = max(table["studies"] for table in figures.values())

@@ -1,14 +1,12 @@
 """Metrics as pure functions of numpy arrays; S studies, C classes or findings. scikit-learn does what it has."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-CELLS = ("true_positives", "false_positives", "false_negatives", "true_negatives")
 
-
-def _sklearn():
+def require_sklearn():
     try:
         import sklearn.metrics
     except ImportError:
@@ -21,13 +19,13 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     labels = np.asarray(labels).astype(bool)
     if labels.all() or not labels.any():
         return float("nan")
-    return float(_sklearn().roc_auc_score(labels, scores))
+    return float(require_sklearn().roc_auc_score(labels, scores))
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the precision-recall steps; NaN without a positive. labels (S,), scores (S,)."""
     labels = np.asarray(labels).astype(bool)
-    return float(_sklearn().average_precision_score(labels, scores)) if labels.any() else float("nan")
+    return float(require_sklearn().average_precision_score(labels, scores)) if labels.any() else float("nan")
 
 
 def rates(labels: ArrayLike, scores: ArrayLike, thresholds: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -64,6 +62,8 @@ def roc_closest_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     all of them; the largest among equals. NaN where only one class is present.
     """
     values = np.unique(np.asarray(scores, dtype=np.float64))
+    if not len(values):
+        return float("nan")
     between = np.concatenate([[values[0] - 1], (values[1:] + values[:-1]) / 2, [values[-1] + 1]])
     distance = corner_distance(*rates(labels, np.asarray(scores, dtype=np.float64), between))
     if np.isnan(distance).any():
@@ -76,7 +76,7 @@ def threshold_metrics(labels: ArrayLike, predictions: ArrayLike) -> dict[str, fl
     `accuracy`, `balanced_accuracy`, `weighted_f1` (by support), and `recall` and `precision` of the positives. labels (S,),
     predictions (S,), both true or false.
     """
-    metrics = _sklearn()
+    metrics = require_sklearn()
     labels, predictions = np.asarray(labels).astype(bool), np.asarray(predictions).astype(bool)
     kept = {"zero_division": 0}
     return {
@@ -93,7 +93,7 @@ def choice_metrics(scores: ArrayLike, classes: ArrayLike) -> dict[str, float]:
     Of arg-max predictions among C classes: `accuracy`, `balanced_accuracy` (over the classes that occur), `weighted_f1`.
     scores (S, C), classes (S,) of class numbers.
     """
-    metrics = _sklearn()
+    metrics = require_sklearn()
     classes, predictions = np.asarray(classes), np.asarray(scores).argmax(1)
     present = np.unique(classes)
     return {
@@ -134,22 +134,30 @@ def classification_summary(scores: np.ndarray, classes: ArrayLike) -> dict[str, 
 
 
 def best_ranks(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> np.ndarray:
-    """1-based rank of the best relevant column of every row, by descending score; equal scores count half as better."""
-    return _ranks(scores, relevant, np.min)
+    """
+    1-based rank of the best relevant column of every row, by descending score; others of the same score count half as better.
+
+    Raises:
+        ValueError: a score is NaN, which no rank means anything beside.
+    """
+    return np.array([1 + better.min() for better in _others_above(scores, relevant)])
 
 
 def worst_ranks(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> np.ndarray:
-    """1-based rank of the worst relevant column of every row, among all columns."""
-    return _ranks(scores, relevant, np.max)
+    """1-based rank of the worst relevant column of every row, among all columns; ties and errors as in `best_ranks`."""
+    return np.array([len(better) + better.max() for better in _others_above(scores, relevant)])
 
 
-def _ranks(scores, relevant, choose) -> np.ndarray:
-    ranks = np.empty(len(scores))
-    for row, (values, columns) in enumerate(zip(np.asarray(scores), relevant)):
-        own = values[list(columns)]
-        better = (values[None] > own[:, None]).sum(1) + ((values[None] == own[:, None]).sum(1) - 1) / 2
-        ranks[row] = 1 + choose(better)
-    return ranks
+def _others_above(scores, relevant) -> Iterator[np.ndarray]:
+    """Of every row and relevant column: columns that are not relevant and score higher, equal ones by half."""
+    for values, columns in zip(np.asarray(scores), relevant):
+        if np.isnan(values).any():
+            raise ValueError(
+                "a score is not a number: the model's weights are damaged, or too large for its precision."
+            )
+        own = values[list(columns)][:, None]
+        others = np.delete(values, list(columns))[None]
+        yield (others > own).sum(1) + (others == own).sum(1) / 2
 
 
 def retrieval_summary(ranks: ArrayLike, levels: Sequence[int] = (1, 5, 10, 50, 100)) -> dict[str, float]:

@@ -26,10 +26,16 @@ def fold(name: str) -> str:
     return "".join(character for character in str(name).lower() if character.isalnum())
 
 
-def keys_of(ids: list[str]) -> dict[str, str]:
-    """Spelling -> id: every id as it is, in lower case, and folded where no other id folds to the same."""
-    folded = Counter(fold(name) for name in ids)
-    return {fold(name): name for name in ids if folded[fold(name)] == 1} | {name.lower(): name for name in ids}
+def spell(name: str) -> str:
+    """An id by its runs of letters and of digits: `CQ500-CT-0` is `CQ500CT0`, but `1_12` is not `11_2`."""
+    return " ".join(re.findall(r"[a-z]+|[0-9]+", str(name).lower()))
+
+
+def find_id_column(columns: Sequence[str], given: str | None = None) -> str | None:
+    """The column of study ids, by its usual names where none is given; None if there is none."""
+    by_fold = {fold(column): column for column in columns}
+    wanted = _ID_COLUMNS if given is None else (given,)
+    return next((by_fold[fold(name)] for name in wanted if fold(name) in by_fold), None)
 
 
 @dataclass
@@ -50,7 +56,7 @@ class Protocol:
         ignored_classes: labels whose images are left out.
         renamed_classes: label -> class.
         threshold_points: of the reference's threshold search, see `metrics.reference_threshold`; None: no such columns.
-        headline: figure that stands for the whole.
+        headline: figure that stands for the whole: `auc` of findings, `balanced_accuracy` of tasks, `top1` of classes by default.
         tables: name -> pattern of the label table in the data's folder; several are evaluated one by one.
         lists: patterns of files of study ids in that folder; where there are any, they say which studies count.
         exclude: ids of studies that are left out.
@@ -74,7 +80,7 @@ class Protocol:
     ignored_classes: list = field(default_factory=list)
     renamed_classes: dict = field(default_factory=dict)
     threshold_points: int | None = None
-    headline: str = "auc"
+    headline: str | None = None
     tables: dict = field(default_factory=lambda: {"": "*labels*.csv"})
     lists: list = field(default_factory=list)
     exclude: list = field(default_factory=list)
@@ -86,6 +92,8 @@ class Protocol:
     def __post_init__(self):
         if (self.findings is None) == (self.classes is None):
             raise ValueError(f"protocol {self.name}: it needs either `findings` or `classes`.")
+        if self.headline is None:
+            self.headline = "auc" if self.findings is not None else "balanced_accuracy" if self.tasks else "top1"
         strange = sorted({c for members in self.tasks.values() for c in members} - set(self.names))
         if strange:
             raise ValueError(f"protocol {self.name}: its tasks name {strange}, which are no classes of it.")
@@ -121,9 +129,19 @@ class Protocol:
             )
         return {name: [prompts] if isinstance(prompts, str) else list(prompts) for name, prompts in found.items()}  # type: ignore[arg-type]
 
-    def name_scan(self, name: str | None) -> str:
-        own = name or "scan"
-        return self.scan_name.format(name=own, last=re.split("-", own)[-1])
+    def name_scan(self, name: str | None, prepared: bool = False) -> str:
+        """
+        The published name of a scan.
+
+        Args:
+            prepared: its name ends in that of a window already, which stays at the end.
+        """
+        own, window = name or "scan", ""
+        if prepared and self.domain is not None:
+            windows = load_domain(self.domain).image.get("windows") or {}
+            window = next((f"_{one}" for one in windows if one and own.endswith(f"_{one}")), "")
+            own = own.removesuffix(window)
+        return self.scan_name.format(name=own, last=own.split("-")[-1]) + window
 
 
 def available_protocols() -> list[str]:
@@ -202,16 +220,31 @@ def read_truth(
         files = (
             {"": Path(labels)} if isinstance(labels, (str, os.PathLike)) else {n: Path(f) for n, f in labels.items()}
         )
-    elif folder.is_dir() and not (folder / "dataset_info.json").exists():
-        files = {name: _find_table(folder, pattern, protocol) for name, pattern in protocol.tables.items()}
-    else:
+    elif is_list(folder):
         files = {"": folder}
-    chosen = _read_lists(folder, protocol) if labels is None else None
+    else:
+        files = {name: _find_table(folder, pattern, protocol) for name, pattern in protocol.tables.items()}
+    chosen = _read_lists(folder, protocol)
     return {name: _read_table(protocol, file, id_column, chosen) for name, file in files.items()}
+
+
+def is_list(path: Path) -> bool:
+    """Whether studies are listed, with labels and images, rather than lying in a folder beside a table."""
+    return not path.is_dir() or (path / "dataset_info.json").exists() or bool(list(path.glob("data/*.parquet")))
+
+
+def find_list(protocol: Protocol, data: str | os.PathLike) -> Path:
+    """Where the images of a protocol are: the data, or its parquet table, which holds them itself (RSICD)."""
+    folder, patterns = Path(data), list(protocol.tables.values())
+    if not is_list(folder) and len(patterns) == 1 and patterns[0].endswith(".parquet"):
+        return _find_table(folder, patterns[0], protocol)
+    return folder
 
 
 def _find_table(folder: Path, pattern: str, protocol: Protocol) -> Path:
     found = sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}"))
+    if len(found) > 1 and all(file.suffix == ".parquet" for file in found):
+        return found[0].parent / pattern  # the parts of one table
     if len(found) != 1:
         what = f"several files {[str(file.relative_to(folder)) for file in found]}" if found else "no file"
         raise FileNotFoundError(
@@ -223,31 +256,38 @@ def _find_table(folder: Path, pattern: str, protocol: Protocol) -> Path:
 
 def _read_lists(folder: Path, protocol: Protocol) -> set[str] | None:
     """Ids, in lower case, of the studies that count; None: all."""
-    files = [file for pattern in protocol.lists for file in sorted(folder.glob(pattern))] if folder.is_dir() else []
+    if not folder.is_dir():
+        return None
+    found = {pattern: sorted(folder.glob(pattern)) for pattern in protocol.lists}
+    missing = [pattern for pattern, matches in found.items() if not matches]
+    if missing and len(missing) < len(found):
+        raise FileNotFoundError(
+            f"{folder} has lists of studies, but none of the form {missing}: protocol {protocol.name} pools all."
+        )
+    files = [file for matches in found.values() for file in matches]
     ids = {study_name(line.strip()).lower() for file in files for line in file.read_text().splitlines() if line.strip()}
     return ids or None
 
 
 def _read_table(protocol: Protocol, file: Path, id_column: str | None, chosen: set[str] | None) -> Truth:
-    if not file.exists():
+    if not file.exists() and "*" not in file.name:
         raise FileNotFoundError(f"there is no label table {file}.")
     plain = file.name.lower().endswith((".csv", ".jsonl", ".json", ".jsonl.gz"))
     rows = read_table(file) if plain else _closed_rows(read_records(file))
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    by_fold = {fold(column): column for column in columns}
-    known = [id_column] if id_column is not None else [name for name in _ID_COLUMNS if fold(name) in by_fold]
-    if not known or fold(known[0]) not in by_fold:
+    column = find_id_column(columns, id_column)
+    if column is None:
         names = id_column or ", ".join(_ID_COLUMNS)
         raise ValueError(f"{file.name}: no column of ids ({names}) among {columns}; name it (--id-column).")
-    ids = [study_name(str(row[by_fold[fold(known[0])]])) for row in rows]
+    ids = [study_name(str(row[column])) for row in rows]
     repeated = sorted(name for name, count in Counter(name.lower() for name in ids).items() if count > 1)
     if repeated:
         raise ValueError(
             f"{file.name}: {len(repeated)} ids stand more than once, e.g. {repeated[:5]}; each needs one row."
         )
-    excluded = {fold(name) for name in protocol.exclude}
+    excluded = {spell(name) for name in protocol.exclude}
     left_out = {
-        "excluded by the protocol": [fold(name) in excluded for name in ids],
+        "excluded by the protocol": [spell(name) in excluded for name in ids],
         "in none of the lists": [chosen is not None and name.lower() not in chosen for name in ids],
     }
     kept = [not any(reasons) for reasons in zip(*left_out.values())]
@@ -354,23 +394,31 @@ class ProtocolStudies:
 
     Args:
         data: a list of studies with ids and images, or a folder that holds, at any depth, a file or folder of the name of
-            every id (by letters and digits where the spelling differs; a first word will do: `CQ500CT0 CQ500CT0`).
+            every id, as it is or, where there is none, spelt otherwise (`CQ500CT0 CQ500CT0` for `CQ500-CT-0`, see `spell`).
+        id_column: of the list, where it has an unusual name.
         skip_missing: leave out ids without images instead of raising.
 
     Raises:
         ValueError: ids without images, or with several, are named.
     """
 
-    def __init__(self, data: str | os.PathLike, ids: list[str], skip_missing: bool = False):
+    def __init__(
+        self, data: str | os.PathLike, ids: list[str], skip_missing: bool = False, id_column: str | None = None
+    ):
         path = Path(data)
         self.records = None
-        if path.is_file() or (path / "dataset_info.json").exists() or list(path.glob("data/*.parquet")):
-            self.records = read_records(path)
-            wanted = keys_of(ids)
-            places: dict[str, Any] = {}
+        places: dict[str, Any] = {}
+        if is_list(path):
+            listed = read_records(path)
+            column = find_id_column(
+                listed.columns, id_column if fold(id_column or "") in map(fold, listed.columns) else None
+            )
+            self.records = Records(listed.rows, listed.folder, id_column=column) if column else listed
+            wanted = {name.lower(): name for name in ids}
             for number in range(len(self.records)):
-                name = study_name(self.records.id_of(number))
-                study = wanted.get(name.lower()) or wanted.get(fold(name))
+                study = wanted.get(study_name(self.records.id_of(number)).lower())
+                if study in places:
+                    raise ValueError(f"{path.name}: the id {study} stands more than once.")
                 if study is not None:
                     places[study] = number
         else:
@@ -402,29 +450,35 @@ class ProtocolStudies:
 
 def find_images(folder: Path, ids: list[str]) -> dict[str, Path]:
     """Id -> file or folder of that name, the one next to the top; what an id names is not searched any further."""
-    wanted, found = keys_of(ids), {}
+    exact = {name.lower(): name for name in ids}
+    spelt = Counter(spell(name) for name in ids)
+    alike = {spell(name): name for name in ids if spelt[spell(name)] == 1}
+    found: dict[bool, dict[str, list[Path]]] = {True: {}, False: {}}
     level = [folder]
     while level:
         entries = [entry for parent in level for entry in sorted(parent.iterdir()) if not entry.name.startswith(".")]
-        level = []
-        here: dict[str, list[Path]] = {}
+        level, here = [], {True: {}, False: {}}  # type: ignore[var-annotated]
         for entry in entries:
-            if not entry.is_dir() and entry.suffix.lower() in (".csv", ".txt", ".json", ".jsonl"):
+            if not entry.is_dir() and entry.suffix.lower() in (".csv", ".txt", ".json", ".jsonl", ".parquet"):
                 continue
-            spellings = (study_name(entry), entry.name.split(" ")[0])
-            study = next((wanted[key] for s in spellings for key in (s.lower(), fold(s)) if key in wanted), None)
+            name = study_name(entry)
+            words = {spell(word) for word in name.split(" ")}
+            study = (
+                exact.get(name.lower()) or alike.get(spell(name)) or (alike.get(*words) if len(words) == 1 else None)
+            )
             if study is not None:
-                here.setdefault(study, []).append(entry)
+                here[name.lower() == study.lower()].setdefault(study, []).append(entry)
             elif entry.is_dir():
                 level.append(entry)
-        for study, paths in here.items():
-            if study in found:
-                continue
-            if len(paths) > 1:
-                places = [str(path.relative_to(folder)) for path in paths]
-                raise ValueError(f"the images of study {study} may be {places}: keep one of them.")
-            found[study] = paths[0]
-    return found
+        for kind, studies in here.items():
+            for study, paths in studies.items():
+                found[kind].setdefault(study, paths)
+    chosen = {**found[False], **found[True]}
+    for study, paths in chosen.items():
+        if len(paths) > 1:
+            places = [str(path.relative_to(folder)) for path in paths]
+            raise ValueError(f"the images of study {study} may be {places}: keep one of them.")
+    return {study: paths[0] for study, paths in chosen.items()}
 
 
 def as_published(protocol: Protocol, study):
@@ -433,15 +487,15 @@ def as_published(protocol: Protocol, study):
         return study
     opened = study.scans if isinstance(study, Study) else study
     if isinstance(opened, Mapping):
-        opened = [(name, scan) for name, scan in opened.items()]
-    elif isinstance(opened, Scan):
-        opened = [(opened.name, opened)]
+        named = list(opened.items())
     else:
-        return study
-    renamed = []
-    for name, scan in opened:
+        listed = list(opened) if isinstance(opened, (list, tuple)) else [opened]
+        if not any(isinstance(scan, Scan) for scan in listed):
+            return study
+        named = [(getattr(scan, "name", None), scan) for scan in listed]
+    for name, scan in named:
         if isinstance(scan, Scan):
-            scan.name = protocol.name_scan(name)
+            scan.name = protocol.name_scan(name, scan.prepared)
             if scan.affine is None and protocol.array_spacing is not None:
                 scan.affine = _stored_affine(
                     load_domain(str(protocol.domain)).image["orientation"], protocol.array_spacing
@@ -449,8 +503,7 @@ def as_published(protocol: Protocol, study):
                 scan.history.append(
                     f"spacing {protocol.array_spacing} mm and orientation by the protocol {protocol.name}"
                 )
-        renamed.append(scan)
-    return renamed
+    return [scan for _, scan in named]
 
 
 def _stored_affine(orientation: str, spacing: Sequence[float]) -> np.ndarray:

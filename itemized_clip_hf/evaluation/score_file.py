@@ -40,9 +40,7 @@ class ScoreFile:
             self.path.write_text("".join(whole), encoding="utf-8")
         for line in whole[1:]:
             entry = json.loads(line)
-            if "error" in entry:
-                self.errors[entry["id"]] = entry["error"]
-            else:
+            if "scores" in entry:  # what could not be read is tried again
                 self.scores[entry["id"]] = np.array(entry["scores"], dtype=np.float32)
 
     def add(self, study: str, scores: np.ndarray) -> None:
@@ -59,4 +57,4 @@ class ScoreFile:
                 file.write(json.dumps(entry) + "\n")
 
     def __contains__(self, study: str) -> bool:
-        return study in self.scores or study in self.errors
+        return study in self.scores

@@ -17,14 +17,15 @@ def summarize(
     truth: Truth,
     resamples: int = boot.RESAMPLES,
     seed: int = 0,
-    thresholds: dict[str, float] | None = None,
+    thresholds: dict[str, tuple[int, float]] | None = None,
 ) -> dict:
     """
     Args:
         prompts: as the scores were made, from `Protocol.choose_prompts`.
         scores: (S, M) of the studies of `truth`: a column a name, or a column a prompt where the best prompt counts; no NaN.
         resamples: of the bootstrap; 0 leaves out the intervals.
-        thresholds: finding -> threshold, chosen elsewhere (on a validation split); else chosen on these labels.
+        thresholds: finding -> number of its prompt and threshold, from `choose_thresholds` on other studies; else both are
+            chosen on these labels.
 
     Returns:
         `studies`, the figures of each finding or task, and their mean.
@@ -35,19 +36,37 @@ def summarize(
     return _tasks(protocol, scores, truth, counts) if protocol.tasks else _ranking(scores, truth, counts)
 
 
-def choose_thresholds(protocol: Protocol, scores: np.ndarray, truth: Truth) -> dict[str, float]:
-    """Finding -> threshold next to the ROC corner, for use on other studies; of the protocol's kind."""
-    assert truth.labels is not None
+def choose_thresholds(
+    protocol: Protocol, prompts: Prompts, scores: np.ndarray, truth: Truth
+) -> dict[str, tuple[int, float]]:
+    """Finding -> number of its best prompt (0 where they are averaged) and threshold next to the ROC corner."""
     chosen = {}
-    for number, name in enumerate(protocol.names):
-        known = ~np.isnan(truth.labels[:, number])
-        own = truth.labels[known, number], scores[known, number]
-        chosen[name] = (
-            metrics.reference_threshold(*own, protocol.threshold_points)
-            if protocol.threshold_points
-            else metrics.roc_closest_threshold(*own)
-        )
+    for name, labels, columns, _ in _by_finding(protocol, prompts, scores, truth):
+        best = _best(labels, columns)
+        chosen[name] = best, _threshold(protocol, labels, columns[:, best])
     return chosen
+
+
+def _by_finding(protocol: Protocol, prompts: Prompts, scores: np.ndarray, truth: Truth):
+    """(name, labels, scores of each prompt, which studies) of the studies whose label is known."""
+    assert truth.labels is not None
+    start = 0
+    for number, name in enumerate(protocol.names):
+        width = len(prompts[name]) if protocol.best_prompt else 1
+        known = ~np.isnan(truth.labels[:, number])
+        yield name, truth.labels[known, number], scores[known, start : start + width], known
+        start += width
+
+
+def _best(labels: np.ndarray, columns: np.ndarray) -> int:
+    aucs = [metrics.auroc(labels, column) for column in columns.T]
+    return 0 if np.isnan(aucs).all() else int(np.nanargmax(aucs))
+
+
+def _threshold(protocol: Protocol, labels: np.ndarray, scores: np.ndarray) -> float:
+    if protocol.threshold_points:
+        return metrics.reference_threshold(labels, scores, protocol.threshold_points)
+    return metrics.roc_closest_threshold(labels, scores)
 
 
 def columns_of(protocol: Protocol, prompts: Prompts) -> dict[str, list[str]]:
@@ -83,32 +102,28 @@ def _nanmean(values, axis=None):
 
 
 def _findings(protocol, prompts, scores, truth, counts, thresholds) -> dict:
-    rows, drawn, start = {}, [], 0
-    for number, name in enumerate(protocol.names):
-        width = len(prompts[name]) if protocol.best_prompt else 1
-        columns = scores[:, start : start + width]
-        start += width
-        known = ~np.isnan(truth.labels[:, number])
-        labels, own_counts = truth.labels[known, number], None if counts is None else counts[:, known]
-        aucs = [metrics.auroc(labels, column) for column in columns[known].T]
-        best = int(np.nanargmax(aucs)) if not np.isnan(aucs).all() else 0
-        own = columns[known, best]
+    rows, drawn = {}, []
+    for name, labels, columns, known in _by_finding(protocol, prompts, scores, truth):
+        own_counts = None if counts is None else counts[:, known]
+        best, threshold = (_best(labels, columns), None) if thresholds is None else thresholds[name]
+        own = columns[:, best]
         row: dict = {"positive": int(labels.sum()), "negative": int(len(labels) - labels.sum())}
         if len(labels) < len(scores):
             row["unknown"] = len(scores) - len(labels)
         if protocol.best_prompt:
             row["prompt"] = prompts[name][best]
+        rows[name] = row
+        if min(row["positive"], row["negative"]) == 0:  # nothing to tell apart
+            continue
         resampled = {}
         if own_counts is not None:
-            resampled["auc"] = boot.resampled_auroc(labels, own, own_counts)
-            if protocol.best_prompt:  # the best one is chosen in every resample anew
-                every = [boot.resampled_auroc(labels, column, own_counts) for column in columns[known].T]
-                resampled["auc"] = np.stack(every).max(0)
+            # Where the best prompt is chosen here, it is chosen in every resample anew.
+            candidates = columns.T if protocol.best_prompt and thresholds is None else [own]
+            resampled["auc"] = np.stack([boot.resampled_auroc(labels, one, own_counts) for one in candidates]).max(0)
             resampled["average_precision"] = boot.resampled_average_precision(labels, own, own_counts)
-        row["auc"] = _figure(aucs[best], resampled.get("auc"))
+        row["auc"] = _figure(metrics.auroc(labels, own), resampled.get("auc"))
         row["average_precision"] = _figure(metrics.average_precision(labels, own), resampled.get("average_precision"))
-        row |= _decided(protocol, labels, own, own_counts, resampled, None if thresholds is None else thresholds[name])
-        rows[name] = row
+        row |= _decided(protocol, labels, own, own_counts, resampled, threshold)
         drawn.append(resampled)
     return {"studies": len(scores), "findings": rows, "mean": _mean_figures(list(rows.values()), drawn)}
 
@@ -119,23 +134,20 @@ def _decided(protocol, labels, scores, counts, resampled: dict, threshold: float
     if threshold is not None:
         candidates = np.array([threshold])
     elif protocol.threshold_points:
-        threshold = metrics.reference_threshold(labels, scores, protocol.threshold_points)
         candidates = np.linspace(-1, 1, protocol.threshold_points)
     else:
-        threshold = metrics.roc_closest_threshold(labels, scores)
         values = np.unique(np.asarray(scores, dtype=np.float64))
         candidates = np.concatenate([values[:1] - 1, (values[1:] + values[:-1]) / 2, values[-1:] + 1])
-    if np.isnan(threshold):
+    at = _threshold(protocol, labels, scores) if threshold is None else threshold
+    if np.isnan(at):
         return {"threshold": None}
-    found = metrics.threshold_metrics(labels, scores > np.asarray(threshold, dtype=np.asarray(scores).dtype))
+    found = metrics.threshold_metrics(labels, scores > np.asarray(at, dtype=np.asarray(scores).dtype))
     if counts is not None:
-        choose = len(candidates) > 1
-        drawn = boot.resampled_threshold_metrics(labels, scores, counts, candidates.astype(scores.dtype), choose)
-        resampled.update(drawn)
-    return {
-        "threshold": float(threshold),
-        **{name: _figure(value, resampled.get(name)) for name, value in found.items()},
-    }
+        choose = threshold is None
+        resampled.update(
+            boot.resampled_threshold_metrics(labels, scores, counts, candidates.astype(scores.dtype), choose)
+        )
+    return {"threshold": float(at), **{name: _figure(value, resampled.get(name)) for name, value in found.items()}}
 
 
 def _tasks(protocol, scores, truth, counts) -> dict:
@@ -148,8 +160,8 @@ def _tasks(protocol, scores, truth, counts) -> dict:
             "studies": int(kept.sum()),
             "classes": {m: int((classes == i).sum()) for i, m in enumerate(members)},
         }
-        if not kept.any():
-            rows[task] = row
+        rows[task] = row
+        if len(np.unique(classes)) < 2:  # nothing to choose between
             continue
         pair = len(members) == 2
         found = metrics.pair_metrics(own, classes) if pair else metrics.choice_metrics(own, classes)
@@ -164,7 +176,7 @@ def _tasks(protocol, scores, truth, counts) -> dict:
                     classes == 1, predicted, counts[:, kept], [0.5], choose=False
                 )
                 resampled |= {name: decided[name] for name in ("recall", "precision")}
-        rows[task] = row | {name: _figure(value, resampled.get(name)) for name, value in found.items()}
+        rows[task] |= {name: _figure(value, resampled.get(name)) for name, value in found.items()}
         drawn.append({"balanced_accuracy": resampled["balanced_accuracy"]} if resampled else {})
     means = _mean_figures([{k: v for k, v in row.items() if k == "balanced_accuracy"} for row in rows.values()], drawn)
     return {"studies": len(scores), "tasks": rows, "mean": means}
