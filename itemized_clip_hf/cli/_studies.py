@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -55,7 +56,9 @@ class Opener:
 
     def _open(self, images, where: str):
         if isinstance(images, dict):
-            return {name: self._try(image, f"{where}/{name}") for name, image in images.items()}
+            named = {name: self._try(image, f"{where}/{name}") for name, image in images.items()}
+            # A folder of several series brings names of its own.
+            return {own: scan for name, found in named.items() for own, scan in flatten(name, found)}
         if isinstance(images, list):
             return [self._try(image, where) for image in images]
         if not isinstance(images, str) or images.lower().endswith(PICTURE_SUFFIXES):
@@ -82,6 +85,13 @@ class Opener:
             return (open_one or self._open)(image, where)
         except (OSError, ValueError) as error:
             return Unreadable(error)
+
+
+def flatten(name: str, opened) -> list[tuple[str, Any]]:
+    """Scans that stand for one image of a study, with their names."""
+    if not isinstance(opened, dict):
+        return [(name, opened)]
+    return [(name if len(opened) == 1 else f"{name}_{own}", scan) for own, scan in opened.items()]
 
 
 class OpenOneByOne:

@@ -99,7 +99,7 @@ def command(
 
     Protocols: ct-rate, rad-chestct, rsna, cq500, pub-brain-5, rsicd, um220k, or a YAML file of one's own with `findings` or
     `classes` and their prompts. The folder holds the label table and, at any depth, a file or folder per study. Scores are kept
-    in OUTPUT.scores.jsonl: a run that was killed goes on there.
+    in OUTPUT.scores.jsonl: a run that was killed goes on there (protocols and segmentation).
 
     Tasks without a label table take the place of a protocol: retrieval (captions as COCO's or Karpathy's JSON, or a list),
     items (a list of studies with items: completeness and separability), segmentation (a list with `mask`).
@@ -114,6 +114,19 @@ def command(
     from itemized_clip_hf.hub.load import UNTRAINED, load
 
     task = protocol_name in TASKS
+    given = {
+        "--variant": variant,
+        "--labels": labels,
+        "--id-column": id_column,
+        "--prompts": prompt_file,
+        "--validation": validation,
+        "--validation-labels": validation_labels,
+        "--skip-missing": skip_missing,
+    }
+    for option in [option for option, value in given.items() if value and task] + (
+        ["--set"] if settings and not task else []
+    ):
+        raise click.UsageError(f"{option} means nothing to {protocol_name}")
     protocol = None if task else load_protocol(protocol_name, variant)
     loaded, processor = load(model, device, tokenizer)
     if model.startswith(UNTRAINED):
@@ -128,14 +141,25 @@ def command(
         "seed": seed,
         "progress": not as_json,
         "open_study": opener,
+        "opened_with": {"volume_index": volume_index, "accept": sorted(accept)},
     }
     if protocol is None:
-        results = run_task(protocol_name, loaded, processor, data, **common, **parse_settings(settings))
+        chosen = parse_settings(settings)
+        if set(chosen) & set(common):
+            raise click.BadParameter(
+                f"{sorted(set(chosen) & set(common))} have options of their own", param_hint="--set"
+            )
+        results = run_task(protocol_name, loaded, processor, data, **common, **chosen)
         results["model"]["name"] = model
         target.write_text(json.dumps(results, indent=1) + "\n")
         click.echo(json.dumps(results, indent=1) if as_json else format_task(results))
         return
-    named = dict(entry.split("=", 1) if entry.split("=")[0] in protocol.tables else ("", entry) for entry in labels)
+    pairs = [entry.split("=", 1) if entry.split("=")[0] in protocol.tables else ("", entry) for entry in labels]
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        raise click.BadParameter(
+            f"several files for one table; tables: {sorted(protocol.tables)}", param_hint="--labels"
+        )
     evaluation = evaluate_protocol(
         loaded,
         processor,
@@ -154,7 +178,12 @@ def command(
     results["variant"] = variant
     results["model_index"] = model_index(results, Path(model).name)
     target.write_text(json.dumps(results, indent=1) + "\n")
-    if plots:
-        for file in draw_evaluation(loaded, processor, protocol, evaluation, target.with_suffix(""), opener):
-            click.echo(f"written: {file}", err=True)
     click.echo(json.dumps(results, indent=1) if as_json else format_results(results))
+    if plots:
+        try:
+            files = draw_evaluation(loaded, processor, protocol, evaluation, target.with_suffix(".plots"), opener)
+        except ImportError as error:
+            files = []
+            click.echo(f"no pictures: {error}", err=True)
+        for file in files:
+            click.echo(f"written: {file}", err=True)

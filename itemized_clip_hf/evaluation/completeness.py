@@ -122,6 +122,7 @@ def evaluate_items(
     progress: bool = False,
     normalize_pool_inputs: bool = True,
     on_error: Callable[[int, Exception], None] | None = None,
+    on_bad_scan: Callable[[int, str | None, Exception], None] | None = None,
 ) -> ItemEvaluation:
     """
     Scores and attention of every item of every study.
@@ -130,8 +131,9 @@ def evaluate_items(
         studies: each with `images` (anything the processor takes as one study, or a function that opens it) and `items`.
         bank: texts to retrieve from; all different items of the studies by default, to which these are added otherwise.
 
-        on_error: called with the number of a study that cannot be read, and why; it is left out. Without it the error is
-            raised.
+        on_error: called with the number of a study that cannot be read or has no item, and why; it is left out. Without it
+            the error is raised.
+        on_bad_scan: called with the number of a study, the name of a scan that is left out of it, and why.
 
     Raises:
         ValueError: a study has no item, or none can be read.
@@ -139,14 +141,21 @@ def evaluate_items(
     rows = list(studies)
     items = [list(row["items"]) for row in rows]
     empty = [number for number, own in enumerate(items) if not own]
-    if empty:
+    if empty and on_error is None:
         raise ValueError(f"{len(empty)} studies have no item, e.g. number {empty[0]}.")
+    for number in empty:
+        on_error(number, ValueError("it has no item"))  # type: ignore[misc]
     texts = list(dict.fromkeys([*(bank or ()), *(item for own in items for item in own)]))
     places = {text: place for place, text in enumerate(texts)}
     embeds = encode_texts(model, processor, texts)
     scores, overlaps, shares, kept = [], [], [], []
     bar = "scoring" if progress else None
-    for encoded in encode_studies(model, processor, _Images(rows), batch_size, bar, on_error):
+    full = [number for number in range(len(rows)) if items[number]]
+    reported = None if on_error is None else lambda number, error: on_error(full[number], error)
+    bad_scan = None if on_bad_scan is None else lambda number, scan, error: on_bad_scan(full[number], scan, error)
+    opened = _Images([rows[number] for number in full])
+    for encoded in encode_studies(model, processor, opened, batch_size, bar, reported, bad_scan):
+        encoded.numbers = [full[number] for number in encoded.numbers]
         kept += encoded.numbers
         scores.append(score_encoded(model, embeds, encoded, normalize_pool_inputs))
         own_items = [items[number] for number in encoded.numbers]
@@ -158,7 +167,7 @@ def evaluate_items(
         attention = item_attention(model, embeds[torch.tensor(padded, device=embeds.device)], encoded).float()
         for maps, own, scans in zip(attention, own_items, encoded.scans):
             maps = maps[: len(own)]
-            overlaps.append(map_overlap(maps))
+            overlaps.append(map_overlap(maps[[own.index(item) for item in dict.fromkeys(own)]]))
             per_scan = maps.shape[1] // max(map(len, encoded.scans))
             total = maps.sum(1).clamp(min=1e-12)
             by_scan: dict[str, np.ndarray] = {}

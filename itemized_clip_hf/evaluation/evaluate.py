@@ -49,7 +49,11 @@ def hash_processor(processor) -> str:
     """SHA-256 of the preprocessing's settings, the whole tokenizer, its longest text and what is done to texts before it."""
     tokenizer = processor.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    known = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    known: Any = sorted(tokenizer.get_vocab().items())
+    if backend is not None:  # padding and truncation are what its last call asked for
+        known = {
+            name: part for name, part in json.loads(backend.to_str()).items() if name not in ("padding", "truncation")
+        }
     texts = [getattr(processor, "lowercase", None), getattr(tokenizer, "model_max_length", None)]
     return hash_text([processor.image_processor.to_json_string(), known, texts])
 

@@ -2,11 +2,21 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from transformers.utils import logging
+
+from ..data.records import Records
 from .completeness import evaluate_items
 from .evaluate import evaluate_protocol
 from .protocol import Protocol, load_protocol
+
+logger = logging.get_logger(__name__)
+
+
+def open_images(studies, number: int):
+    return studies[number]["images"]
 
 
 class ProtocolEvaluator:
@@ -42,11 +52,25 @@ class ItemEvaluator:
         most: of them that are used, from the start.
     """
 
-    def __init__(self, studies: Sequence[Mapping], most: int | None = None, batch_size: int = 8, name: str = "items"):
-        self.studies = [studies[number] for number in range(min(len(studies), most or len(studies)))]
+    def __init__(
+        self, studies: Sequence[Mapping] | Records, most: int | None = None, batch_size: int = 8, name: str = "items"
+    ):
+        count = min(len(studies), most or len(studies))
+        items = list(studies.items()) if isinstance(studies, Records) else [s["items"] for s in studies]
+        # Images are opened when their turn comes.
+        self.studies = [
+            {"items": items[number], "images": partial(open_images, studies, number)} for number in range(count)
+        ]
         self.batch_size = batch_size
         self.name = name
 
     def __call__(self, model, processor) -> dict[str, float]:
-        found = evaluate_items(model, processor, self.studies, batch_size=self.batch_size).summary(resamples=0)
+        found = evaluate_items(
+            model,
+            processor,
+            self.studies,
+            batch_size=self.batch_size,
+            on_error=lambda number, error: logger.warning(f"study {number} is left out: {error}"),
+            on_bad_scan=lambda number, scan, error: logger.warning(f"study {number}, scan {scan} left out: {error}"),
+        ).summary(resamples=0)
         return {f"{self.name}_{figure}": own["value"] for figure, own in found.items()}

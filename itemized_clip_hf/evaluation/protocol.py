@@ -56,7 +56,7 @@ class Protocol:
         ignored_classes: labels whose images are left out.
         renamed_classes: label -> class.
         threshold_points: of the reference's threshold search, see `metrics.reference_threshold`; None: no such columns.
-        headline: figure that stands for the whole: `auc` of findings, `balanced_accuracy` of tasks, `top1` of classes by default.
+        headline: figure that stands for the whole: by default `auc`, `balanced_accuracy` of tasks, `top1`.
         tables: name -> pattern of the label table in the data's folder; several are evaluated one by one.
         lists: patterns of files of study ids in that folder; where there are any, they say which studies count.
         exclude: ids of studies that are left out.

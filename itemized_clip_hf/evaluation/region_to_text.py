@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..explain.maps import source_array, source_to_token, touched_tokens
+from ..explain.maps import require_pooler, source_array, source_to_token, touched_tokens
 from .encode import encode_studies, encode_texts
 
 Box = Sequence[tuple[int, int]]
@@ -36,8 +36,9 @@ def rank_texts(
         (text, TCSim of the tokens that the regions touch), best first.
 
     Raises:
-        ValueError: there is no scan of that name, or the regions touch no token.
+        ValueError: there is no scan of that name, the regions touch no token, or the model has no trained pooler.
     """
+    require_pooler(model)
     (encoded,) = encode_studies(model, processor, [study], 1)
     scans = encoded.scans[0]
     names = [scan.name for scan in scans]

@@ -1,29 +1,30 @@
 """Results of a protocol for people and for the Hub: a table, plots and a `model-index`."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..explain.maps import explain_study
+from ..explain.maps import explain_items
 from ..explain.plots import plot_item, pyplot
 from . import metrics
 from .evaluate import Evaluation
-from .protocol import Protocol, Truth, as_published, fold
+from .protocol import Protocol, Truth, as_published
 from .text_table import format_table
 
-PERCENT = {"mean_rank", "median_rank"}
-"""Figures that are not shares."""
+PLAIN = {"mean_rank", "median_rank", "worst_rank", "MLL"}
+"""Figures that are no shares."""
 
 
 def show(figure: Mapping[str, float] | None, name: str = "") -> str:
     """`83.2 (81.0-85.1)`, shares in percent; a dash where there is no figure."""
-    if figure is None or np.isnan(figure["value"]):
+    if figure is None or figure["value"] is None or np.isnan(figure["value"]):
         return "-"
-    factor, digits = (1, 2) if name in PERCENT else (100, 1)
+    factor, digits = (1, 2) if name in PLAIN else (100, 1)
     value = f"{factor * figure['value']:.{digits}f}"
-    if np.isnan(figure.get("low", np.nan)):
+    if figure.get("low") is None or np.isnan(figure["low"]):
         return value
     return f"{value} ({factor * figure['low']:.{digits}f}-{factor * figure['high']:.{digits}f})"
 
@@ -45,7 +46,8 @@ def format_results(results: dict) -> str:
         lines.append(format_table(["", *shown], body))
         lines += [f"left out: {count}, {reason}" for reason, count in table["left_out"].items()]
     head = results["headline"]
-    lines += ["", f"{head['name']}: {show(head, head['name'])}, 95 % interval over studies"]
+    about = ", 95 % interval over studies" if head.get("low") is not None else ""
+    lines += ["", f"{head['name']}: {show(head, head['name'])}{about}"]
     if results["missing"]:
         lines.append(f"without images: {len(results['missing'])} studies, e.g. {', '.join(results['missing'][:5])}")
     if results["unreadable"]:
@@ -65,7 +67,7 @@ def model_index(results: dict, model_name: str) -> list[dict]:
                 "value": round(figure["value"], 4),
             }
             for metric, figure in table["mean"].items()
-            if not np.isnan(figure["value"])
+            if figure["value"] is not None
         ]
         task = {"type": "zero-shot-image-classification", "name": "zero-shot scores"}
         entries.append({"task": task, "dataset": dataset, "metrics": values})
@@ -83,7 +85,7 @@ def draw_evaluation(
 ) -> list[Path]:
     """
     ROC and calibration curves of findings or the confusion of classes, and heat maps of the studies that the model is most
-    wrong about, as PNG.
+    wrong about (of the first prompt, or of the best one where it counts alone), as PNG.
 
     Args:
         open_study: as in `evaluate_protocol`.
@@ -101,19 +103,27 @@ def draw_evaluation(
             scale, bias = float(model.logit_scale.exp()), float(model.logit_bias)
             files.append(_plot_curves(protocol, scores, truth, None, folder / f"{start}roc.png"))
             files.append(_plot_curves(protocol, scores, truth, (scale, bias), folder / f"{start}calibration.png"))
+    if model.config.scoring == "global":  # no attention to draw
+        return files
     table, truth = next(iter(evaluation.truths.items()))
     scores = best_columns(protocol, evaluation.results, table, evaluation.scores[table])
     places = {study: number for number, study in enumerate(evaluation.studies.ids)}
     for rank, (study, name, _) in enumerate(worst_studies(protocol, scores, truth, worst), 1):
-        prompts = evaluation.results["prompts"][name]
+        row = evaluation.results["tables"][table].get("findings", {}).get(name, {})
+        prompt = row.get("prompt", evaluation.results["prompts"][name][0])
         opened = as_published(protocol, open_study(evaluation.studies[places[study]]))
+        maps = next(explain_items(model, processor, opened, [prompt], on_bad_scan=lambda scan, error: None))
         present = ""
         if truth.labels is not None:
-            label = truth.labels[truth.ids.index(study), protocol.names.index(name)]
-            present = "-present" if label else "-absent"
-        files.append(folder / f"worst-{rank}-{fold(name)}{present}.png")
-        plot_item(explain_study(model, processor, opened, prompts[:1]), files[-1])
+            present = "-present" if truth.labels[truth.ids.index(study), protocol.names.index(name)] else "-absent"
+        files.append(folder / f"worst-{rank}-{file_name(study)}-{file_name(name)}{present}.png")
+        plot_item(maps, files[-1])
     return files
+
+
+def file_name(text: str) -> str:
+    """Letters, digits, dots and dashes of a text."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text)[:60]
 
 
 def best_columns(protocol: Protocol, results: dict, table: str, scores: np.ndarray) -> np.ndarray:

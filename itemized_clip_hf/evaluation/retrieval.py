@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers.utils import logging
 
 from ..data.records import read_records
 from . import bootstrap as boot
 from .encode import encode_studies, encode_texts
 from .metrics import best_ranks, retrieval_summary
 from .zero_shot import score_encoded, score_top
+
+logger = logging.get_logger(__name__)
 
 MODES = ("full", "accelerated", "global")
 LEVELS = (1, 5, 10, 50, 100)
@@ -51,16 +54,16 @@ def read_captions(
         ValueError: another layout, no image of that split, or images without captions.
     """
     path = Path(source)
-    if path.suffix != ".json":
+    content = json.loads(path.read_text()) if path.suffix == ".json" else None
+    if not isinstance(content, dict) or "images" not in content:
         records = read_records(path)
         if records.items_column is None:
             raise ValueError(f"{path.name} has no column of captions; columns: {records.columns}.")
         return CaptionedImages(_Images(records), list(records.items()))
-    content = json.loads(path.read_text())
     folder = Path(image_folder) if image_folder is not None else path.parent
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise ValueError(f"{path.name} is neither COCO's nor a Karpathy JSON: it has no list `images`.")
     if "annotations" in content:
+        if split is not None:
+            raise ValueError(f"{path.name} is COCO's JSON of one split: leave out split {split!r}.")
         texts: dict[Any, list[str]] = {image["id"]: [] for image in content["images"]}
         for annotation in content["annotations"]:
             if annotation["image_id"] not in texts:
@@ -69,6 +72,8 @@ def read_captions(
                 )
             texts[annotation["image_id"]].append(annotation["caption"])
         kept = [image for image in content["images"] if texts[image["id"]]]
+        if len(kept) < len(texts):
+            logger.warning(f"{path.name}: {len(texts) - len(kept)} images without a caption are left out.")
         return CaptionedImages(
             [str(folder / image["file_name"]) for image in kept], [texts[image["id"]] for image in kept]
         )
@@ -90,7 +95,7 @@ class _Images:
         return len(self.records)
 
     def __getitem__(self, number: int):
-        return self.records[number]["images"]
+        return self.records[number].get("images")
 
     def __iter__(self):
         return (self[number] for number in range(len(self)))
@@ -105,30 +110,34 @@ def score_pairs(
     top_k: int = 128,
     batch_size: int = 32,
     progress: bool = False,
+    on_error: Callable[[int, Exception], None] | None = None,
 ) -> np.ndarray:
     """
     Scores (images, captions) of every image with every caption, captions in the order of the images.
 
     Args:
+        on_error: called with the number of an image that cannot be read, and why; its row is NaN. Without it the error is
+            raised.
         mode: `"full"`: TCSim of every pair, features as they are into the pooler; `"accelerated"`: TCSim of the `top_k`
             captions by global cosine of each image, -1e10 for all others; `"global"`: cosine of the global embeddings.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, expected one of {list(MODES)}.")
     texts = encode_texts(model, processor, [caption for own in data.captions for caption in own])
-    rows = []
-    for encoded in encode_studies(model, processor, data.images, batch_size, "scoring" if progress else None):
+    scores = np.full((len(data.images), len(texts)), np.nan, dtype=np.float32)
+    bar = "scoring" if progress else None
+    for encoded in encode_studies(model, processor, data.images, batch_size, bar, on_error):
         if mode == "full":
-            rows.append(score_encoded(model, texts, encoded, normalize_pool_inputs=False))
+            table = score_encoded(model, texts, encoded, normalize_pool_inputs=False)
         elif mode == "global":
             images = F.normalize(encoded.image_embeds.float(), dim=-1)
-            rows.append((images @ F.normalize(texts.float(), dim=-1).t()).cpu().numpy())
+            table = (images @ F.normalize(texts.float(), dim=-1).t()).cpu().numpy()
         else:
-            places, scores = score_top(model, texts, encoded, top_k, normalize_pool_inputs=False)
+            places, best = score_top(model, texts, encoded, top_k, normalize_pool_inputs=False)
             table = np.full((len(places), len(texts)), _NOT_SCORED, dtype=np.float32)
-            np.put_along_axis(table, places, scores, axis=1)
-            rows.append(table)
-    return np.concatenate(rows)
+            np.put_along_axis(table, places, best, axis=1)
+        scores[encoded.numbers] = table
+    return scores
 
 
 def summarize_pairs(
@@ -172,8 +181,13 @@ def evaluate_retrieval(
     top_k: int = 128,
     batch_size: int = 32,
     progress: bool = False,
+    on_error: Callable[[int, Exception], None] | None = None,
     **intervals,
 ) -> dict:
-    """Scores and figures in one: see `score_pairs` and `summarize_pairs`."""
-    scores = score_pairs(model, processor, data, mode, top_k, batch_size, progress)
-    return summarize_pairs(scores, [len(texts) for texts in data.captions], **intervals)
+    """Scores and figures in one: see `score_pairs` and `summarize_pairs`; images that cannot be read are left out."""
+    scores = score_pairs(model, processor, data, mode, top_k, batch_size, progress, on_error)
+    read = ~np.isnan(scores).all(1)
+    if not read.any():
+        raise ValueError(f"none of the {len(scores)} images can be read.")
+    counts = np.array([len(texts) for texts in data.captions])
+    return summarize_pairs(scores[read][:, np.repeat(read, counts)], counts[read].tolist(), **intervals)

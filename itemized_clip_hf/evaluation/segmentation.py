@@ -1,5 +1,6 @@
 """Zero-shot segmentation: the tokens of one series that a prompt attends to most, against a mask (spec 8.4)."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,17 +30,24 @@ def segment(model, processor, study, prompt: str, series: str, num_tokens: int =
     """
     Args:
         study: anything the processor takes as one study.
-        series: part of the name of one of its scans, in any case, e.g. `"FLAIR"`.
+        series: name of one of its scans, or else a word or part of it, in any case, e.g. `"FLAIR"`.
         num_tokens: of the highest attention within that scan; 30 of 1,176 in the paper.
 
     Raises:
         ValueError: no scan, or several, have that name.
     """
     maps = explain_study(model, processor, study, [prompt])
-    named = [heat for heat in maps if series.lower() in (heat.scan_name or "").lower()]
+    names = [(heat.scan_name or "").lower() for heat in maps]
+    parts = [re.split(r"[^a-z0-9]+", name) for name in names]
+    wanted = series.lower()
+    for matches in ([n == wanted for n in names], [wanted in p for p in parts], [wanted in n for n in names]):
+        named = [heat for heat, found in zip(maps, matches) if found]
+        if named:
+            break
     if len(named) != 1:
-        names = [heat.scan_name for heat in maps]
-        raise ValueError(f"{len(named)} of the scans {names} are called {series!r}, expected one.")
+        raise ValueError(
+            f"{len(named)} of the scans {[heat.scan_name for heat in maps]} are called {series!r}, expected one."
+        )
     return mark(named[0], num_tokens)
 
 

@@ -2,20 +2,24 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from ..data.records import read_records
 from ..data.study import Scan
 from . import bootstrap as boot
 from .completeness import evaluate_items
-from .evaluate import hash_model, hash_processor, open_record, versions
+from .evaluate import as_json, hash_model, hash_processor, hash_text, open_record, versions
 from .retrieval import evaluate_retrieval, read_captions
 from .score_file import ScoreFile
 from .segmentation import compare_with_mask, mask_on_scan, segment
+
+logger = logging.get_logger(__name__)
 
 
 def run_retrieval(
@@ -34,11 +38,28 @@ def run_retrieval(
 ) -> dict:
     """Text to image and image to text: see `retrieval.read_captions` and `retrieval.score_pairs`."""
     pairs = read_captions(data, image_folder, split)
+    failed: dict[int, str] = {}
     figures = evaluate_retrieval(
-        model, processor, pairs, mode, top_k, batch_size, progress, resamples=resamples, seed=seed
+        model,
+        processor,
+        pairs,
+        mode,
+        top_k,
+        batch_size,
+        progress,
+        lambda number, error: failed.update({number: str(error)}),
+        resamples=resamples,
+        seed=seed,
     )
+    mode = "global" if model.config.scoring == "global" else mode
+    unreadable = [{"number": number, "reason": reason} for number, reason in failed.items()]
     facts = {"images": len(pairs.images), "captions": sum(map(len, pairs.captions)), "mode": mode, "split": split}
-    return {**facts, **({"top_k": top_k} if mode == "accelerated" else {}), "figures": figures}
+    return {
+        **facts,
+        **({"top_k": top_k} if mode == "accelerated" else {}),
+        "figures": figures,
+        "unreadable": unreadable,
+    }
 
 
 def run_items(
@@ -68,6 +89,9 @@ def run_items(
         batch_size=batch_size,
         progress=progress,
         on_error=lambda number, error: failed.update({number: str(error)}),
+        on_bad_scan=lambda number, scan, error: logger.warning(
+            f"{records.id_of(number)}, scan {scan} left out: {error}"
+        ),
     )
     return {
         "studies": len(found.items),
@@ -90,6 +114,7 @@ def run_segmentation(
     progress: bool = False,
     scores_file: str | os.PathLike | None = None,
     open_study: Callable[[dict], Any] = open_record,
+    opened_with: Mapping[str, Any] | None = None,
     **unused,
 ) -> dict:
     """
@@ -107,7 +132,16 @@ def run_segmentation(
         raise ValueError(f"{data} has no column `mask`; columns: {records.columns}.")
     names = ("iou", "dice", "chance_iou", "chance_dice", "coverage")
     ids = [records.id_of(number) for number in range(len(records))]
-    described = {"model": hash_model(model), "prompt": prompt, "series": series, "tokens": num_tokens, "studies": ids}
+    repeated = sorted(study for study, count in Counter(ids).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{data}: {len(repeated)} ids stand more than once, e.g. {repeated[:5]}.")
+    described = {
+        "model": hash_model(model),
+        "processor": hash_processor(processor),
+        "settings": [prompt, series, num_tokens, seed],
+        "studies": hash_text([[str(row.get(name)) for name in sorted(row)] for row in map(dict, records.rows)]),
+        "opened_with": dict(opened_with or {}),
+    }
     kept = ScoreFile(scores_file, described)
     for number, study in enumerate(tqdm(ids, desc="segmenting", unit="study", disable=not progress)):
         if study in kept:
@@ -119,8 +153,8 @@ def run_segmentation(
             mask: Scan = read_nifti(path)
             figures = compare_with_mask(found, mask_on_scan(mask, found.heat), seed=seed)
             kept.add(study, np.array([figures[name] for name in names]))
-        except (OSError, ValueError) as error:
-            kept.refuse(study, error)
+        except Exception as error:  # one study never ends the run
+            kept.refuse(study, error if isinstance(error, (OSError, ValueError)) else ValueError(type(error).__name__))
     if not kept.scores:
         tried = "; ".join(f"{study}: {reason}" for study, reason in list(kept.errors.items())[:3])
         raise ValueError(f"none of the {len(ids)} studies could be segmented: {tried}")
@@ -142,7 +176,7 @@ def run_segmentation(
     }
 
 
-_COMMON = {"batch_size", "resamples", "seed", "progress", "scores_file", "open_study"}
+_COMMON = {"batch_size", "resamples", "seed", "progress", "scores_file", "open_study", "opened_with"}
 TASKS: dict[str, Callable[..., dict]] = {
     "retrieval": run_retrieval,
     "items": run_items,
@@ -166,7 +200,7 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
         raise ValueError(f"the task {name} has no settings {strange}; it has {own}.")
     found = TASKS[name](model, processor, data, **settings)
     path = Path(data)
-    return {
+    results = {
         "protocol": name,
         **found,
         "model": {
@@ -179,9 +213,15 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
             "name": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
         },
-        "intervals": {"level": 0.95, "resamples": settings.get("resamples", boot.RESAMPLES), "over": "studies"},
+        "intervals": {
+            "level": 0.95,
+            "resamples": settings.get("resamples", boot.RESAMPLES),
+            "seed": settings.get("seed", 0),
+            "over": "studies; T2I@k over texts",
+        },
         "versions": versions(),
     }
+    return as_json(results)
 
 
 def format_task(results: dict) -> str:
@@ -199,4 +239,4 @@ def format_task(results: dict) -> str:
     facts = [
         f"{name}: {results[name]}" for name in ("studies", "images", "captions", "texts", "mode") if name in results
     ]
-    return "\n".join([", ".join(facts), format_table(["", "95 % interval over studies"], rows)])
+    return "\n".join([", ".join(facts), format_table(["", "(95 % interval)"], rows)])

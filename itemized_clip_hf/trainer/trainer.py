@@ -185,6 +185,8 @@ class ItemizedCLIPTrainer(Trainer):
             train_dataset = SeededDataset(train_dataset, prepare, report)
         self._terms: dict[str, list] = {}
         self.evaluators = list(evaluators)
+        if self.evaluators and processing_class is None:
+            raise ValueError("evaluators are called with the processor: pass it as processing_class.")
         if self.evaluators and (args.fsdp or args.deepspeed):
             raise ValueError(
                 "evaluators need the whole model: leave out FSDP and DeepSpeed, or evaluate afterwards (evaluate)."
@@ -224,13 +226,30 @@ class ItemizedCLIPTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
         """The loss of the evaluation data, if there are any, and the figures of the evaluators."""
         with lost_processes_named(self.args.ddp_timeout, self._processes):
-            metrics = {}
-            if eval_dataset is not None or self.eval_dataset is not None:
-                metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            figures = self._run_evaluators(metric_key_prefix)
+            whole = metric_key_prefix == "eval"  # not one of several data sets, which are evaluated one by one
+            figures = self._run_evaluators(metric_key_prefix) if whole else {}
             if figures:
-                self.log(figures)
-            return {**metrics, **figures}
+                self.log(dict(figures))
+            if eval_dataset is None and self.eval_dataset is None:
+                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+                return figures
+            with self._added_to_metrics(figures):
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    @contextmanager
+    def _added_to_metrics(self, figures: dict[str, float]):
+        """Callbacks, and who asked for the evaluation, get these figures with the library's."""
+        on_evaluate = self.callback_handler.on_evaluate
+
+        def with_figures(args, state, control, metrics):
+            metrics.update(figures)
+            return on_evaluate(args, state, control, metrics)
+
+        self.callback_handler.on_evaluate = with_figures  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            del self.callback_handler.on_evaluate
 
     def _run_evaluators(self, prefix: str) -> dict[str, float]:
         """Every process computes all of them, so that all know the best checkpoint."""

@@ -103,6 +103,12 @@ def test_retrieval_ranks():
     assert summary["R@1"] == sum(r <= 1 for r in best) / 6 and summary["R@5"] == sum(r <= 5 for r in best) / 6
     assert summary["mean_rank"] == pytest.approx(sum(best) / 6) and summary["median_rank"] == np.median(best)
     assert metrics.best_ranks(np.zeros((1, 5)), [[2]])[0] == 3  # chance where nothing tells texts apart
+    assert (
+        metrics.best_ranks(np.array([[0.9, 0.9, 0.1]]), [[0, 1]])[0] == 1
+    )  # relevant ones do not stand above each other
+    assert metrics.worst_ranks(np.array([[0.9, 0.9, 0.1]]), [[0, 1]])[0] == 2
+    with pytest.raises(ValueError, match="not a number"):
+        metrics.best_ranks(np.array([[np.nan, 0.1]]), [[0]])
 
 
 def test_overlap():

@@ -459,7 +459,7 @@ def test_the_command(tmp_path, model_folder):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["tables"][""]["studies"] == 6 and len(results["model"]["sha256"]) == 64
     assert len((tmp_path / "out" / "results.scores.jsonl").read_text().splitlines()) == 7
-    drawn = {path.name for path in (tmp_path / "out" / "results").iterdir()}
+    drawn = {path.name for path in (tmp_path / "out" / "results.plots").iterdir()}
     assert {"roc.png", "calibration.png"} <= drawn and sum(name.startswith("worst-") for name in drawn) == 6
     (tmp_path / "data" / "s2" / "AX_T1.nii.gz").unlink()
     (tmp_path / "data" / "s2").rmdir()

@@ -99,7 +99,9 @@ def test_series_is_named_once(ready):
     with pytest.raises(ValueError, match="0 of the scans .* are called 'SWI'"):
         segment(model, processor, study(), "bleed", "SWI")
     with pytest.raises(ValueError, match="2 of the scans"):
-        segment(model, processor, study(names=("T1", "T1C")), "bleed", "t1")
+        segment(model, processor, study(names=("FLAIR_1", "FLAIR_2")), "bleed", "flair")
+    assert segment(model, processor, study(names=("T1C", "T1")), "bleed", "t1").heat.scan_name == "T1"
+    assert segment(model, processor, study(names=("AX_T1C", "AX_T1")), "bleed", "t1").heat.scan_name == "AX_T1"
 
 
 def test_region_to_text_by_hand(ready):
@@ -131,6 +133,10 @@ def test_region_to_text_by_hand(ready):
         rank_texts(model, processor, study(), texts, {"SWI": mask})
     with pytest.raises(ValueError, match="does not lie in a scan of"):
         rank_texts(model, processor, study(), texts, {"T1": [(0, 9), (0, 2), (0, 2)]})
+    model.config.scoring = "global"
+    with pytest.raises(ValueError, match="its item pooler is untrained"):
+        rank_texts(model, processor, study(), texts, {"FLAIR": mask})
+    model.config.scoring = "items"
     with pytest.raises(ValueError, match="touch no token"):
         rank_texts(model, processor, study(), texts, {"T1": mask & False})
 

@@ -71,6 +71,11 @@ def test_accelerated_scores(ready):
             assert fast[row, column] == pytest.approx(expected, abs=2e-5)
     every = score_pairs(model, processor, data, "accelerated", top_k=10_000)
     np.testing.assert_allclose(every, full, atol=2e-5)
+    bad = CaptionedImages([data.images[0], "missing.jpg", *data.images[2:]], data.captions)
+    lost = []
+    rows = score_pairs(model, processor, bad, on_error=lambda number, error: lost.append(number))
+    assert lost == [1] and np.isnan(rows[1]).all()
+    np.testing.assert_allclose(rows[[0, 2, 3]], full[[0, 2, 3]], atol=2e-5)
     with pytest.raises(ValueError, match="expected one of"):
         score_pairs(model, processor, data, "quick")
 
@@ -132,7 +137,7 @@ def test_files(tmp_path):
     data = read_captions(tmp_path / "list.jsonl")
     assert data.captions == [["a", "b"]] * 3 and str(data.images[1]).endswith("1.jpg")
     (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(ValueError, match="neither COCO's nor a Karpathy JSON"):
+    with pytest.raises(ValueError, match="other.json is empty"):
         read_captions(tmp_path / "other.json")
     coco["annotations"].append({"image_id": 99, "caption": "x"})
     (tmp_path / "coco.json").write_text(json.dumps(coco))
