@@ -174,20 +174,18 @@ def summarize_pairs(
 
 
 def evaluate_retrieval(
-    model,
-    processor,
-    data: CaptionedImages,
-    mode: str = "full",
-    top_k: int = 128,
-    batch_size: int = 32,
-    progress: bool = False,
-    on_error: Callable[[int, Exception], None] | None = None,
-    **intervals,
+    model, processor, data: CaptionedImages, resamples: int = boot.RESAMPLES, seed: int = 0, **scoring
 ) -> dict:
-    """Scores and figures in one: see `score_pairs` and `summarize_pairs`; images that cannot be read are left out."""
-    scores = score_pairs(model, processor, data, mode, top_k, batch_size, progress, on_error)
+    """
+    Scores and figures in one; images that cannot be read are left out.
+
+    Args:
+        resamples, seed: see `summarize_pairs`.
+        scoring: arguments of `score_pairs`.
+    """
+    scores = score_pairs(model, processor, data, **scoring)
     read = ~np.isnan(scores).all(1)
     if not read.any():
         raise ValueError(f"none of the {len(scores)} images can be read.")
     counts = np.array([len(texts) for texts in data.captions])
-    return summarize_pairs(scores[read][:, np.repeat(read, counts)], counts[read].tolist(), **intervals)
+    return summarize_pairs(scores[read][:, np.repeat(read, counts)], counts[read].tolist(), resamples, seed)

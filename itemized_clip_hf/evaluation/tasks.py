@@ -43,13 +43,13 @@ def run_retrieval(
         model,
         processor,
         pairs,
-        mode,
-        top_k,
-        batch_size,
-        progress,
-        lambda number, error: failed.update({number: str(error)}),
-        resamples=resamples,
-        seed=seed,
+        resamples,
+        seed,
+        mode=mode,
+        top_k=top_k,
+        batch_size=batch_size,
+        progress=progress,
+        on_error=lambda number, error: failed.update({number: str(error)}),
     )
     mode = "global" if model.config.scoring == "global" else mode
     unreadable = [{"number": number, "reason": reason} for number, reason in failed.items()]

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from itemized_clip_hf import ItemizedCLIPProcessor
 from itemized_clip_hf.evaluation.completeness import evaluate_items, map_overlap
 
 BANK = [
@@ -13,18 +12,6 @@ BANK = [
     for place in ("frontal", "parietal")
     for what in ("mass", "bleed", "lobe")
 ]
-
-
-@pytest.fixture
-def ready(make_model, tokenizer):
-    processor = ItemizedCLIPProcessor.from_domain(
-        "brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16
-    )
-    model = make_model()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model, processor
 
 
 def studies(count):

@@ -5,7 +5,6 @@ import pytest
 import torch
 from tiny_models import ITEMS
 
-from itemized_clip_hf import ItemizedCLIPProcessor
 from itemized_clip_hf.data.study import Scan
 from itemized_clip_hf.evaluation.encode import encode_texts
 from itemized_clip_hf.evaluation.grounding import energy_in_mask, patch_curves, swap_margins
@@ -14,18 +13,6 @@ from itemized_clip_hf.evaluation.segmentation import compare_with_mask, mark, ma
 from itemized_clip_hf.explain.maps import HeatMap, explain_study, paint_tokens, touched_tokens
 
 AFFINE = np.array([[0, 0, -2.0, 40], [0, -2.0, 0, 40], [4.0, 0, 0, -20], [0, 0, 0, 1]])
-
-
-@pytest.fixture
-def ready(make_model, tokenizer):
-    processor = ItemizedCLIPProcessor.from_domain(
-        "brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16
-    )
-    model = make_model()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model, processor
 
 
 def study(seed=0, names=("T1", "FLAIR")):
