@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_trainer import dataset, make_trainer
 from tiny_models import ITEMS
+from transformers import TrainerCallback
 
 pytest.importorskip("sklearn")
 nibabel = pytest.importorskip("nibabel")
@@ -41,7 +42,15 @@ def test_best_checkpoint_by_an_evaluator(processor, tmp_path):
     settings = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_planted", "greater_is_better": True}
     trainer = make_trainer(processor, tmp_path / "a", evaluators=[planted], logging_steps=1, **settings, **best)
+    seen = []
+
+    class Listener(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            seen.append(metrics["eval_planted"])
+
+    trainer.add_callback(Listener())
     trainer.train()
+    assert seen[:3] == [0.2, 0.9, 0.5]
     logged = [entry["eval_planted"] for entry in trainer.state.log_history if "eval_planted" in entry]
     assert logged[:3] == [0.2, 0.9, 0.5] and trainer.state.best_model_checkpoint.endswith("checkpoint-2")
     state = trainer.model.state_dict()
