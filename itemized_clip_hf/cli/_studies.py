@@ -1,5 +1,6 @@
 """Studies named on the command line, read one at a time."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ class Inputs:
                     yield {"id": source.id_of(index), "error": str(error)}
 
 
+MOST_WARNINGS = 8
+"""Scans that one kind of warning is printed of."""
+
+
 class Opener:
     """
     Opens the images of a record: paths of volumes are read and checked, and what is wrong with them is printed.
@@ -46,6 +51,7 @@ class Opener:
         self.volume_index = volume_index
         self.domain = domain
         self.accept = accept
+        self.warned: Counter[str] = Counter()
 
     def __call__(self, record: dict):
         if "error" in record:
@@ -77,7 +83,11 @@ class Opener:
             raise ValueError(f"{report.reason()} ({codes} to use it all the same)")
         for problem in report.problems:
             if problem.level == "warn":
-                click.echo(f"{where}: [{problem.code}] {problem.found}: {problem.advice}", err=True)
+                self.warned[problem.code] += 1
+                if self.warned[problem.code] <= MOST_WARNINGS:
+                    click.echo(f"{where}: [{problem.code}] {problem.found}: {problem.advice}", err=True)
+                elif self.warned[problem.code] == MOST_WARNINGS + 1:
+                    click.echo(f"[{problem.code}] is not said of further scans; `inspect` lists them all", err=True)
         return scan
 
     def _try(self, image, where: str, open_one=None):
