@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -122,14 +123,20 @@ def save_adapters(model: Any, folder: str | Path, state_dict: dict[str, torch.Te
     base = model.config.name_or_path or None
     config.base_model_name_or_path = str(Path(base).resolve()) if base and Path(base).is_dir() else base
     config.save_pretrained(str(folder))
-    save_file(adapter_state_dict(model, state_dict), Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+    metadata = {"format": "pt", "scoring": model.config.scoring}
+    save_file(adapter_state_dict(model, state_dict), Path(folder) / WEIGHTS_FILE, metadata=metadata)
 
 
 def load_adapter_weights(model: Any, folder: str | Path) -> None:
-    """Weights of a folder into a model that has adapters; parameters of an objective are passed over where it has none."""
+    """
+    Weights of a folder, and how its model is scored, into a model that has adapters; parameters of an objective are passed over
+    where it has none.
+    """
     state = model.state_dict()
     present = {_PREFIX + name.replace(f".{_NAME}.", "."): name for name in state}
     weights = load_file(Path(folder) / WEIGHTS_FILE)
+    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
+        model.config.scoring = (file.metadata() or {}).get("scoring", model.config.scoring)
     strangers = [k for k in weights if k not in present and not k.startswith(f"{_PREFIX}objective_module.")]
     missing = [name for name in present if ".lora_" in name and name not in weights]
     wrong = [k for k in weights if k in present and weights[k].shape != state[present[k]].shape]
