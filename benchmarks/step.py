@@ -23,6 +23,16 @@ from pathlib import Path
 CASES = {"brain-mri": (2, 4, 7), "head-ct": (2, 6, 7), "chest-ct": (2, 1, 10), "remote-sensing": (16, 1, 6)}
 
 
+def train_step(model, inputs, optimizer, device: str) -> None:
+    import torch
+
+    model(**inputs, return_loss=True, return_logits=False).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def measure(domain: str, scale: float, repeats: int, queue):
     import torch
 
@@ -54,11 +64,7 @@ def measure(domain: str, scale: float, repeats: int, queue):
     for _ in range(repeats + 1):
         model.train()
         start = time.perf_counter()
-        model(**inputs, return_loss=True, return_logits=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        train_step(model, inputs, optimizer, device)
         times["training step"].append(time.perf_counter() - start)
         model.eval()
         start = time.perf_counter()
@@ -125,11 +131,7 @@ def compare(layers: int, studies: int, repeats: int, data: Path) -> dict:
             ).attach(model)
             model.encode_items = encode_all if kind == "plain" else encode_items
             start = time.perf_counter()
-            model(**inputs, return_loss=True, return_logits=False).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            train_step(model, inputs, optimizer, device)
             if repeat:
                 times[kind].append(time.perf_counter() - start)
     ratios = [plain / fast for plain, fast in zip(*times.values())]

@@ -47,6 +47,19 @@ def tiny_config(vocab_size: int = 120, text: str = "bert", **vision):
     )
 
 
+# Arguments of a short training run.
+TRAINING = {
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "max_items": 3,
+    "max_scans": 2,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
 def leave_group() -> None:
     """
     Ends a process of a group that has done its part.

@@ -161,13 +161,12 @@ def evaluate(model, processor, test, folder: Path) -> dict:
     import numpy as np
     from tqdm.auto import tqdm
 
-    from itemized_clip_hf.cli.explain import slug
     from itemized_clip_hf.data.nifti import write_nifti
     from itemized_clip_hf.evaluation.grounding import PointingGame
     from itemized_clip_hf.evaluation.metrics import auroc
     from itemized_clip_hf.evaluation.zero_shot import score_studies
     from itemized_clip_hf.explain.maps import explain_study
-    from itemized_clip_hf.explain.plots import plot_item
+    from itemized_clip_hf.explain.plots import plot_item, slug
     from itemized_clip_hf.phantom import ZERO_SHOT_PROMPTS, write_study
 
     studies = list(test)

@@ -1,7 +1,6 @@
 """Show where the model looks for an item: a picture of each, and heat maps in the space of each scan."""
 
 import json
-import re
 from pathlib import Path
 
 import click
@@ -40,7 +39,7 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, ac
     from itemized_clip_hf.data.nifti import write_nifti
     from itemized_clip_hf.evaluation.text_table import format_table
     from itemized_clip_hf.explain.maps import explain_items
-    from itemized_clip_hf.explain.plots import plot_item
+    from itemized_clip_hf.explain.plots import plot_item, slug
     from itemized_clip_hf.hub.load import load
 
     loaded, processor = load(model, device, tokenizer)
@@ -87,11 +86,6 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, ac
         click.echo(format_table(["item", "scan", "share"], [[r["item"], r["scan"] or "", r["share"]] for r in results]))
     if failed:
         raise click.ClickException(f"{failed} studies could not be explained")
-
-
-def slug(text: str) -> str:
-    """A text as a file name."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.")[:60] or "item"
 
 
 def unique(name: str, used: set[str]) -> str:

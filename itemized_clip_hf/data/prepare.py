@@ -27,7 +27,7 @@ from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES, Itemiz
 from ..version import __version__
 from .checks import check_study
 from .reader import read_study
-from .records import Records, as_items, read_records, read_table
+from .records import Records, as_items, read_records, read_table, refuse_repeats
 from .storage import preset_of, scan_features, store_scan
 from .study import Study
 
@@ -142,7 +142,7 @@ def _join(studies, reports, id_column, items_column) -> Iterator[tuple[str, Any,
         if source.items_column is None:
             raise ValueError(f"{studies} has no items: pass a table of reports (columns found: {source.columns}).")
         names = [source.id_of(number) for number in range(len(source))]
-        _refuse_repeats(names, str(studies))
+        refuse_repeats(names, str(studies))
         for number, name in enumerate(names):
             yield name, source.paths_of(number), source.rows[number], source.items_column
         return
@@ -151,7 +151,7 @@ def _join(studies, reports, id_column, items_column) -> Iterator[tuple[str, Any,
         if column is None:
             raise ValueError(f"{Path(reports).name}: no column of {what} among {table.columns}; name it.")
     names = [table.id_of(number) for number in range(len(table))]
-    _refuse_repeats(names, Path(reports).name)
+    refuse_repeats(names, Path(reports).name)
     items_name = str(table.items_column)
     if table.images_column is not None and table.images_column != table.id_column:
         for number, name in enumerate(names):
@@ -159,20 +159,12 @@ def _join(studies, reports, id_column, items_column) -> Iterator[tuple[str, Any,
         return
     source = read_records(studies)
     found = [source.id_of(number) for number in range(len(source))]
-    _refuse_repeats(found, str(studies))
+    refuse_repeats(found, str(studies))
     places = {name: number for number, name in enumerate(found)}
     for number, name in enumerate(names):
         yield name, source.paths_of(places[name]) if name in places else None, table.rows[number], items_name
     for name in sorted(set(places) - set(names)):
         yield name, source.paths_of(places[name]), None, items_name
-
-
-def _refuse_repeats(names: list[str], where: str) -> None:
-    repeats = sorted(name for name, count in Counter(names).items() if count > 1)
-    if repeats:
-        raise ValueError(
-            f"{where}: {len(repeats)} ids stand more than once, e.g. {repeats[:5]}; every study needs its own."
-        )
 
 
 def _items_of(value, facts) -> list[str]:

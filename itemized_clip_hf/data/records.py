@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,15 @@ def list_studies(path: Path) -> list[dict]:
             f"the folder {path} holds neither volumes, nor DICOM series, nor folders of them, nor pictures."
         )
     return [{"id": study_name(entry), "images": str(entry)} for entry in studies]
+
+
+def refuse_repeats(names: list[str], where: str) -> None:
+    """Raises where an id stands more than once."""
+    repeats = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeats:
+        raise ValueError(
+            f"{where}: {len(repeats)} ids stand more than once, e.g. {repeats[:5]}; every study needs its own."
+        )
 
 
 def _is_picture(path: Path) -> bool:

@@ -41,6 +41,26 @@ def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def study_counts(num_studies: int, resamples: int, seed: int) -> np.ndarray | None:
+    """`draw_counts`; None where there is nothing to resample: none are wanted, or there is one study."""
+    return draw_counts(num_studies, resamples, seed) if resamples and num_studies > 1 else None
+
+
+def figure(value: float, resampled: ArrayLike | None) -> dict[str, float]:
+    """`value`, with `low` and `high` of the 95 % interval where there are resampled values (R,)."""
+    found = {"value": float(value)}
+    if resampled is not None:
+        found["low"], found["high"] = interval(resampled)
+    return found
+
+
+def mean_figure(values: ArrayLike, counts: np.ndarray | None) -> dict[str, float]:
+    """The mean of one value per study as a figure; studies without it (NaN) are left out."""
+    known = np.asarray(values, dtype=float)
+    mean = float(np.nanmean(known)) if not np.isnan(known).all() else float("nan")
+    return figure(mean, None if counts is None else resampled_mean(known, counts))
+
+
 def bootstrap(
     metric: Callable[[np.ndarray], Mapping[str, float]], counts: np.ndarray, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..data.study import Unreadable
-from ..explain.maps import require_pooler
+from ..explain.maps import attend
 from . import bootstrap as boot
-from .encode import EncodedStudies, encode_studies, encode_texts
+from .encode import EncodedStudies, OpenOneByOne, encode_studies, encode_texts
 from .metrics import best_ranks, worst_ranks
 from .zero_shot import score_encoded
 
@@ -70,13 +70,10 @@ class ItemEvaluation:
 
     def summary(self, resamples: int = boot.RESAMPLES, seed: int = 0) -> dict[str, dict[str, float]]:
         """Means with intervals, over studies or, for `T2I@k`, over texts."""
-        figures = {}
+        figures: dict[str, dict[str, float]] = {}
         for values in (self.per_study(), self.per_text()):
-            for name, own in values.items():
-                figures[name] = {"value": float(np.nanmean(own)) if not np.isnan(own).all() else float("nan")}
-                if resamples:
-                    low, high = boot.interval(boot.resampled_mean(own, boot.draw_counts(len(own), resamples, seed)))
-                    figures[name] |= {"low": low, "high": high}
+            counts = boot.study_counts(max(map(len, values.values()), default=0), resamples, seed)
+            figures |= {name: boot.mean_figure(own, counts) for name, own in values.items()}
         return figures
 
     def series_shares(self, chosen: Callable[[int, int], str | None] | None = None) -> dict[str, dict[str, float]]:
@@ -108,9 +105,7 @@ def item_attention(
     model, embeds: torch.Tensor, studies: EncodedStudies, normalize_queries: bool = True
 ) -> torch.Tensor:
     """(B, K, L) attention of items (B, K, P) over the tokens, mean over heads, without the empty slot."""
-    require_pooler(model)
-    queries = F.normalize(embeds, dim=-1) if normalize_queries else embeds
-    return model.item_pooler(queries, studies.tokens, studies.keep_mask, output_attentions=True)[1]
+    return attend(model, embeds, studies.tokens, studies.keep_mask, normalize_queries)
 
 
 def evaluate_items(
@@ -130,7 +125,6 @@ def evaluate_items(
     Args:
         studies: each with `images` (anything the processor takes as one study, or a function that opens it) and `items`.
         bank: texts to retrieve from; all different items of the studies by default, to which these are added otherwise.
-
         on_error: called with the number of a study that cannot be read or has no item, and why; it is left out. Without it
             the error is raised.
         on_bad_scan: called with the number of a study, the name of a scan that is left out of it, and why.
@@ -153,7 +147,7 @@ def evaluate_items(
     full = [number for number in range(len(rows)) if items[number]]
     reported = None if on_error is None else lambda number, error: on_error(full[number], error)
     bad_scan = None if on_bad_scan is None else lambda number, scan, error: on_bad_scan(full[number], scan, error)
-    opened = _Images([rows[number] for number in full])
+    opened = OpenOneByOne([partial(_images_of, rows[number]) for number in full])
     for encoded in encode_studies(model, processor, opened, batch_size, bar, reported, bad_scan):
         encoded.numbers = [full[number] for number in encoded.numbers]
         kept += encoded.numbers
@@ -192,16 +186,5 @@ def map_overlap(maps: torch.Tensor) -> float:
     return float(cosines[~torch.eye(len(maps), dtype=torch.bool, device=maps.device)].mean())
 
 
-class _Images:
-    def __init__(self, rows: Sequence[Mapping]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self):
-        for row in self.rows:
-            try:
-                yield row["images"]() if callable(row["images"]) else row["images"]
-            except Exception as error:  # it is reported in its place
-                yield Unreadable(error)
+def _images_of(row: Mapping):
+    return row["images"]() if callable(row["images"]) else row["images"]

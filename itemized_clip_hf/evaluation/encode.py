@@ -1,6 +1,6 @@
 """Studies through the vision tower, batch by batch: what every evaluation starts from."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ..data.study import Unreadable
 from ..modeling.modeling_itemized_clip import spread_scan_mask
 
 TEXTS_AT_ONCE = 256
@@ -15,6 +16,23 @@ TEXTS_AT_ONCE = 256
 
 SCANS_AT_ONCE = 32
 """Scans of one pass through the vision tower, padding included; a study that has more is a batch by itself."""
+
+
+class OpenOneByOne:
+    """Studies that are opened when their turn comes; what cannot be is reported in its place."""
+
+    def __init__(self, openers: Sequence[Callable[[], Any]]):
+        self.openers = openers
+
+    def __len__(self) -> int:
+        return len(self.openers)
+
+    def __iter__(self):
+        for opener in self.openers:
+            try:
+                yield opener()
+            except Exception as error:
+                yield Unreadable(error)
 
 
 @dataclass

@@ -16,9 +16,9 @@ import torch
 from transformers.utils import logging
 
 from ..data.storage import check_prepared
-from ..data.study import Unreadable
 from ..version import __version__
 from . import bootstrap as boot
+from .encode import OpenOneByOne
 from .metrics import require_sklearn
 from .protocol import Protocol, ProtocolStudies, Truth, as_published, find_list, read_truth
 from .score_file import ScoreFile
@@ -104,23 +104,6 @@ class Evaluation:
     truths: dict[str, Truth]
     scores: dict[str, np.ndarray]
     studies: ProtocolStudies
-
-
-class _Opened:
-    """Studies that have no score yet, opened when their turn comes."""
-
-    def __init__(self, studies: ProtocolStudies, numbers: list[int], open_study: Callable[[dict], Any]):
-        self.studies, self.numbers, self.open_study = studies, numbers, open_study
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __iter__(self):
-        for number in self.numbers:
-            try:
-                yield self.open_study(self.studies[number])
-            except Exception as error:  # it is reported in its place
-                yield Unreadable(error)
 
 
 def open_record(record: dict):
@@ -252,6 +235,9 @@ def _score(
     left = [number for number, study in enumerate(studies.ids) if study not in kept]
     names = [studies.ids[number] for number in left]
 
+    def open_one(number):
+        return as_published(protocol, open_study(studies[number]))
+
     def on_bad_scan(number, scan, error):
         logger.warning(f"{names[number]}, scan {scan} left out: {error}")
 
@@ -265,7 +251,7 @@ def _score(
         score_studies(
             model,
             processor,
-            _Opened(studies, left, lambda record: as_published(protocol, open_study(record))),
+            OpenOneByOne([partial(open_one, number) for number in left]),
             dict(about["prompts"]),
             batch_size=batch_size,
             progress=progress,

@@ -96,14 +96,12 @@ def probe(
             "positive": int(truth.sum()),
             "studies": len(truth),
         }
-        counts = boot.draw_counts(len(truth), resamples, seed) if resamples else None
+        counts = boot.study_counts(len(truth), resamples, seed)
         for metric, value, resampled in (
             ("auc", auroc(truth, scores), boot.resampled_auroc),
             ("average_precision", average_precision(truth, scores), boot.resampled_average_precision),
         ):
-            row[metric] = {"value": value}
-            if counts is not None:
-                row[metric]["low"], row[metric]["high"] = boot.interval(resampled(truth, scores, counts))
+            row[metric] = boot.figure(value, None if counts is None else resampled(truth, scores, counts))
         found[name] = row
     return found
 

@@ -10,20 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import ID_COLUMNS, Records, read_records, read_table, study_name
+from ..data.records import ID_COLUMNS, Records, read_records, read_table, refuse_repeats, study_name
 from ..data.study import Scan, Study
 from ..domains import load_domain
 from ..recipes import merge
+from .zero_shot import fold, match_class
 
 _FOLDER = Path(__file__).parent / "protocols"
 _ID_COLUMNS = (*ID_COLUMNS, "VolumeName", "NoteAcc_DEID", "name", "StudyInstanceUID", "StudyID", "series_id")
 _LABEL_COLUMNS = ("label", "class", "diagnosis")
 Prompts = dict[str, list[str]]
-
-
-def fold(name: str) -> str:
-    """Letters and digits alone, lower case: `CQ500-CT-0` is `CQ500CT0`."""
-    return "".join(character for character in str(name).lower() if character.isalnum())
 
 
 def spell(name: str) -> str:
@@ -280,11 +276,7 @@ def _read_table(protocol: Protocol, file: Path, id_column: str | None, chosen: s
         names = id_column or ", ".join(_ID_COLUMNS)
         raise ValueError(f"{file.name}: no column of ids ({names}) among {columns}; name it (--id-column).")
     ids = [study_name(str(row[column])) for row in rows]
-    repeated = sorted(name for name, count in Counter(name.lower() for name in ids).items() if count > 1)
-    if repeated:
-        raise ValueError(
-            f"{file.name}: {len(repeated)} ids stand more than once, e.g. {repeated[:5]}; each needs one row."
-        )
+    refuse_repeats([name.lower() for name in ids], file.name)
     excluded = {spell(name) for name in protocol.exclude}
     left_out = {
         "excluded by the protocol": [spell(name) in excluded for name in ids],
@@ -350,8 +342,6 @@ def _truth(value, file: str, column: str, study: str) -> float:
 
 
 def _read_classes(protocol: Protocol, file: str, rows: list[dict], truth: Truth) -> None:
-    from .zero_shot import match_class
-
     by_fold = {fold(column): column for row in rows for column in row}
     names, found = protocol.names, []
     label = next((by_fold[fold(name)] for name in _LABEL_COLUMNS if fold(name) in by_fold), None)

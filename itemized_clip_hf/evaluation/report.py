@@ -1,6 +1,5 @@
 """Results of a protocol for people and for the Hub: a table, plots and a `model-index`."""
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..explain.maps import explain_items
-from ..explain.plots import plot_item, pyplot
+from ..explain.plots import plot_item, pyplot, slug
 from . import metrics
 from .evaluate import Evaluation
 from .protocol import Protocol, Truth, as_published
@@ -116,14 +115,9 @@ def draw_evaluation(
         present = ""
         if truth.labels is not None:
             present = "-present" if truth.labels[truth.ids.index(study), protocol.names.index(name)] else "-absent"
-        files.append(folder / f"worst-{rank}-{file_name(study)}-{file_name(name)}{present}.png")
+        files.append(folder / f"worst-{rank}-{slug(study)}-{slug(name)}{present}.png")
         plot_item(maps, files[-1])
     return files
-
-
-def file_name(text: str) -> str:
-    """Letters, digits, dots and dashes of a text."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", text)[:60]
 
 
 def best_columns(protocol: Protocol, results: dict, table: str, scores: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..data.records import read_records
@@ -130,8 +129,7 @@ def score_pairs(
         if mode == "full":
             table = score_encoded(model, texts, encoded, normalize_pool_inputs=False)
         elif mode == "global":
-            images = F.normalize(encoded.image_embeds.float(), dim=-1)
-            table = (images @ F.normalize(texts.float(), dim=-1).t()).cpu().numpy()
+            table = model.score_global(texts, encoded.image_embeds).cpu().numpy()
         else:
             places, best = score_top(model, texts, encoded, top_k, normalize_pool_inputs=False)
             table = np.full((len(places), len(texts)), _NOT_SCORED, dtype=np.float32)
@@ -158,17 +156,17 @@ def summarize_pairs(
         "text_to_image": best_ranks(scores.T, [[int(image)] for image in owner]),
         "image_to_text": best_ranks(scores, [range(a, b) for a, b in zip(starts, starts[1:])]),
     }
-    counts = boot.draw_counts(len(scores), resamples, seed) if resamples and len(scores) > 1 else None
+    counts = boot.study_counts(len(scores), resamples, seed)
     summary = {}
     for name, found in ranks.items():
         drawn = counts if counts is None or name == "image_to_text" else counts[:, owner]
         figures = {}
         for figure, value in retrieval_summary(found, LEVELS).items():
-            figures[figure] = {"value": value}
+            resampled = None
             if drawn is not None and figure != "median_rank":
                 per_query = found if figure == "mean_rank" else found <= int(figure.removeprefix("R@"))
-                low, high = boot.interval(boot.resampled_mean(per_query, drawn))
-                figures[figure] |= {"low": low, "high": high}
+                resampled = boot.resampled_mean(per_query, drawn)
+            figures[figure] = boot.figure(value, resampled)
         summary[name] = figures
     return summary
 

@@ -30,7 +30,7 @@ def summarize(
     Returns:
         `studies`, the figures of each finding or task, and their mean.
     """
-    counts = boot.draw_counts(len(scores), resamples, seed) if resamples and len(scores) > 1 else None
+    counts = boot.study_counts(len(scores), resamples, seed)
     if protocol.findings is not None:
         return _findings(protocol, prompts, scores, truth, counts, thresholds)
     return _tasks(protocol, scores, truth, counts) if protocol.tasks else _ranking(scores, truth, counts)
@@ -76,13 +76,6 @@ def columns_of(protocol: Protocol, prompts: Prompts) -> dict[str, list[str]]:
     return {f"{name} [{number}]": [text] for name, texts in prompts.items() for number, text in enumerate(texts)}
 
 
-def _figure(value: float, resampled) -> Figure:
-    figure = {"value": float(value)}
-    if resampled is not None:
-        figure["low"], figure["high"] = boot.interval(resampled)
-    return figure
-
-
 def _mean_figures(rows: list[dict], resampled: list[dict]) -> dict[str, Figure]:
     """Means over findings or tasks, unweighted, those without a figure (a single class) left out; NaN where all are."""
     means = {}
@@ -90,7 +83,7 @@ def _mean_figures(rows: list[dict], resampled: list[dict]) -> dict[str, Figure]:
         values = [row[name]["value"] for row in rows if name in row]
         drawn = [own[name] for own in resampled if name in own]
         with np.errstate(invalid="ignore"):
-            means[name] = _figure(_nanmean(values), _nanmean(np.stack(drawn), 0) if drawn else None)
+            means[name] = boot.figure(_nanmean(values), _nanmean(np.stack(drawn), 0) if drawn else None)
     return means
 
 
@@ -121,8 +114,10 @@ def _findings(protocol, prompts, scores, truth, counts, thresholds) -> dict:
             candidates = columns.T if protocol.best_prompt and thresholds is None else [own]
             resampled["auc"] = np.stack([boot.resampled_auroc(labels, one, own_counts) for one in candidates]).max(0)
             resampled["average_precision"] = boot.resampled_average_precision(labels, own, own_counts)
-        row["auc"] = _figure(metrics.auroc(labels, own), resampled.get("auc"))
-        row["average_precision"] = _figure(metrics.average_precision(labels, own), resampled.get("average_precision"))
+        row["auc"] = boot.figure(metrics.auroc(labels, own), resampled.get("auc"))
+        row["average_precision"] = boot.figure(
+            metrics.average_precision(labels, own), resampled.get("average_precision")
+        )
         row |= _decided(protocol, labels, own, own_counts, resampled, threshold)
         drawn.append(resampled)
     return {"studies": len(scores), "findings": rows, "mean": _mean_figures(list(rows.values()), drawn)}
@@ -147,7 +142,7 @@ def _decided(protocol, labels, scores, counts, resampled: dict, threshold: float
         resampled.update(
             boot.resampled_threshold_metrics(labels, scores, counts, candidates.astype(scores.dtype), choose)
         )
-    return {"threshold": float(at), **{name: _figure(value, resampled.get(name)) for name, value in found.items()}}
+    return {"threshold": float(at), **{name: boot.figure(value, resampled.get(name)) for name, value in found.items()}}
 
 
 def _tasks(protocol, scores, truth, counts) -> dict:
@@ -176,7 +171,7 @@ def _tasks(protocol, scores, truth, counts) -> dict:
                     classes == 1, predicted, counts[:, kept], [0.5], choose=False
                 )
                 resampled |= {name: decided[name] for name in ("recall", "precision")}
-        rows[task] |= {name: _figure(value, resampled.get(name)) for name, value in found.items()}
+        rows[task] |= {name: boot.figure(value, resampled.get(name)) for name, value in found.items()}
         drawn.append({"balanced_accuracy": resampled["balanced_accuracy"]} if resampled else {})
     means = _mean_figures([{k: v for k, v in row.items() if k == "balanced_accuracy"} for row in rows.values()], drawn)
     return {"studies": len(scores), "tasks": rows, "mean": means}
@@ -189,5 +184,5 @@ def _ranking(scores, truth, counts) -> dict:
     resampled = {} if counts is None else {n: boot.resampled_mean(v, counts) for n, v in per_study.items()}
     return {
         "studies": len(scores),
-        "mean": {name: _figure(value, resampled.get(name)) for name, value in found.items()},
+        "mean": {name: boot.figure(value, resampled.get(name)) for name, value in found.items()},
     }

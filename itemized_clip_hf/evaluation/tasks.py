@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..data.records import read_records
+from ..data.records import read_records, refuse_repeats
 from ..data.study import Scan
 from . import bootstrap as boot
 from .completeness import evaluate_items
@@ -115,6 +114,8 @@ def run_segmentation(
     scores_file: str | os.PathLike | None = None,
     open_study: Callable[[dict], Any] = open_record,
     opened_with: Mapping[str, Any] | None = None,
+    *,
+    about: Mapping[str, str],
     **unused,
 ) -> dict:
     """
@@ -122,6 +123,7 @@ def run_segmentation(
 
     Args:
         data: list of studies with `id`, `images` (sequence name -> file) and `mask` (a file in any geometry).
+        about: hashes of model and processor.
     """
     from tqdm.auto import tqdm
 
@@ -132,12 +134,9 @@ def run_segmentation(
         raise ValueError(f"{data} has no column `mask`; columns: {records.columns}.")
     names = ("iou", "dice", "chance_iou", "chance_dice", "coverage")
     ids = [records.id_of(number) for number in range(len(records))]
-    repeated = sorted(study for study, count in Counter(ids).items() if count > 1)
-    if repeated:
-        raise ValueError(f"{data}: {len(repeated)} ids stand more than once, e.g. {repeated[:5]}.")
+    refuse_repeats(ids, str(data))
     described = {
-        "model": hash_model(model),
-        "processor": hash_processor(processor),
+        **about,
         "settings": [prompt, series, num_tokens, seed],
         "studies": hash_text([[str(row.get(name)) for name in sorted(row)] for row in map(dict, records.rows)]),
         "opened_with": dict(opened_with or {}),
@@ -159,12 +158,8 @@ def run_segmentation(
         tried = "; ".join(f"{study}: {reason}" for study, reason in list(kept.errors.items())[:3])
         raise ValueError(f"none of the {len(ids)} studies could be segmented: {tried}")
     table = np.stack([kept.scores[study] for study in ids if study in kept.scores])
-    counts = boot.draw_counts(len(table), resamples, seed) if resamples and len(table) > 1 else None
-    summary = {}
-    for name, column in zip(names, table.T):
-        summary[name] = {"value": float(column.mean())}
-        if counts is not None:
-            summary[name]["low"], summary[name]["high"] = boot.interval(boot.resampled_mean(column, counts))
+    counts = boot.study_counts(len(table), resamples, seed)
+    summary = {name: boot.mean_figure(column, counts) for name, column in zip(names, table.T)}
     return {
         "studies": len(table),
         "prompt": prompt,
@@ -176,7 +171,7 @@ def run_segmentation(
     }
 
 
-_COMMON = {"batch_size", "resamples", "seed", "progress", "scores_file", "open_study", "opened_with"}
+_COMMON = {"about", "batch_size", "resamples", "seed", "progress", "scores_file", "open_study", "opened_with"}
 TASKS: dict[str, Callable[..., dict]] = {
     "retrieval": run_retrieval,
     "items": run_items,
@@ -198,7 +193,8 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
     if strange:
         own = [setting for setting in list(known)[3:] if setting not in _COMMON | {"unused"}]
         raise ValueError(f"the task {name} has no settings {strange}; it has {own}.")
-    found = TASKS[name](model, processor, data, **settings)
+    about = {"model": hash_model(model), "processor": hash_processor(processor)}
+    found = TASKS[name](model, processor, data, about=about, **settings)
     path = Path(data)
     results = {
         "protocol": name,
@@ -206,9 +202,9 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
         "model": {
             "name": str(model.config.name_or_path or ""),
             "domain": model.config.domain,
-            "sha256": hash_model(model),
+            "sha256": about["model"],
         },
-        "processor": {"sha256": hash_processor(processor)},
+        "processor": {"sha256": about["processor"]},
         "data": {
             "name": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,

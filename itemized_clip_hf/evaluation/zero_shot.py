@@ -9,16 +9,17 @@ from torch.nn import functional as F
 from .encode import EncodedStudies, encode_inputs, encode_prompts, encode_studies
 
 
+def fold(name: str) -> str:
+    """Letters and digits alone, lower case: `CQ500-CT-0` is `cq500ct0`."""
+    return "".join(character for character in str(name).lower() if character.isalnum())
+
+
 def match_class(label: str, classes: Iterable[str]) -> str | None:
     """
     The class that a label of a data set names, compared by letters and digits alone: `BaseballField` is `baseball field`, and
     `DenseResidential`, which no class is called, is the only one that starts so: `dense residential area`. None if there is no
     such class.
     """
-
-    def fold(name: str) -> str:
-        return "".join(character for character in name.lower() if character.isalnum())
-
     folded = {fold(name): name for name in classes}
     if fold(label) in folded:
         return folded[fold(label)]

@@ -149,17 +149,23 @@ def attention_maps(model, inputs, item_embeds: torch.Tensor, normalize_queries: 
         item_embeds: (M, P).
         normalize_queries: L2-normalise the items before the pooler, as the reference's figures do.
     """
+    scan_mask = inputs.get("scan_mask")
+    _, tokens, _ = model.encode_images(inputs["pixel_values"], scan_mask, inputs.get("scan_name_ids"))
+    keep_mask = None if scan_mask is None else spread_scan_mask(scan_mask, tokens.shape[1])[:, None, None]
+    return attend(model, item_embeds.expand(len(tokens), -1, -1), tokens, keep_mask, normalize_queries)
+
+
+def attend(
+    model,
+    item_embeds: torch.Tensor,
+    tokens: torch.Tensor,
+    keep_mask: torch.Tensor | None,
+    normalize_queries: bool = True,
+) -> torch.Tensor:
+    """`attention_maps` of projected tokens (B, L, P) and the items of each study (B, M, P)."""
     require_pooler(model)
-    features = model.get_image_features(
-        inputs["pixel_values"], scan_mask=inputs.get("scan_mask"), scan_name_ids=inputs.get("scan_name_ids")
-    )
-    tokens = model.visual_projection(features.last_hidden_state)
     queries = F.normalize(item_embeds, dim=-1) if normalize_queries else item_embeds
-    keep_mask = inputs.get("scan_mask")
-    if keep_mask is not None:
-        keep_mask = spread_scan_mask(keep_mask, tokens.shape[1])[:, None, None]
-    _, attention = model.item_pooler(queries.expand(len(tokens), -1, -1), tokens, keep_mask, output_attentions=True)
-    return attention
+    return model.item_pooler(queries, tokens, keep_mask, output_attentions=True)[1]
 
 
 def explain_items(

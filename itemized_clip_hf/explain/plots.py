@@ -1,5 +1,6 @@
 """Pictures of heat maps: slices of every scan with the map on top."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,11 @@ def pyplot():
     except ImportError:
         raise ImportError("pictures need matplotlib: pip install 'itemized-clip-hf[plots]'.") from None
     return plt
+
+
+def slug(text: str) -> str:
+    """A text as a file name."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.")[:60] or "item"
 
 
 def display_slices(volume: np.ndarray, affine: np.ndarray | None) -> tuple[np.ndarray, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from test_distributed import free_port
-from tiny_models import leave_group
+from tiny_models import TRAINING, leave_group
 
 from itemized_clip_hf.trainer.gather import world_size
 
@@ -111,18 +111,7 @@ def build_trainer(folder, own: dict, settings: dict):
     model = ItemizedCLIPModel(
         tiny_config(attention_scopes=["scan", "scan", "study"], drop_path_rate=own["drop_path_rate"])
     )
-    defaults = {
-        "max_steps": 3,
-        "per_device_train_batch_size": 3,
-        "learning_rate": 3e-3,
-        "warmup_steps": 2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "max_items": 3,
-        "max_scans": 2,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
+    defaults = {**TRAINING, "max_steps": 3, "per_device_train_batch_size": 3}
     args = ItemizedCLIPTrainingArguments(output_dir=str(folder), **{**defaults, **settings})
     trainer = Recorder(
         model.double() if own["double"] else model,

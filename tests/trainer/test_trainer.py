@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_models import ITEMS, tiny_config
+from tiny_models import ITEMS, TRAINING, tiny_config
 from transformers import AutoModel
 
 from itemized_clip_hf import (
@@ -45,18 +45,7 @@ def processor(tokenizer):
 def make_trainer(processor, folder, model=None, rows=None, evaluators=(), **settings):
     torch.manual_seed(0)
     model = model or ItemizedCLIPModel(tiny_config(attention_scopes=["scan", "scan", "study"]))
-    defaults = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 3e-3,
-        "warmup_steps": 2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "max_items": 3,
-        "max_scans": 2,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
+    defaults = {**TRAINING, "max_steps": 4, "per_device_train_batch_size": 8}
     args = ItemizedCLIPTrainingArguments(output_dir=str(folder), **{**defaults, **settings})
     return ItemizedCLIPTrainer(
         model, args, train_dataset=rows or dataset(), processing_class=processor, evaluators=evaluators
