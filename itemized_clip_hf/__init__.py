@@ -1,6 +1,5 @@
 """ItemizedCLIP for transformers: images whose text is a list of independent findings."""
 
-import contextlib
 import importlib
 
 from transformers import (
@@ -46,10 +45,14 @@ def __getattr__(name: str):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _read_file(path):
+def _read_file(path, domain=None):
+    from .data.checks import warn_of_body_part
     from .data.reader import read_file
 
-    return read_file(path)
+    opened = read_file(path)
+    for scan in getattr(opened, "scans", {"": opened}).values():
+        warn_of_body_part(scan, domain)
+    return opened
 
 
 def _default_loss(**features):
@@ -64,8 +67,7 @@ def _register():
     AutoModel.register(ItemizedCLIPConfig, ItemizedCLIPModel)
     AutoModel.register(ItemizedCLIPVisionConfig, ItemizedCLIPVisionModel)
     AutoModelForZeroShotImageClassification.register(ItemizedCLIPConfig, ItemizedCLIPModel)
-    with contextlib.suppress(ImportError):  # older versions of the library refuse this class without torchvision
-        AutoImageProcessor.register(ItemizedCLIPConfig, image_processor_classes={"pil": ItemizedCLIPImageProcessor})
+    AutoImageProcessor.register(ItemizedCLIPConfig, image_processor_classes={"pil": ItemizedCLIPImageProcessor})
     AutoProcessor.register(ItemizedCLIPConfig, ItemizedCLIPProcessor)
     # So that a checkpoint carries the code that loads it where the package is not installed.
     ItemizedCLIPConfig.register_for_auto_class()

@@ -1,17 +1,22 @@
 """Checkpoints of the reference code -> models of this package. One key map per family of checkpoints."""
 
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 from transformers import AutoConfig
+from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from ..domains import load_domain
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
-from . import pictures, radiology
+from . import names, pictures, radiology
 from .checkpoint import Keys, read_state_dict
 from .pooler import convert_pooler
 
-__all__ = ["convert_checkpoint", "convert_pooler", "describe_checkpoint"]
+__all__ = ["Conversion", "convert", "convert_checkpoint", "convert_pooler", "describe_checkpoint"]
 
 logger = logging.get_logger(__name__)
 
@@ -78,14 +83,52 @@ def _build_config(family, state: dict[str, torch.Tensor], domain: str, config) -
     )
 
 
+_ELSEWHERE = (
+    ("vision_model.embeddings.patch_embedding.weight", "these are weights of this package: load their folder as it is"),
+    (
+        "patch_embed.proj.weight",
+        "this is a 2-D ViT: `itemized-clip train --init` starts a volume model from a MAE encoder",
+    ),
+    ("vision_model.embeddings.class_embedding", "this is a CLIP of transformers: AutoModel loads its folder"),
+)
+
+
+@dataclass
+class Conversion:
+    """
+    A converted checkpoint.
+
+    Args:
+        model: with the weights of the source.
+        family: module of `conversion` that knows its layout.
+        state: the source's weights, prefixes stripped.
+        table: source name -> name in the model.
+        dropped: source names that others replace.
+        fresh: names in the model that the source does not hold (HLIP's pooler and bias).
+    """
+
+    model: ItemizedCLIPModel
+    family: str
+    state: dict[str, torch.Tensor]
+    table: dict[str, str]
+    dropped: list[str]
+    fresh: list[str]
+
+
 def _map_checkpoint(path_or_state_dict):
-    """Family, state dict, and the weights under the names of the model."""
+    """Family, state dict, the weights under the names of the model, and the keys."""
     state = read_state_dict(path_or_state_dict)
     family = next((family for family in _FAMILIES if family.recognise(state)), None)
     if family is None:
+        if names.recognise(state):
+            raise ValueError(
+                "this is Prima's encoder of sequence names, a part of a model: put it into one with `itemized-clip convert "
+                "--into MODEL`, or start a training from it with `itemized-clip train --init`."
+            )
+        hints = [hint for name, hint in _ELSEWHERE if name in state]
         raise ValueError(
             "no known checkpoint layout: expected keys such as 'visual.trunk.cls_token' (volumes) or "
-            f"'visual.conv1.weight' (pictures), found {sorted(state)[:5]}."
+            f"'visual.conv1.weight' (pictures), found {sorted(state)[:5]}{'; ' if hints else ''}{hints[0] if hints else ''}."
         )
     keys = Keys(state)
     mapped = family.map_keys(keys)
@@ -93,16 +136,80 @@ def _map_checkpoint(path_or_state_dict):
     for name in ("logit_scale", "logit_bias"):
         if name in mapped:
             mapped[name] = mapped[name].reshape(1)
-    return family, state, mapped
+    return family, state, mapped, keys
 
 
 def describe_checkpoint(path_or_state_dict) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
     """
-    Weights of a reference checkpoint under the names of this package's model, and what its shapes and family say about
-    `vision_config` and `text_config`; raises as `convert_checkpoint` does.
+    Weights of a reference checkpoint, or of Prima's encoder of sequence names, under the names of this package's model, and
+    what its shapes and family say about `vision_config` and `text_config`; raises as `convert_checkpoint` does.
     """
-    family, state, mapped = _map_checkpoint(path_or_state_dict)
+    state = read_state_dict(path_or_state_dict)
+    if names.recognise(state) and not any(family.recognise(state) for family in _FAMILIES):
+        mapped, keys = names.map_encoder(state)
+        if keys.missing:
+            raise ValueError(f"the encoder of sequence names lacks {', '.join(sorted(keys.missing))}.")
+        weights = {name: tensor for name, tensor in mapped.items() if tensor is not None}
+        return weights, {"vision_config": names.vision_facts(state)}
+    family, state, mapped, _ = _map_checkpoint(state)
     return mapped, {"vision_config": family.vision_facts(state), "text_config": family.text_facts(state)}
+
+
+def convert(path_or_state_dict, domain: str, config: ItemizedCLIPConfig | None = None) -> Conversion:
+    """`convert_checkpoint` with what is known of the way; the same arguments and errors."""
+    load_domain(domain)
+    family, state, mapped, keys = _map_checkpoint(path_or_state_dict)
+    from_file = isinstance(path_or_state_dict, (str, Path))
+    complete = "item_pooler.out_proj.weight" in mapped
+    with no_init_weights() if complete and from_file else nullcontext():
+        model = ItemizedCLIPModel(_build_config(family, state, domain, config))
+    own = {name: tensor.to("meta") for name, tensor in model.state_dict().items()}
+    fresh = [name for name in own if name.startswith(("item_pooler.", "logit_bias")) and name not in mapped]
+    _compare_names(own, mapped, fresh, keys)
+    _compare_shapes(own, mapped, keys)
+    if fresh:
+        model.config.scoring = "global"
+        logger.warning(
+            "the checkpoint has no item pooler (HLIP): studies are scored by their global embedding (scoring: global); pooler "
+            "and bias hold initial values."
+        )
+    weights = {name: tensor.to(own[name].dtype) for name, tensor in mapped.items()}
+    # Tensors of a file become the parameters; those of a caller are copied.
+    model.load_state_dict(weights, strict=False, assign=from_file)
+    _check_values(mapped, keys)
+    return Conversion(model.eval(), family.__name__.rpartition(".")[2], state, keys.table, keys.dropped, fresh)
+
+
+def _compare_names(own: dict, mapped: dict, fresh: list[str], keys: Keys) -> None:
+    sources = keys.sources()
+    missing = sorted(set(own) - set(mapped) - set(fresh))
+    missing = [name.replace("text_model.", "text.transformer.", 1) for name in missing]
+    strangers = sorted(sources.get(name, name) for name in set(mapped) - set(own))
+    if missing or strangers:
+        raise ValueError(
+            f"the checkpoint does not fill the model: missing keys: {', '.join(missing) or 'none'}; left-over keys: "
+            f"{', '.join(strangers) or 'none'}."
+        )
+
+
+def _compare_shapes(own: dict, mapped: dict, keys: Keys) -> None:
+    sources = keys.sources()
+    wrong = [
+        f"{sources.get(name, name)} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)} for {name}"
+        for name, tensor in mapped.items()
+        if tensor.shape != own[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"tensors of another shape: {'; '.join(wrong)}.")
+
+
+def _check_values(mapped: dict, keys: Keys) -> None:
+    sources = keys.sources()
+    damaged = [name for name, tensor in mapped.items() if not torch.isfinite(tensor).all()]
+    if damaged:
+        raise ValueError(
+            f"the weights are damaged: NaN or infinite values in {', '.join(sources.get(n, n) for n in damaged[:5])}."
+        )
 
 
 def convert_checkpoint(path_or_state_dict, domain: str, config: ItemizedCLIPConfig | None = None) -> ItemizedCLIPModel:
@@ -115,16 +222,7 @@ def convert_checkpoint(path_or_state_dict, domain: str, config: ItemizedCLIPConf
         config: what shapes cannot tell (attention heads and scopes). Published checkpoints need none.
 
     Raises:
-        ValueError: for an unknown layout, for keys that are missing or left over (named), for shapes that disagree.
+        ValueError: for an unknown layout, for keys that are missing or left over (named), for shapes that disagree, for values
+            that are not finite.
     """
-    load_domain(domain)
-    family, state, mapped = _map_checkpoint(path_or_state_dict)
-    model = ItemizedCLIPModel(_build_config(family, state, domain, config))
-    missing, unexpected = model.load_state_dict(mapped, strict=False)
-    fresh = [name for name in missing if name.startswith(("item_pooler.", "logit_bias")) and name not in mapped]
-    if fresh:
-        logger.warning("the checkpoint has no item pooler (HLIP): the pooler and the bias hold initial values.")
-    missing = sorted(set(missing) - set(fresh))
-    if missing or unexpected:
-        raise ValueError(f"the checkpoint does not fill the model: missing {missing}, left over {unexpected}.")
-    return model.eval()
+    return convert(path_or_state_dict, domain, config).model

@@ -1,19 +1,34 @@
 """Reading the authors' checkpoints, and a state dict whose every key must be used exactly once."""
 
+import argparse
 import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 _PREFIXES = ("module.", "_orig_mod.")
+_ZIP = b"PK\x03\x04"
+
+
+def _allowed() -> list:
+    """
+    What training dictionaries hold besides tensors: arguments of the script and numpy's numbers. All of it is data; older
+    files name numpy's function by the path it had before version 2.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
+    return [argparse.Namespace, np.dtype, *kinds, scalar, (scalar, "numpy.core.multiarray.scalar")]
 
 
 def read_checkpoint(path: str | Path) -> dict:
     """
-    What a checkpoint file holds. Pickled files are read with `weights_only=True`; nothing else in them is executed.
+    What a checkpoint file holds. Pickled files are read with `weights_only=True`: tensors, plain containers, numpy's numbers
+    and `argparse.Namespace`; anything else is refused by name, nothing is executed. Tensors of files in torch's present
+    format stay on the disk until they are used.
 
     Raises:
         FileNotFoundError, ValueError: there is none, it is damaged, or it holds more or less than a dictionary of weights.
@@ -21,19 +36,31 @@ def read_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a checkpoint file (.pt, .safetensors).")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        strange = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds an object of {strange[1]}" if strange else str(error).splitlines()[0]
+        with path.open("rb") as file:
+            mapped = file.read(len(_ZIP)) == _ZIP
+        with torch.serialization.safe_globals(_allowed()):
+            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a damaged stream raises whatever the instruction that it ends in raises
         raise ValueError(
-            f"{path} cannot be read as a checkpoint: {reason}. Only weights are read, nothing in a file is executed."
+            f"{path} cannot be read as a checkpoint: {_reason(error)}. Only weights are read, nothing in a file is executed."
         ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights.")
     return content
+
+
+def _reason(error: Exception) -> str:
+    strange = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and strange:
+        return f"it holds an object of {strange[1].rstrip('.')}"
+    if isinstance(error, (SafetensorError, RuntimeError)) and "central directory" not in str(error):
+        return str(error).splitlines()[0].rstrip(".")
+    return "it is truncated, damaged, or no checkpoint at all"
 
 
 def read_state_dict(source) -> dict[str, torch.Tensor]:
@@ -44,6 +71,8 @@ def read_state_dict(source) -> dict[str, torch.Tensor]:
         source = read_checkpoint(source)
     if "state_dict" in source:
         source = source["state_dict"]
+    if not isinstance(source, dict):
+        raise ValueError(f"this is not a state dict: it is a {type(source).__name__}.")
     state = dict(source)
     for prefix in _PREFIXES * 2:
         if state and all(name.startswith(prefix) for name in state):
@@ -55,11 +84,17 @@ def read_state_dict(source) -> dict[str, torch.Tensor]:
 
 
 class Keys:
-    """The source's tensors, handed out once each, so that what is missing and what is left over can be named."""
+    """
+    The source's tensors, handed out once each, so that what is missing and what is left over can be named.
+
+    `table` holds source name -> name in the model, `dropped` the sources that the model has no use for.
+    """
 
     def __init__(self, state: dict[str, torch.Tensor]):
         self.left = dict(state)
         self.missing: list[str] = []
+        self.table: dict[str, str] = {}
+        self.dropped: list[str] = []
 
     def has(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.left)
@@ -69,7 +104,18 @@ class Keys:
         if name not in self.left:
             self.missing.append(name)
             return None
+        self.table[name] = target
         return self.left.pop(name)
+
+    def sources(self) -> dict[str, str]:
+        """Name in the model -> source name; a source that is split stands for each of its parts."""
+        parts = [(target.replace("{q,k,v}", part), source) for source, target in self.table.items() for part in "qkv"]
+        return dict(parts)
+
+    def drop(self, name: str) -> None:
+        """Takes a tensor that something else replaces."""
+        if self.left.pop(name, None) is not None:
+            self.dropped.append(name)
 
     def check(self):
         """Raises if a key was missing or is left over."""

@@ -55,6 +55,10 @@ def projection_dim(state: dict[str, torch.Tensor]) -> int:
     return next(state[name].shape[1] for name in ("image_post2.proj", "image_post.proj") if name in state)
 
 
+def transpose(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix.t().contiguous()
+
+
 def _map_blocks(keys: Keys, source: str, target: str, fused: bool) -> dict[str, torch.Tensor | None]:
     """CLIP's residual blocks; `fused` keeps query, key and value in one matrix."""
     mapped = {}
@@ -71,11 +75,14 @@ def _map_blocks(keys: Keys, source: str, target: str, fused: bool) -> dict[str, 
                 name = f"{target}{layer}.{name}.{kind}"
                 mapped[name] = keys.take(f"{source}{layer}.{module}.{kind}", name)
             name = f"{target}{layer}.self_attn."
-            stacked = keys.take(f"{source}{layer}.attn.in_proj_{kind}", f"{name}qkv.{kind}")
+            stacked = keys.take(
+                f"{source}{layer}.attn.in_proj_{kind}", f"{name}{'qkv' if fused else '{q,k,v}_proj'}.{kind}"
+            )
             if fused:
                 mapped[f"{name}qkv.{kind}"] = stacked
             elif stacked is not None:
-                mapped.update({f"{name}{part}_proj.{kind}": tensor for part, tensor in zip("qkv", stacked.chunk(3))})
+                parts = zip("qkv", stacked.chunk(3))
+                mapped.update({f"{name}{part}_proj.{kind}": tensor.clone() for part, tensor in parts})
     return mapped
 
 
@@ -94,7 +101,11 @@ def map_keys(keys: Keys) -> dict[str, torch.Tensor | None]:
     if token is not None and table is not None:
         side = round((len(table) - 1) ** 0.5)
         mapped[f"{embeddings}class_embedding"] = token.flatten() + table[0]
-        mapped[f"{embeddings}position_embedding"] = table[1:].reshape(1, side, side, -1)
+        if side * side != len(table) - 1:
+            raise ValueError(
+                f"visual.positional_embedding has {len(table)} rows, expected one of the class token and a square grid."
+            )
+        mapped[f"{embeddings}position_embedding"] = table[1:].reshape(1, side, side, -1).clone()
     for kind in ("weight", "bias"):
         copy(f"visual.ln_pre.{kind}", f"vision_model.pre_layer_norm.{kind}")
         copy(f"visual.ln_post.{kind}", f"vision_model.final_layer_norm.{kind}")
@@ -104,11 +115,11 @@ def map_keys(keys: Keys) -> dict[str, torch.Tensor | None]:
     copy("token_embedding.weight", "text_model.embeddings.token_embedding.weight")
     copy("positional_embedding", "text_model.embeddings.position_embedding.weight")
     if "image_post2.proj" in keys.left:
-        keys.left.pop("image_post.proj", None)  # superseded in older checkpoints
-        copy("image_post2.proj", "visual_projection.weight", torch.Tensor.t)
+        keys.drop("image_post.proj")  # superseded in older checkpoints
+        copy("image_post2.proj", "visual_projection.weight", transpose)
     else:
-        copy("image_post.proj", "visual_projection.weight", torch.Tensor.t)
-    copy("text_post.proj", "text_projection.weight", torch.Tensor.t)
+        copy("image_post.proj", "visual_projection.weight", transpose)
+    copy("text_post.proj", "text_projection.weight", transpose)
     mapped.update(map_pooler(keys, "visual_proj.", "item_pooler."))
     copy("logit_scale", "logit_scale")
     copy("logit_bias", "logit_bias")

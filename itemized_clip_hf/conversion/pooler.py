@@ -17,7 +17,7 @@ def map_pooler(keys: Keys, source: str, target: str) -> dict[str, torch.Tensor |
         stacked = keys.take(f"{source}attn.in_proj_{kind}", f"{target}{{q,k,v}}_proj.{kind}")
         if stacked is not None:
             for part, tensor in zip("qkv", stacked.chunk(3)):
-                mapped[f"{target}{part}_proj.{kind}"] = tensor
+                mapped[f"{target}{part}_proj.{kind}"] = tensor.clone()
         name = f"{target}out_proj.{kind}"
         mapped[name] = keys.take(f"{source}attn.out_proj.{kind}", name)
     return mapped

@@ -117,13 +117,21 @@ def map_trunk(keys: Keys, layers: int, trunk: str = "visual.trunk.", target: str
         if keys.has(trunk + table):
             copy(table, "embeddings.scan_embedding", lambda rows: rows[0])
     if keys.has(f"{trunk}serienameencoder.") or keys.has(f"{trunk}sne_proj."):
-        encoder = "embeddings.scan_name_encoder."
-        copy("serienameencoder.embed.weight", f"{encoder}embedding.weight")
-        for layer in range(count_layers(keys.left, f"{trunk}serienameencoder.transformer.layers.")):
-            for source, module in _NAME_LAYER.items():
-                copy(f"serienameencoder.transformer.layers.{layer}.{source}", f"{encoder}layers.{layer}.{module}")
-        copy("sne_proj.weight", f"{encoder}projection.weight")
-        copy("sne_proj.bias", f"{encoder}projection.bias")
+        blocks = f"{trunk}serienameencoder.transformer.layers."
+        mapped |= map_names(keys, f"{trunk}serienameencoder.", blocks, count_layers(keys.left, blocks), target)
+        copy("sne_proj.weight", "embeddings.scan_name_encoder.projection.weight")
+        copy("sne_proj.bias", "embeddings.scan_name_encoder.projection.bias")
+    return mapped
+
+
+def map_names(keys: Keys, prefix: str, layers: str, count: int, target: str = "vision_model.") -> dict:
+    """The encoder of sequence names, apart from its last projection."""
+    target = f"{target}embeddings.scan_name_encoder."
+    mapped = {f"{target}embedding.weight": keys.take(f"{prefix}embed.weight", f"{target}embedding.weight")}
+    for layer in range(count):
+        for source, module in _NAME_LAYER.items():
+            name = f"{target}layers.{layer}.{module}"
+            mapped[name] = keys.take(f"{layers}{layer}.{source}", name)
     return mapped
 
 

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from ..processing.geometry_itemized_clip import axis_spacing
 from .reader import mask_reason
 from .study import Scan, Study
+
+logger = logging.get_logger(__name__)
 
 LEVELS = ("note", "warn", "refuse")
 CT_DOMAINS = ("head-ct", "chest-ct")
@@ -179,6 +183,8 @@ def _check_intensities(scan: Scan, domain: str | None, add: Callable, facts: dic
             add(code, "refuse", f"values {low:.0f} to {high:.0f}: {found}", advice)
         elif "no-rescale" in scan.notes:
             add("no-rescale", "warn", scan.notes["no-rescale"], "the values are plausible HU, taken as they are")
+        if (other_part := body_part_problem(scan, domain)) is not None:
+            add("body-part", "warn", *other_part)
     elif domain in MR_DOMAINS:
         if scan.modality is None and _plausible_hu(sample):
             found = f"it looks like CT: values {low:.0f} to {high:.0f}, air and tissue at their Hounsfield units"
@@ -234,6 +240,36 @@ _WRONG_SCALES = (
     ),
     ("inverted", (0, -1024, 1024), -1, "air is brighter than bone", "negate the values"),
 )
+
+
+def body_part_problem(scan: Scan, domain: str | None) -> tuple[str, str] | None:
+    """
+    Whether a CT shows another part of the body than the domain's, by the volume of its voxels with the density of lung (-950 to
+    -600 HU), of which a chest holds litres and a head none but sinuses and the edges of skin: (found, advice).
+    """
+    if domain not in CT_DOMAINS or scan.affine is None or scan.prepared or scan.modality == "MR":
+        return None
+    array = scan.array[::2, ::2, ::2]
+    if array.dtype == np.uint8:
+        return None
+    litres = 8 * float(((array > -950) & (array < -600)).sum()) * float(np.prod(scan.spacing or ())) / 1e6
+    if domain == "head-ct" and litres > _LUNG["most of a head"]:
+        return f"it looks like a chest: {litres:.1f} litres of the density of lung", "use a model of domain chest-ct"
+    if domain == "chest-ct" and litres < _LUNG["least of a chest"]:
+        return (
+            f"no chest is seen: {litres:.1f} litres of the density of lung",
+            "use a model of the part that was scanned",
+        )
+    return None
+
+
+_LUNG = {"most of a head": 2.0, "least of a chest": 1.0}
+
+
+def warn_of_body_part(scan: Any, domain: str | None) -> None:
+    """Logs what `body_part_problem` finds; anything but a scan passes."""
+    if isinstance(scan, Scan) and (problem := body_part_problem(scan, domain)) is not None:
+        logger.warning(f"{scan.name or 'a scan'}, given to a model of domain {domain}: {problem[0]}; {problem[1]}.")
 
 
 def _plausible_hu(values: np.ndarray) -> bool:

@@ -15,7 +15,8 @@ class Domain:
         name: the file's name.
         title: as people call it.
         image: settings of the image processor.
-        text: `context_length`, `lowercase` and the `tokenizer` that the published checkpoints use.
+        text: `context_length`, `lowercase`, and the `tokenizer` that the published checkpoints use: its `vocabulary` comes in
+            a `file`, has a `size` and, where known, a `sha256` of its entries, each followed by a line feed.
         normal_rule: presets of `is_normal`; a study without any rule is never normal.
         objective: weights of the ItemizedCLIP objective.
         baselines: arguments of other objectives, by their names.

@@ -38,6 +38,7 @@ def build_untrained(domain: str, tokenizer, seed: int = 0) -> tuple[ItemizedCLIP
             f"the tokenizer has {len(tokenizer)} entries, the text tower of {domain} {config.text_config.vocab_size}: "
             f"the domain uses {facts.text['tokenizer']}."
         )
+    config.preprocessing = processor.preprocessing()
     return ItemizedCLIPModel(config), processor
 
 
@@ -97,4 +98,6 @@ def load(
     processor = AutoProcessor.from_pretrained(name)
     if tokenizer is not None:
         processor.tokenizer = load_tokenizer(tokenizer, processor.tokenizer.model_max_length)
+    if tokenizer is not None or is_adapter_folder(name):
+        processor.check_model(loaded.config)
     return loaded.eval().to(pick_device(device)), processor

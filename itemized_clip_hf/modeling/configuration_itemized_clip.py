@@ -117,6 +117,8 @@ class ItemizedCLIPConfig(PreTrainedConfig):
         scoring (`str`): how a study is scored with a text: `"items"`, by what the item pooler gathers for it, or `"global"`,
             by the class token; training sets the latter where its objective does not train the pooler (`clip`, `mps`, ...).
         domain (`str`, *optional*): the domain whose facts (preprocessing, prompts, loss weights) belong to this model.
+        preprocessing (`dict`, *optional*): hashes of the processor's settings that this model was made with,
+            `ItemizedCLIPProcessor.preprocessing()`.
     """
 
     model_type = "itemized_clip"
@@ -141,6 +143,7 @@ class ItemizedCLIPConfig(PreTrainedConfig):
     text_pooling: str = "auto"
     scoring: str = "items"
     domain: str | None = None
+    preprocessing: dict | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):

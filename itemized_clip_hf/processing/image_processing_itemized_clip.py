@@ -20,6 +20,26 @@ try:
 except ImportError:
     Image = None  # type: ignore[assignment]
 
+DECISIVE = (
+    "scan_size",
+    "fit",
+    "in_plane_size",
+    "spacing",
+    "orientation",
+    "thickest_axis_first",
+    "windows",
+    "percentiles",
+    "use_scan_names",
+    "num_channels",
+    "do_resize",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
+"""Settings that decide which numbers the model gets of a scan."""
+
 FITS = ("slices", "crop", "stretch", "picture")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -108,7 +128,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     model_input_names = ["pixel_values", "scan_mask"]
 
     # Filled by the installed package: how files are read, and the settings of each domain.
-    reader: ClassVar[Callable[[str], Any] | None] = None
+    reader: ClassVar[Callable[[str, str | None], Any] | None] = None
     presets: ClassVar[Mapping[str, dict]] = {}
 
     domain = None
@@ -269,7 +289,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             raise ImportError(
                 f"reading {path} needs the package: pip install 'itemized-clip-hf[volumes]' and import it, or pass an array."
             )
-        return type(self).reader(path)
+        return type(self).reader(path, self.domain)
 
     def _process_scan(self, name, scan, settings, generator) -> list[ProcessedScan]:
         if settings["scan_size"][0] == 1:

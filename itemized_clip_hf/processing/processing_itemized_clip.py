@@ -1,15 +1,18 @@
 """Studies and items -> everything that the model takes."""
 
 import copy
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+from transformers import PreTrainedConfig
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import BatchEncoding
 from transformers.utils import logging
 
-from .image_processing_itemized_clip import ItemizedCLIPImageProcessor
+from .image_processing_itemized_clip import DECISIVE, ItemizedCLIPImageProcessor
 
 logger = logging.get_logger(__name__)
 
@@ -22,6 +25,15 @@ class ItemizedCLIPProcessorKwargs(ProcessingKwargs, total=False):
 
 if not hasattr(ItemizedCLIPProcessorKwargs, "_defaults") and hasattr(ProcessingKwargs, "_defaults"):
     ItemizedCLIPProcessorKwargs._defaults = {}  # type: ignore[attr-defined]  # older versions of the library look for it
+
+
+def warn_of_differences(made_for: Mapping | None, found: Mapping, model: str) -> None:
+    parts = {"image": "image settings", "text": "vocabulary or case"}
+    for part in [part for part in parts if made_for and made_for.get(part) != found[part]]:
+        logger.warning(
+            f"{parts[part]} of this processor ({found[part]}) are not those that {model} was made with ({made_for[part]}): "  # type: ignore[index]
+            "its scores are not to be relied on. Load the processor that was saved with the model."
+        )
 
 
 class ItemizedCLIPProcessor(ProcessorMixin):
@@ -41,6 +53,36 @@ class ItemizedCLIPProcessor(ProcessorMixin):
     def __init__(self, image_processor=None, tokenizer=None, lowercase: bool = False, **kwargs):
         self.lowercase = lowercase
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As the library's; warns where the model of the same folder was made for other preprocessing."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        try:
+            own = {name: kwargs[name] for name in where if name in kwargs}
+            config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **own)
+        except OSError:  # a processor by itself
+            return processor
+        warn_of_differences(config.get("preprocessing"), processor.preprocessing(), str(pretrained_model_name_or_path))
+        return processor
+
+    def preprocessing(self) -> dict[str, str]:
+        """
+        Hashes of what decides which numbers the model gets: of a scan (`image`), of a text (`text`: vocabulary, case). A
+        model's config keeps those that it was trained with under the same name.
+        """
+        image = {name: getattr(self.image_processor, name, None) for name in DECISIVE}
+        vocabulary = self.tokenizer.get_vocab()
+        text = {"lowercase": self.lowercase, "vocabulary": sorted(vocabulary, key=vocabulary.__getitem__)}
+        parts = {"image": image, "text": text}
+        return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}
+
+    def check_model(self, config) -> None:
+        """Warns where a model's config says that it was made for other preprocessing than this."""
+        warn_of_differences(
+            getattr(config, "preprocessing", None), self.preprocessing(), config.name_or_path or "the model"
+        )
 
     @classmethod
     def from_domain(cls, domain: str, tokenizer, **image_settings) -> "ItemizedCLIPProcessor":

@@ -23,7 +23,7 @@ _BEHAVIOUR = (
     "text_pooling",
 )
 _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-_TOWERS = ("vision_model.encoder.", "text_model.encoder.")
+_TOWERS = ("vision_model.encoder.", "text_model.encoder.", "vision_model.embeddings.scan_name_encoder.layers.")
 
 
 def initialize(model: ItemizedCLIPModel, source: str | Path, accept_license: bool = False) -> list[str]:
@@ -31,8 +31,8 @@ def initialize(model: ItemizedCLIPModel, source: str | Path, accept_license: boo
     Loads into the model, in place, what fits of a source, and logs what does not.
 
     Args:
-        source: folder of a model or of adapters, Hub name, checkpoint of the reference code (ItemizedCLIP, HLIP, FLAIR), or a
-            2-D MAE encoder, which fills the vision tower.
+        source: folder of a model or of adapters, Hub name, checkpoint of the reference code (ItemizedCLIP, HLIP, FLAIR),
+            Prima's with its encoder of sequence names, or a 2-D MAE encoder, which fills the vision tower.
         accept_license: of the published MAE weights, see `ItemizedCLIPVisionModel.from_mae`.
 
     Returns:

@@ -148,6 +148,9 @@ class ItemizedCLIPTrainer(Trainer):
     ):
         args = args if args is not None else ItemizedCLIPTrainingArguments(output_dir="itemized-clip-output")
         domain = load_domain(model.config.domain) if model.config.domain else None
+        if hasattr(processing_class, "preprocessing"):
+            processing_class.check_model(model.config)
+            model.config.preprocessing = processing_class.preprocessing()
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("pass the processor as processing_class, or a data_collator.")

@@ -1,0 +1,171 @@
+"""A checkpoint of the reference code -> a folder that the Auto classes load anywhere, with a report of the way."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from ..data.tokenizer import load_tokenizer
+from ..domains import load_domain
+from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+from ..version import __version__
+from . import convert
+from .parity import compare
+from .vocabulary import check_vocabulary, required_file
+
+REPORT, DOMAIN = "conversion_report.json", "domain.json"
+MAPPING_VERSION = 1
+"""Changes whenever a key of a source comes to mean something else in the model."""
+
+
+def convert_folder(
+    checkpoint: str | os.PathLike,
+    domain: str,
+    output: str | os.PathLike,
+    tokenizer: str | os.PathLike | PreTrainedTokenizerBase | None = None,
+    config: ItemizedCLIPConfig | None = None,
+    accept: Collection[str] = (),
+    overwrite: bool = False,
+) -> dict:
+    """
+    Writes weights (safetensors), configs, code, tokenizer, facts of the domain and the conversion report.
+
+    Args:
+        checkpoint: file of the authors' training code, read as `read_checkpoint` does.
+        domain: whose preprocessing, prompts and architecture belong to it.
+        tokenizer: as `load_tokenizer` takes it, or the tokenizer itself; only its vocabulary file is not in the checkpoint.
+        config: what shapes cannot tell, for other than the published sizes.
+        accept: `other-vocabulary`, see `check_vocabulary`.
+        overwrite: replace what `output` holds.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: as `convert_checkpoint`, for a tokenizer that does not belong to it, for a model that does not give the
+            source's numbers. Nothing is written then.
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    facts = load_domain(domain)
+    if tokenizer is None:
+        raise ValueError(
+            f"a checkpoint holds no vocabulary: pass --tokenizer with {required_file(domain)} ({facts.text['tokenizer']})."
+        )
+    if output.exists() and any(output.iterdir()) and not overwrite:
+        raise ValueError(f"{output} is not empty: choose another folder, or pass --overwrite.")
+    conversion = convert(checkpoint, domain, config)
+    model = conversion.model
+    text = model.config.text_config
+    context = min(facts.text["context_length"], text.max_position_embeddings)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        tokenizer = load_tokenizer(tokenizer, context)
+    vocabulary = check_vocabulary(tokenizer, domain, text.vocab_size, accept)
+    scan_size = list(model.config.vision_config.image_size)
+    settings: dict[str, Any] = {} if scan_size == list(facts.image["scan_size"]) else {"scan_size": scan_size}
+    if "in_plane_size" in facts.image:
+        settings["in_plane_size"] = max(facts.image["in_plane_size"], *scan_size[1:])
+    processor = ItemizedCLIPProcessor.from_domain(domain, tokenizer=tokenizer, **settings)
+    processor.tokenizer.model_max_length = context
+    model.config.preprocessing = processor.preprocessing()
+    parity = compare(conversion)
+    if not parity["clean"]:
+        raise ValueError(
+            f"the converted model does not give the numbers of the source: {parity}. If attention heads or scopes differ from "
+            "those of the domain, pass a config."
+        )
+    report = {
+        "source": {"file": checkpoint.name, "bytes": checkpoint.stat().st_size, "sha256": hash_file(checkpoint)},
+        "family": conversion.family,
+        "domain": domain,
+        "mapping_version": MAPPING_VERSION,
+        "parity": parity,
+        "tensors": len(conversion.state),
+        "values": sum(tensor.numel() for tensor in conversion.state.values()),
+        "keys": conversion.table,
+        "replaced": conversion.dropped,
+        "initial_values": conversion.fresh,
+        "vocabulary": vocabulary,
+        "preprocessing": model.config.preprocessing,
+        "scoring": model.config.scoring,
+        "versions": {
+            "itemized-clip-hf": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    write_folder(output, model, processor, {REPORT: report, DOMAIN: asdict(facts)})
+    return report
+
+
+def hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_folder(output: Path, model, processor, documents: dict[str, dict]) -> None:
+    """All of a model folder or nothing: it is put together beside its place and moved there."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
+        folder = Path(place) / "folder"
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        for name, content in documents.items():
+            (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+        if output.exists():
+            output.rename(Path(place) / "before")
+        folder.rename(output)
+
+
+def put_names(checkpoint: str | os.PathLike, model_folder: str | os.PathLike, output: str | os.PathLike) -> dict:
+    """
+    A model with the encoder of sequence names from a Prima checkpoint instead of its own, which ItemizedCLIP was started from.
+
+    Args:
+        model_folder: a model that has such an encoder.
+
+    Returns:
+        Report: the names that were taken, and how many others the checkpoint holds.
+    """
+    from ..hub.load import load
+    from . import names
+    from .checkpoint import read_state_dict
+
+    state = read_state_dict(checkpoint)
+    if not names.recognise(state):
+        raise ValueError(
+            f"{Path(checkpoint).name} holds no encoder of sequence names; its keys start with {sorted(state)[:3]}."
+        )
+    mapped, keys = names.map_encoder(state)
+    if keys.missing:
+        raise ValueError(f"the encoder of sequence names lacks {', '.join(sorted(keys.missing))}.")
+    model, processor = load(model_folder, "cpu")
+    own = model.state_dict()
+    if not model.config.vision_config.use_scan_name_encoder:
+        raise ValueError(f"{model_folder} has no encoder of sequence names (use_scan_name_encoder is off).")
+    weights = {name: tensor for name, tensor in mapped.items() if tensor is not None}
+    wrong = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
+    if wrong:
+        raise ValueError(f"tensors of another shape than the model's: {', '.join(wrong)}.")
+    model.load_state_dict(weights, strict=False)
+    source = Path(checkpoint)
+    report = {
+        "source": {"file": source.name, "bytes": source.stat().st_size, "sha256": hash_file(source)},
+        "family": "names",
+        "mapping_version": MAPPING_VERSION,
+        "keys": keys.table,
+        "not_used": len(keys.left),
+    }
+    write_folder(Path(output), model, processor, {"names_report.json": report})
+    return report
