@@ -13,7 +13,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .domains import Presets
-from .evaluation.pipeline import ItemizedCLIPPipeline
+from .evaluation.pipeline import ItemizedCLIPImagePipeline, ItemizedCLIPPipeline
 from .modeling.configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCLIPVisionConfig
 from .modeling.modeling_itemized_clip import ItemizedCLIPModel, ItemizedCLIPPreTrainedModel, ItemizedCLIPVisionModel
 from .processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
@@ -80,6 +80,8 @@ def _register():
     PIPELINE_REGISTRY.register_pipeline(
         "zero-shot-study-classification", pipeline_class=ItemizedCLIPPipeline, pt_model=AutoModel, type="multimodal"
     )
+    # The library's class for all other models, and for theirs a subclass of it that scores each label by itself.
+    PIPELINE_REGISTRY.supported_tasks["zero-shot-image-classification"]["impl"] = ItemizedCLIPImagePipeline
     LOSS_MAPPING["ItemizedCLIP"] = _default_loss
     ItemizedCLIPImageProcessor.reader = staticmethod(_read_file)
     ItemizedCLIPImageProcessor.presets = Presets(lambda domain: domain.image)

@@ -186,29 +186,41 @@ def explain_items(
     encoded = processor(text=items, return_tensors="pt").to(model.device)
     with torch.no_grad():
         item_embeds = model.get_text_features(encoded["input_ids"], encoded["attention_mask"]).pooler_output
-    attention = attention_maps(model, inputs, item_embeds)[0].float().cpu().numpy()
+    attention = attention_maps(model, inputs, item_embeds)[0]
+    yield from paint_items(attention, items, scans, model.config.vision_config.patch_size, order)
 
+
+def paint_items(
+    attention: torch.Tensor, items: list[str], scans: list, patch_size, order: str = "linear"
+) -> Iterator[list[HeatMap]]:
+    """
+    Heat maps of items whose attention over a study is known, item by item: a list with one map per scan.
+
+    Args:
+        attention: (M, L) from `attend`; tokens of padded scans, behind those of the real ones, are passed over.
+        scans: processed scans of the study.
+    """
     scan_size = tuple(scans[0].pixel_values.shape[1:])
-    patch = model.config.vision_config.patch_size
-    grid = tuple(voxels // size for voxels, size in zip(scan_size, patch))
-    attention = attention.reshape(len(items), len(scans), *grid)
-    total = np.maximum(attention.sum(axis=(1, 2, 3, 4), keepdims=True), 1e-12)
-    relative = attention / total * attention[0].size
+    grid = tuple(voxels // size for voxels, size in zip(scan_size, patch_size))
+    values = attention.float().cpu().numpy()[:, : len(scans) * int(np.prod(grid))]
+    values = values.reshape(len(items), len(scans), *grid)
+    total = np.maximum(values.sum(axis=(1, 2, 3, 4), keepdims=True), 1e-12)
+    relative = values / total * values[0].size
     sources = [source_array(scan) for scan in scans]
     picture = scan_size[0] == 1
     for k, item in enumerate(items):
         maps = []
         for n, (scan, source) in enumerate(zip(scans, sources)):
             shape = (1, *source.shape[:2]) if picture else source.shape
-            values = token_map_to_source(relative[k, n], scan.to_source, scan_size, shape, order)
+            painted = token_map_to_source(relative[k, n], scan.to_source, scan_size, shape, order)
             maps.append(
                 HeatMap(
                     item=item,
                     scan_name=scan.name,
-                    values=values[0] if picture else values,
+                    values=painted[0] if picture else painted,
                     affine=getattr(scan.source, "affine", None),
                     source=source,
-                    share=float(attention[k, n].sum() / total[k].item()),
+                    share=float(values[k, n].sum() / total[k].item()),
                     tokens=relative[k, n],
                     voxel_to_token=source_to_token(scan.to_source, scan_size, grid),
                 )

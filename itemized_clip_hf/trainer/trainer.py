@@ -15,16 +15,18 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from transformers.utils import logging
 
 from ..domains import load_domain
 from ..hub.adapters import add_lora, has_adapters, load_adapter_weights, save_adapters
+from ..hub.card_callback import CardCallback, write_card
+from ..hub.push import licensed, push_folder
 from .cached import KeepPixelsOnHost, cached_encoding
 from .collator import ItemizedCLIPCollator
 from .gather import rank, world_size
 from .lost_process import limit_waiting, lost_processes_named, process_addresses
-from .objectives import Objective, StudyTextObjective, load_objective
+from .objectives import Objective, StudyTextObjective, load_objective, objective_name
 from .sampler import SeededDataset, SeededSampler
 from .training_args import ItemizedCLIPTrainingArguments
 
@@ -151,6 +153,7 @@ class ItemizedCLIPTrainer(Trainer):
         if hasattr(processing_class, "preprocessing"):
             processing_class.check_model(model.config)
             model.config.preprocessing = processing_class.preprocessing()
+        self.card: CardCallback | None = None
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("pass the processor as processing_class, or a data_collator.")
@@ -169,6 +172,11 @@ class ItemizedCLIPTrainer(Trainer):
                 weights = {**domain.weights(args.objective), **weights}
             objective = load_objective(args.objective, **weights)
         self.objective: Objective = objective
+        if args.push_to_hub and not licensed(cast(str, args.output_dir), args.hub_license):
+            raise ValueError(
+                "push_to_hub needs the licence of the weights: pass hub_license, as the Hub calls it (e.g. cc-by-nc-4.0), or "
+                "state it in card.yaml in the output folder."
+            )
         if isinstance(objective, StudyTextObjective) and isinstance(data_collator, ItemizedCLIPCollator):
             data_collator = replace(data_collator, join_items=objective.join_items)
         if args.lora is not None:
@@ -213,6 +221,13 @@ class ItemizedCLIPTrainer(Trainer):
             raise ValueError("adapters are not saved from sharded models: train them without FSDP and DeepSpeed.")
         self.add_callback(ClampLogitScale())
         self.add_callback(SeedByRank())
+        if model.config.domain:
+            settings = {name: value for name, value in vars(objective).items() if isinstance(value, (int, float, str))}
+            source = str(model.config.name_or_path or "")
+            on_hub = source if source.count("/") == 1 and not Path(source).exists() else None
+            studies = len(train_dataset) if hasattr(train_dataset, "__len__") else None
+            self.card = CardCallback(model.config.domain, (objective_name(objective), settings), on_hub, studies)
+            self.add_callback(self.card)
         # Evaluation asks the model for a loss although there are no labels.
         self.can_return_loss = True
         self._processes: list[tuple[str, int]] = []
@@ -366,6 +381,41 @@ class ItemizedCLIPTrainer(Trainer):
         if not has_adapters(self.model):
             return super()._load_best_model()
         load_adapter_weights(self.model, cast(str, self.state.best_model_checkpoint))
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """`card.yaml` and `README.md` in the output folder, see `hub/card_callback.py`."""
+        if self.card is not None and self.is_world_process_zero():
+            write_card(cast(str, self.args.output_dir), self.card.facts(self.args, self.state, self.model))
+
+    def push_to_hub(
+        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
+    ):
+        """Saves and uploads what `hub.push.push_folder` publishes, after its checks; waits for the upload."""
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card()
+        return self._push(cast(str, self.args.output_dir), commit_message, token, revision, private)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self.card is not None:
+            write_card(checkpoint_folder, self.card.facts(self.args, self.state, self.model))
+        self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}", None, None, None)
+
+    def _push(self, folder: str, message: str, token: str | None, revision: str | None, private: bool | None) -> dict:
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        return push_folder(
+            folder,
+            cast(str, self.hub_model_id),
+            bool(self.args.hub_private_repo if private is None else private),
+            license=cast(ItemizedCLIPTrainingArguments, self.args).hub_license,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            message=message,
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         micro_batch_size = self.args.cached_micro_batch_size if model.training else None

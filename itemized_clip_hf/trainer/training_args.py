@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_available
+from transformers.trainer_utils import HubStrategy
 
 from ..hub.adapters import LoraSettings
 
@@ -27,6 +28,7 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
         max_items (`int`): item slots K of a study.
         max_scans (`int`): most scans of a study in training.
         scan_fill (`str`): `"mask"` or `"repeat"`, see the collator.
+        hub_license (`str`): licence of the weights, as the Hub calls it; `push_to_hub` needs it, or a `card.yaml` with it.
         diverse_sampling (`dict`): `{"max_merged": 3, "consecutive_prob": 0.5}` for 2-D captions.
     """
 
@@ -40,6 +42,7 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     max_scans: int = 10
     scan_fill: str = "mask"
     diverse_sampling: dict | str | None = None
+    hub_license: str | None = None
 
     learning_rate: float = 1.75e-4
     weight_decay: float = 0.2
@@ -61,6 +64,11 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
                 "parameters, gradients and optimizer state too."
             )
         super().__post_init__()
+        if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"hub_strategy is {self.hub_strategy.value!r}: optimizer states and pickled arguments are not uploaded; choose "
+                "'end' or 'every_save'."
+            )
         frozen = {"text": self.freeze_text, "vision": self.freeze_vision}
         for tower, mode in frozen.items():
             if mode not in (False, True, "except_layernorm"):

@@ -48,11 +48,77 @@ def test_studies(saved):
     assert classify(study, candidate_labels=ITEMS[0])[0]["label"] == ITEMS[0]
 
 
-def test_pictures(saved):
-    _, folder = saved(
+def test_pictures(saved, tmp_path):
+    model, folder = saved(
         "remote-sensing", {"scan_size": [1, 16, 16]}, num_channels=3, image_size=[1, 16, 16], patch_size=[1, 8, 8]
     )
     classify = pipeline("zero-shot-image-classification", model=folder)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
     results = classify(picture, candidate_labels=["left frontal mass", "bleed"])
     assert {result["label"] for result in results} == {"left frontal mass", "bleed"}
+    # each label by itself, whatever the others are
+    alone = classify(picture, candidate_labels=["bleed"])
+    assert alone[0]["score"] == pytest.approx(next(r["score"] for r in results if r["label"] == "bleed"), abs=1e-6)
+    inputs = classify.processor(images=picture, text=["bleed"], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs).logits_per_image.sigmoid().item()
+    assert alone[0]["score"] == pytest.approx(expected, abs=1e-5)
+    picture.save(tmp_path / "picture.png")
+    prompts = {"bleed": ["bleed", "a bleed"], "mass": "left frontal mass"}
+    both = classify([picture, str(tmp_path / "picture.png")], candidate_labels=prompts, batch_size=2, heat_maps=True)
+    assert both[0][0]["heat_maps"][0].values.shape == (40, 30)
+    assert [r["score"] for r in both[0]] == pytest.approx([r["score"] for r in both[1]], abs=1e-6)
+
+
+def test_other_models_of_the_library_are_left_alone(tmp_path):
+    """A CLIP of the library shares one softmax among the labels, as before."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": 12, "bos_token_id": 10, "eos_token_id": 11, "max_position_embeddings": 16}
+    vision = {**tower, "image_size": 16, "patch_size": 8}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+    words = Tokenizer(models.WordLevel({**{w: i for i, w in enumerate("pad a dog cat".split())}, "end": 11}, "pad"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad", eos_token="end", unk_token="pad")
+    images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    classify = pipeline("zero-shot-image-classification", model=clip, tokenizer=tokenizer, image_processor=images)
+    picture = Image.fromarray(np.zeros((20, 20, 3), np.uint8))
+    results = classify(picture, candidate_labels=["dog", "cat", "a"], hypothesis_template="{} end")
+    assert sum(result["score"] for result in results) == pytest.approx(1)
+
+
+def test_batches_give_the_scores_of_single_studies(saved):
+    _, folder = saved("brain-mri", {"scan_size": [8, 16, 16], "in_plane_size": 16})
+    rng = np.random.default_rng(0)
+    studies = [{f"AX_{i}": rng.normal(size=(6, 16, 16)) for i in range(count)} for count in (1, 3, 2)]
+    classify = pipeline("zero-shot-study-classification", model=folder, batch_size=3)
+    together = classify(studies, candidate_labels=ITEMS)
+    for study, found in zip(studies, together):
+        alone = {r["label"]: r["score"] for r in classify([study], candidate_labels=ITEMS, batch_size=1)[0]}
+        assert {r["label"]: r["score"] for r in found} == pytest.approx(alone, abs=1e-5)
+
+
+def test_heat_maps_are_those_of_explain(saved):
+    from itemized_clip_hf.explain.maps import explain_study
+
+    model, folder = saved("brain-mri", {"scan_size": [8, 16, 16], "in_plane_size": 16})
+    rng = np.random.default_rng(0)
+    study = {"AX_T1": rng.normal(size=(6, 16, 20)), "AX_T2": rng.normal(size=(7, 18, 16))}
+    classify = pipeline("zero-shot-study-classification", model=folder, batch_size=2)
+    found = classify([study, {"AX_T1": study["AX_T1"]}], candidate_labels=ITEMS[:2], heat_maps=True)
+    assert len(found[1][0]["heat_maps"]) == 1
+    for entry in found[0]:
+        expected = explain_study(model, classify.processor, study, [entry["label"]])
+        assert [heat.scan_name for heat in entry["heat_maps"]] == ["AX_T1", "AX_T2"]
+        for heat, other in zip(entry["heat_maps"], expected):
+            np.testing.assert_allclose(heat.values, other.values, atol=1e-4)
+            assert heat.share == pytest.approx(other.share, abs=1e-5) and heat.item == entry["label"]
+
+
+def test_a_volume_model_is_no_picture_model(saved):
+    _, folder = saved("brain-mri", {"scan_size": [8, 16, 16], "in_plane_size": 16})
+    classify = pipeline("zero-shot-image-classification", model=folder)
+    with pytest.raises(ValueError, match="zero-shot-study-classification"):
+        classify(Image.new("RGB", (20, 20)), candidate_labels=["bleed"])

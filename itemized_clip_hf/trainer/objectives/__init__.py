@@ -8,7 +8,15 @@ from .base import Draws, Objective, StudyTextObjective
 
 _HELPERS = {"base", "blocks", "functional", "fused", "plain"}
 
-__all__ = ["Draws", "Objective", "StudyTextObjective", "available_objectives", "default_loss", "load_objective"]
+__all__ = [
+    "Draws",
+    "Objective",
+    "StudyTextObjective",
+    "available_objectives",
+    "default_loss",
+    "load_objective",
+    "objective_name",
+]
 
 
 def available_objectives() -> list[str]:
@@ -30,6 +38,11 @@ def load_objective(name: str, **weights) -> Objective:
     if unknown:
         raise ValueError(f"objective {name!r} takes no {unknown}; it takes {known}.")
     return objective(**weights)
+
+
+def objective_name(objective: Objective) -> str:
+    """Name of the file that an objective is defined in."""
+    return type(objective).__module__.rpartition(".")[2]
 
 
 def default_loss(config=None, **features):

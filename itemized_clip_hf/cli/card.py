@@ -1,0 +1,46 @@
+"""Write the model card of a folder, or of a file of facts."""
+
+import click
+
+
+@click.command()
+@click.option("-m", "--model", metavar="DIR", help="Model folder: its card.yaml, configs and reports are the facts.")
+@click.option(
+    "-i", "--input", "facts_file", metavar="FILE", help="Facts (YAML) instead of a folder's, e.g. of hub_cards/."
+)
+@click.option("--results", multiple=True, metavar="FILE", help="Results of `evaluate` to show; repeat for several.")
+@click.option("--name", metavar="ORG/NAME", help="Name of the repository.")
+@click.option(
+    "--license", "license_id", metavar="ID", help="Licence of the weights, as the Hub calls it, e.g. cc-by-nc-4.0."
+)
+@click.option("-o", "--output", metavar="FILE", help="Where to; README.md in the folder by default.")
+@click.option("--overwrite", is_flag=True, help="Replace a README.md that somebody has edited.")
+def command(model, facts_file, results, name, license_id, output, overwrite):
+    """
+    Write a model card.
+
+    Facts that only a person knows (licence, data, population) come from card.yaml in the folder; edit it and run this again.
+    What is not stated there is said not to be stated.
+    """
+    from pathlib import Path
+
+    from itemized_clip_hf.hub.card import CARD, FACTS, CardFacts, add_results, card_text, facts_of_folder
+
+    if (model is None) == (facts_file is None):
+        raise click.UsageError("pass a model folder (-m) or a file of facts (-i).")
+    if facts_file is not None and output is None:
+        raise click.UsageError("pass -o FILE.md for the card of a file of facts.")
+    facts = CardFacts.read(facts_file) if model is None else facts_of_folder(model)
+    path = Path(output) if output is not None else Path(model) / CARD
+    if model is not None and path.exists() and path.read_text(encoding="utf-8") != card_text(facts) and not overwrite:
+        raise ValueError(f"{path} has been edited, or made from other facts: pass --overwrite to replace it.")
+    facts.name = name or facts.name
+    facts.license = license_id or facts.license
+    add_results(facts, results)
+    path.write_text(card_text(facts), encoding="utf-8")
+    if model is not None:
+        facts.write(Path(model) / FACTS)
+    click.echo(str(path))
+    empty = [part for part in ("license", "training_data", "access", "population") if not getattr(facts, part)]
+    if empty:
+        click.echo(f"not stated: {', '.join(empty)}", err=True)

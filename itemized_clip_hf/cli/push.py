@@ -1,0 +1,35 @@
+"""Upload a model folder to the Hub, after its checks."""
+
+import json
+
+import click
+
+from itemized_clip_cli import json_option
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@click.argument("name", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--dry-run", is_flag=True, help="All checks, and the list of files, but no upload.")
+@click.option("--license", "license_id", metavar="ID", help="Licence of the weights, as the Hub calls it.")
+@click.option("--revision", metavar="BRANCH", help="Branch to commit to.")
+@json_option
+def command(folder, name, private, dry_run, license_id, revision, as_json):
+    """
+    Upload FOLDER as ORG/NAME.
+
+    Refused without a licence, with possible patient data in its texts, or if it does not load in a new process, with the
+    package and from its own code. Only files of the model are uploaded; quarantine lists, scores and checkpoints stay.
+    """
+    from itemized_clip_hf.hub.push import push_folder
+
+    result = push_folder(folder, name, private, dry_run, license_id, revision=revision)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    click.echo(f"{'would upload' if dry_run else 'uploaded'}: {', '.join(result['files'])}")
+    if result["left_out"]:
+        click.echo(f"left out: {', '.join(result['left_out'])}")
+    if result["url"]:
+        click.echo(result["url"])

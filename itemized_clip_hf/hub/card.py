@@ -1,0 +1,302 @@
+"""
+Model cards: facts in YAML -> metadata and text that the Hub understands.
+
+What a person has to say (licence, data, population) stays empty until somebody says it, and the card says that it is empty.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..domains import Domain, load_domain
+
+FACTS, CARD = "card.yaml", "README.md"
+UNKNOWN_LICENSE = "unknown"
+PIPELINES = {True: "zero-shot-image-classification", False: "zero-shot-study-classification"}
+
+_TEMPLATE = Path(__file__).with_name("card_template.md")
+_COUNTS = {"mean_rank", "median_rank", "worst_rank", "MLL"}
+
+
+@dataclass
+class CardFacts:
+    """
+    What a card is made of; a folder keeps it in `card.yaml`.
+
+    Args:
+        name: of the repository, `ORG/NAME`.
+        domain: whose preprocessing and prompts belong to the model.
+        title, summary: for the head of the card; from the domain if empty.
+        license: the Hub's identifier of the weights' licence; None until somebody states it. `other` needs `license_name` and
+            `license_link`.
+        license_note: what limits the licence, e.g. that of weights it was trained from.
+        base_models: Hub names of the weights that it was trained from.
+        training_data, access, population: what it was trained on, who can get that, and whom it shows.
+        training: name -> value of the procedure.
+        paper: figures that the paper reports, `{"benchmark", "metric", "value", "source"}` and, for others, `comparison`.
+        measured: figures of `itemized-clip evaluate`, from `measured_figures`.
+        converted: source hash, parity and versions of a converted checkpoint.
+        intended_use, out_of_scope, limits: sentences that are added to those that hold for every model.
+        citation: BibTeX.
+        data_terms: what the licence of the data asks for.
+        image: settings of its image processor where they differ from the domain's.
+    """
+
+    name: str
+    domain: str
+    title: str = ""
+    summary: str = ""
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    license_note: str = ""
+    base_models: list[str] = field(default_factory=list)
+    training_data: str = ""
+    access: str = ""
+    population: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    paper: list[dict] = field(default_factory=list)
+    measured: list[dict] = field(default_factory=list)
+    converted: dict[str, Any] = field(default_factory=dict)
+    intended_use: list[str] = field(default_factory=list)
+    out_of_scope: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
+    citation: str = ""
+    data_terms: str = ""
+    image: dict[str, Any] = field(default_factory=dict)
+    scoring: str = "items"
+
+    @classmethod
+    def read(cls, path: str | Path) -> "CardFacts":
+        """From a YAML file; unknown keys are errors."""
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds no facts of a card: expected keys such as name and domain.")
+        unknown = sorted(set(content) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"{path}: unknown keys {unknown}; facts are {list(cls.__dataclass_fields__)}.")
+        missing = sorted({"name", "domain"} - set(content))
+        if missing:
+            raise ValueError(f"{path} lacks {missing}.")
+        return cls(**content)
+
+    def write(self, path: str | Path) -> None:
+        kept = {name: value for name, value in asdict(self).items() if value not in ("", [], {})}
+        Path(path).write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
+
+
+def facts_of_folder(folder: str | os.PathLike, name: str | None = None) -> CardFacts:
+    """
+    Facts of a model folder: those of its `card.yaml`, and what its configs and its conversion report say.
+
+    Args:
+        name: of the repository; needed where `card.yaml` has none.
+    """
+    folder = Path(folder)
+    config = _read_json(folder / "config.json")
+    if (folder / FACTS).exists():
+        facts = CardFacts.read(folder / FACTS)
+    else:
+        domain = config.get("domain")
+        if domain is None:
+            raise ValueError(
+                f"{folder} does not say which domain it belongs to: write {FACTS} with `name` and `domain`, see the cards in "
+                "hub_cards/."
+            )
+        facts = CardFacts(name=name or folder.resolve().name, domain=domain)
+    facts.name = name or facts.name
+    facts.scoring = config.get("scoring", facts.scoring)
+    processor = _read_json(folder / "processor_config.json").get("image_processor", {})
+    own = load_domain(facts.domain).image
+    facts.image = {k: processor[k] for k in own if k in processor and _plain(processor[k]) != _plain(own[k])}
+    report = _read_json(folder / "conversion_report.json")
+    if report:
+        facts.converted = {
+            "file_sha256": report["source"]["sha256"],
+            "tensors": len(report["keys"]),
+            "largest difference of a similarity": f"{report['parity']['similarity']:.0e}",
+            "vocabulary confirmed": report["vocabulary"]["confirmed"],
+            "versions": report["versions"],
+        }
+    return facts
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def measured_figures(results: Mapping[str, Any]) -> list[dict]:
+    """Rows of `CardFacts.measured` from the results of `itemized-clip evaluate`: the mean of every table, with its interval."""
+    rows = []
+    for table, content in results["tables"].items():
+        for metric, figure in content["mean"].items():
+            if figure["value"] is None:
+                continue
+            rows.append(
+                {
+                    "benchmark": f"{results['title'] or results['protocol']}{f', {table}' if table else ''}",
+                    "dataset": results["protocol"],
+                    "metric": metric,
+                    "value": round(figure["value"], 4),
+                    "low": None if figure.get("low") is None else round(figure["low"], 4),
+                    "high": None if figure.get("high") is None else round(figure["high"], 4),
+                    "studies": content["studies"],
+                    "data_sha256": results["data"]["sha256"],
+                    "model_sha256": results["model"]["sha256"],
+                }
+            )
+    return rows
+
+
+def render(facts: CardFacts) -> ModelCard:
+    """The card; the same facts give the same bytes."""
+    domain = load_domain(facts.domain)
+    picture = domain.image["scan_size"][0] == 1
+    return ModelCard.from_template(
+        metadata(facts, domain),
+        template_path=str(_TEMPLATE),
+        facts=facts,
+        domain=domain,
+        picture=picture,
+        contract=input_contract({**domain.image, **facts.image}, domain),
+        paper=[_show(row) for row in facts.paper],
+        measured=[_show(row) for row in facts.measured],
+        prompts={label: prompts[0] for label, prompts in list(domain.prompts.items())[:2]},
+        snippet=snippet(facts, domain),
+        license=facts.license or UNKNOWN_LICENSE,
+    )
+
+
+def metadata(facts: CardFacts, domain: Domain) -> ModelCardData:
+    """YAML header: library, task, licence, base models, tags and the `model-index` of all figures."""
+    tags = ["itemized_clip", "zero-shot", "vision-language", facts.domain]
+    if facts.domain in ("brain-mri", "head-ct", "chest-ct"):
+        tags += ["medical", "radiology", "3d", "not-a-medical-device"]
+    results = [_eval_result(row, " (reported by the paper)") for row in facts.paper]
+    results += [_eval_result(row, "") for row in facts.measured]
+    about: dict[str, Any] = {"base_model": facts.base_models} if facts.base_models else {}
+    if facts.license_name:
+        about |= {"license_name": facts.license_name, "license_link": facts.license_link}
+    return ModelCardData(
+        language="en",
+        license=facts.license or UNKNOWN_LICENSE,
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        tags=tags,
+        model_name=facts.name.rpartition("/")[2],
+        eval_results=results or None,
+        **about,
+    )
+
+
+def _eval_result(row: Mapping[str, Any], remark: str) -> EvalResult:
+    return EvalResult(
+        task_type="zero-shot-image-classification",
+        task_name="zero-shot scores of items",
+        dataset_type=row.get("dataset") or "".join(c if c.isalnum() else "-" for c in row["benchmark"].lower()),
+        dataset_name=row["benchmark"],
+        metric_type=row["metric"],
+        metric_name=f"{row['metric']}{remark}",
+        metric_value=row["value"],
+    )
+
+
+def _show(row: Mapping[str, Any]) -> dict:
+    """A row with its value and interval as text, shares in percent."""
+    plain = row["metric"] in _COUNTS or row.get("unit") == "plain"
+    factor, digits = (1, 2) if plain else (100, 1)
+    if "source" in row:  # as printed
+        return {**row, "shown": f"{row['value']}"}
+    text = f"{factor * row['value']:.{digits}f}"
+    if row.get("low") is not None:
+        text += f" ({factor * row['low']:.{digits}f} to {factor * row['high']:.{digits}f})"
+    return {**row, "shown": text}
+
+
+def input_contract(image: Mapping[str, Any], domain: Domain) -> list[tuple[str, str]]:
+    """What the model expects of an image, name -> value; the processor of the folder does it."""
+    depth, height, width = image["scan_size"]
+    rows = []
+    if depth == 1:
+        rows.append(("Image", f"{image['num_channels']} channels (RGB), 8 bits"))
+        rows.append(("Size", f"shortest side to {min(height, width)} px (bicubic), centre crop {height} x {width} px"))
+    else:
+        study = "several scans, each with its sequence name" if image["multi_scan"] else "one scan"
+        rows.append(("Study", study))
+        stored = "as stored, (z, y, x)" if image.get("orientation") is None else f"brought to {image['orientation']}"
+        rows.append(("Orientation", f"{stored}; files without geometry are taken as they are, depth first"))
+        if image.get("spacing"):
+            rows.append(
+                ("Spacing", f"resampled to {' x '.join(f'{s:g}' for s in image['spacing'])} mm (depth, height, width)")
+            )
+        else:
+            rows.append(("Spacing", "not resampled; every scan is fitted to the size below"))
+        if image.get("windows"):
+            windows = ", ".join(
+                f"{name or 'window'} {low} to {high} HU" for name, (low, high) in image["windows"].items()
+            )
+            rows.append(("Intensity", f"Hounsfield units; {windows}, each to [0, 1]"))
+        else:
+            low, high = image["percentiles"]
+            rows.append(("Intensity", f"raw magnitudes; percentiles {low:g} and {high:g} of a volume become 0 and 1"))
+        rows.append(("Size", f"{depth} x {height} x {width} voxels (depth, height, width)"))
+    mean, std = (", ".join(f"{v:g}" for v in image[name]) for name in ("image_mean", "image_std"))
+    rows.append(("Normalisation", f"mean {mean}; standard deviation {std}"))
+    lower = ", lower-cased" if domain.text["lowercase"] else ""
+    rows.append(
+        (
+            "Text",
+            f"one item at a time, at most {domain.text['context_length']} tokens{lower}; {domain.text['tokenizer']}",
+        )
+    )
+    return rows
+
+
+STUDIES = {
+    "brain-mri": '{"AX_T2": "study/AX_T2.nii.gz", "AX_FLAIR": "study/AX_FLAIR.nii.gz"}',
+    "head-ct": '{"AX_HEAD": "study/AX_HEAD.nii.gz"}',
+    "chest-ct": '"study/chest.nii.gz"',
+    "remote-sensing": '"picture.jpg"',
+    "natural-images": '"picture.jpg"',
+}
+"""What the example of a card scores."""
+
+
+def snippet(facts: CardFacts, domain: Domain) -> str:
+    """Python that scores two prompts; tests run it."""
+    labels = [prompts[0] for prompts in domain.prompts.values()][:2] or ["a dog", "a red car"]
+    picture = domain.image["scan_size"][0] == 1
+    lines = [
+        "import itemized_clip_hf  # pip install itemized-clip-hf",
+        "from transformers import pipeline",
+        "",
+        f'classify = pipeline("{PIPELINES[picture]}", model="{facts.name}")',
+        f"image = {STUDIES[facts.domain]}",
+        f"for found in classify(image, candidate_labels={json.dumps(labels)}):",
+        '    print(found["label"], found["score"])  # each label is scored by itself',
+    ]
+    return "\n".join(lines)
+
+
+def add_results(facts: CardFacts, files: Iterable[str | Path]) -> CardFacts:
+    """Figures of results files take the place of earlier ones of the same benchmark and metric."""
+    for path in files:
+        fresh = measured_figures(json.loads(Path(path).read_text()))
+        keys = {(row["benchmark"], row["metric"]) for row in fresh}
+        facts.measured = [row for row in facts.measured if (row["benchmark"], row["metric"]) not in keys] + fresh
+    return facts
+
+
+def card_text(facts: CardFacts) -> str:
+    """The whole of `README.md`."""
+    return render(facts).content.rstrip("\n") + "\n"

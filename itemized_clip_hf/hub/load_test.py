@@ -1,0 +1,87 @@
+"""
+Whether a model folder loads and runs: in a process with the package, and in one without it from the folder's own code, offline.
+
+Run as a script, this file is such a process, so that it must not import the package at its top.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+SECONDS = 600
+
+
+def run_load_test(folder: str | os.PathLike) -> None:
+    """
+    Loads model and processor through the Auto classes and scores a generated image, with the package and without; both have to
+    give the same numbers.
+
+    Raises:
+        ValueError: with the last line of what the process printed.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        for mode in ("package", "folder"):
+            environment = {
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "HF_MODULES_CACHE": os.path.join(place, f"modules-{mode}"),
+                "TOKENIZERS_PARALLELISM": "false",
+            }
+            command = [sys.executable, os.path.abspath(__file__), os.path.abspath(folder), mode, place]
+            try:
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+            except subprocess.TimeoutExpired:
+                raise ValueError(f"{folder} fails its load test: it did not end within {SECONDS} s.") from None
+            if done.returncode:
+                where = "with the package" if mode == "package" else "from its own code, without the package"
+                last = (done.stderr.strip().splitlines() or ["the process died"])[-1]
+                raise ValueError(f"{folder} fails its load test {where}: {last}")
+
+
+def load_and_score(folder: str, mode: str, place: str) -> None:
+    if mode == "folder":
+        hide("itemized_clip_hf")
+    else:
+        import itemized_clip_hf  # noqa: F401
+    import torch
+    from transformers import AutoModel, AutoProcessor
+
+    trust = {"trust_remote_code": True} if mode == "folder" else {}
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, **trust).eval()
+    processor = AutoProcessor.from_pretrained(folder, **trust)
+    size = processor.image_processor.scan_size
+    generator = torch.Generator().manual_seed(0)
+    picture = size[0] == 1
+    scan = (
+        torch.rand(3, size[1] + 3, size[2], generator=generator) if picture else torch.rand(*size, generator=generator)
+    )
+    inputs = processor(images=[[scan]], text=["a finding", "another one"], return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs)
+    if not (outputs.logits_per_image.shape == (1, 2) and outputs.logits_per_image.isfinite().all()):
+        raise SystemExit(f"logits of shape {tuple(outputs.logits_per_image.shape)}, or not finite")
+    found = {"logits": outputs.logits_per_image, "embeds": outputs.image_embeds, "items": outputs.item_embeds}
+    first = os.path.join(place, "outputs.pt")
+    if mode == "package":
+        torch.save(found, first)
+        return
+    for name, expected in torch.load(first, weights_only=True).items():
+        if not torch.allclose(found[name], expected, atol=1e-4, rtol=1e-4):
+            raise SystemExit(f"{name} differ from those of the package; its code may be of another version")
+
+
+def hide(package: str) -> None:
+    import importlib.abc
+
+    class Hidden(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == package:
+                raise ModuleNotFoundError(f"{name} is hidden for the load test")
+
+    sys.meta_path.insert(0, Hidden())
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # the folder of this file
+    load_and_score(*sys.argv[1:])
