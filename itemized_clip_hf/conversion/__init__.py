@@ -45,8 +45,11 @@ def _build_config(family, state: dict[str, torch.Tensor], domain: str, config) -
     vision, text = family.vision_facts(state), family.text_facts(state)
     if config is None:
         architecture = load_domain(domain).architecture
-        vision["num_attention_heads"] = vision["hidden_size"] // _HEAD_DIM
-        text["num_attention_heads"] = text["hidden_size"] // _HEAD_DIM
+        for tower, known in ((vision, architecture["vision_config"]), (text, architecture["text_config"])):
+            same = tower["hidden_size"] == known.get("hidden_size")
+            tower["num_attention_heads"] = (
+                known["num_attention_heads"] if same else max(tower["hidden_size"] // _HEAD_DIM, 1)
+            )
         layers = vision["num_hidden_layers"]
         scopes = architecture["vision_config"]["attention_scopes"]
         if len(scopes) != layers:
@@ -64,7 +67,11 @@ def _build_config(family, state: dict[str, torch.Tensor], domain: str, config) -
                     "right? If it is, pass a config."
                 )
         return ItemizedCLIPConfig(
-            vision_config=vision, text_config=text, projection_dim=family.projection_dim(state), domain=domain
+            vision_config=vision,
+            text_config=text,
+            projection_dim=family.projection_dim(state),
+            num_pooler_heads=architecture["num_pooler_heads"],
+            domain=domain,
         )
     vision = _merge(config.vision_config.to_dict(), vision, "vision_config")
     text = _merge(config.text_config.to_dict(), text, "text_config")

@@ -170,7 +170,7 @@ def read_records(
     shards = sorted(path.glob("data/*.parquet"))
     if shards:
         return Records(load_parquet(shards), path, **columns)
-    return Records(list_studies(path), path, **columns)
+    return Records(list_studies(path.absolute()), path, **columns)
 
 
 def list_studies(path: Path) -> list[dict]:

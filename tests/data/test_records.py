@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,3 +122,16 @@ def test_tokenizer_errors(tmp_path):
     (tmp_path / "vocab.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match="lacks"):
         load_tokenizer(tmp_path / "vocab.txt")
+
+
+def test_relative_folders(write_volume, tmp_path, monkeypatch):
+    """A folder named from where the user stands, not from the root."""
+    for study in ("a", "b"):
+        write_volume(f"studies/{study}/T1.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    for source, ids in (("studies", ["a", "b"]), ("studies/a", ["a"]), ("./studies", ["a", "b"])):
+        records = read_records(source)
+        assert [records[i]["id"] for i in range(len(records))] == ids
+        assert all(Path(records[i]["images"]).exists() for i in range(len(records)))
+    monkeypatch.chdir(tmp_path / "studies" / "a")
+    assert read_records(".")[0]["id"] == "a"
