@@ -402,9 +402,10 @@ class ItemizedCLIPTrainer(Trainer):
             return
         if self.card is not None:
             write_card(checkpoint_folder, self.card.facts(self.args, self.state, self.model))
-        self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}", None, None, None)
+        message = f"Training in progress, step {self.state.global_step}"
+        self._push(checkpoint_folder, message, None, None, None, test=False)  # the model of the end is tested
 
-    def _push(self, folder: str, message: str, token: str | None, revision: str | None, private: bool | None) -> dict:
+    def _push(self, folder: str, message: str, token, revision, private, test: bool = True) -> dict:
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         return push_folder(
@@ -415,6 +416,7 @@ class ItemizedCLIPTrainer(Trainer):
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,
             message=message,
+            test=test,
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

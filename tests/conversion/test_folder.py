@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from conversion.sources import LAYOUTS, prima_state, source, tokenizer_of_size, training_dictionary
 from golden_cases import assert_close, case
 from golden_models import scopes
 from safetensors.torch import save_file
 
+from itemized_clip_cli import main
 from itemized_clip_hf.conversion import convert, parity, reference
 from itemized_clip_hf.conversion.folder import DOMAIN, REPORT, convert_folder, put_names
 from itemized_clip_hf.domains import load_domain
@@ -180,7 +182,7 @@ def test_the_plain_formulation_of_volumes_gives_the_recorded_numbers(name, domai
     assert_close(found, io["out.text_features"], "texts")
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, monkeypatch, caplog):
     state, domain, config = source("volumes")
     write(state, tmp_path / "c.pt")
     vision, text = config.vision_config.to_dict(), config.text_config.to_dict()
@@ -192,16 +194,17 @@ def test_the_command(tmp_path):
     }
     (tmp_path / "sizes.json").write_text(json.dumps(sizes))
     tokenizer_of_size(config.text_config.vocab_size).save_pretrained(tmp_path / "tokenizer")
-    command = ["itemized-clip", "convert", "-i", "c.pt", "--domain", domain, "-o", "model", "--config", "sizes.json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1 and "vocab.txt of microsoft/BiomedVLP-CXR-BERT" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    command = ["convert", "-i", "c.pt", "--domain", domain, "-o", "model", "--config", "sizes.json"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1 and "vocab.txt of microsoft/BiomedVLP-CXR-BERT" in done.stderr
     assert not (tmp_path / "model").exists()
     command += ["--tokenizer", "tokenizer"]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0 and json.loads(done.stdout)["parity"]["clean"], done.stderr
-    assert "cannot be confirmed" in done.stderr
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1 and "is not empty" in done.stderr
+    done = CliRunner().invoke(main, [*command, "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["parity"]["clean"], done.stderr
+    assert "cannot be confirmed" in caplog.text
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1 and "is not empty" in done.stderr
 
 
 VISION = (

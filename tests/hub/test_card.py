@@ -1,21 +1,26 @@
 """Cards: the five in hub_cards, those of folders, and what their metadata says."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from conversion.sources import source, tokenizer_of_size, training_dictionary
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from itemized_clip_cli import main
 from itemized_clip_hf.domains import available_domains
 from itemized_clip_hf.hub.card import CardFacts, card_text, facts_of_folder
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
 NAMES = sorted(path.stem for path in CARDS.glob("*.yaml"))
+
+
+def run_card(*arguments):
+    return CliRunner().invoke(main, ["card", *map(str, arguments)])
 
 
 def test_every_domain_has_a_card():
@@ -24,9 +29,10 @@ def test_every_domain_has_a_card():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_makes_the_same_bytes(tmp_path, name):
-    command = ["itemized-clip", "card", "-i", str(CARDS / f"{name}.yaml"), "-o", str(tmp_path / "card.md")]
-    subprocess.run(command, check=True, capture_output=True)
-    assert (tmp_path / "card.md").read_bytes() == (CARDS / f"{name}.md").read_bytes(), f"run {' '.join(command)}"
+    done = run_card("-i", CARDS / f"{name}.yaml", "-o", tmp_path / "card.md")
+    assert done.exit_code == 0, done.output
+    advice = f"run itemized-clip card -i hub_cards/{name}.yaml -o hub_cards/{name}.md"
+    assert (tmp_path / "card.md").read_bytes() == (CARDS / f"{name}.md").read_bytes(), advice
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,14 +122,10 @@ RESULTS = {
 }
 
 
-def run_card(*arguments):
-    return subprocess.run(["itemized-clip", "card", *map(str, arguments)], capture_output=True, text=True)
-
-
 def test_card_of_a_converted_folder(converted, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     done = run_card("-m", converted, "--results", tmp_path / "results.json", "--name", "org/mine")
-    assert done.returncode == 0 and "not stated: license, training_data, access, population" in done.stderr, done.stderr
+    assert done.exit_code == 0 and "not stated: license, training_data, access, population" in done.output, done.output
     text = (converted / "README.md").read_text()
     assert "| CT-RATE | 12 | auc | 83.1 (80.0 to 87.0) |" in text and "converted from a checkpoint" in text
     assert "| Size | 16 x 32 x 32 voxels" in text or "voxels (depth, height, width)" in text
@@ -134,11 +136,11 @@ def test_card_of_a_converted_folder(converted, tmp_path):
     facts = yaml.safe_load((converted / "card.yaml").read_text())
     (converted / "card.yaml").write_text(yaml.safe_dump({**facts, "population": "adults", "license": "cc-by-nc-4.0"}))
     done = run_card("-m", converted)
-    assert done.returncode == 1 and "pass --overwrite" in done.stderr
+    assert done.exit_code == 1 and "pass --overwrite" in done.output
     RESULTS["tables"][""]["mean"]["auc"]["value"] = 0.9
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     done = run_card("-m", converted, "--results", tmp_path / "results.json", "--overwrite")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     text = (converted / "README.md").read_text()
     assert "adults" in text and "Weights: cc-by-nc-4.0." in text and "90.0 (80.0" in text and "83.1" not in text
 

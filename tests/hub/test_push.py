@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from conversion.sources import source, tokenizer_of_size, training_dictionary
 from golden_cases import case
 from hub.loopback_hub import LoopbackHub
 
+from itemized_clip_hf import ItemizedCLIPProcessor, ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments
 from itemized_clip_hf.conversion.folder import convert_folder
 from itemized_clip_hf.hub.card import CardFacts
 from itemized_clip_hf.hub.push import choose_files, find_patient_data, push_folder
@@ -81,9 +84,8 @@ def test_from_the_golden_checkpoint_to_golden_logits_by_name(folder, tmp_path):
             logits, embeds, _ = torch.load(tmp_path / "outputs.pt")
             torch.testing.assert_close(logits, io["out.infer.logits"], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(embeds, io["out.image_features"], atol=1e-4, rtol=1e-4)
-        # without the token the private repository is not there
-        stranger = hub.environment(tmp_path / "cache-stranger", signed_in=False)
-        assert run([sys.executable, "-c", BY_NAME, NAME, "package", str(tmp_path)], stranger).returncode != 0
+        with pytest.raises(HTTPError, match="401"):  # private: not there without the token
+            urlopen(f"{hub.endpoint}/{NAME}/resolve/main/config.json")
         # what is cached loads without the hub
         offline = {
             **hub.environment(tmp_path / "cache-package"),
@@ -92,16 +94,6 @@ def test_from_the_golden_checkpoint_to_golden_logits_by_name(folder, tmp_path):
         }
         done = run([sys.executable, "-c", BY_NAME, NAME, "package", str(tmp_path)], offline)
         assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_dry_run_uploads_nothing(folder, tmp_path):
-    with LoopbackHub() as hub:
-        command = ["itemized-clip", "push", str(folder), NAME, "--license", "mit", "--dry-run"]
-        done = run(command, hub.environment(tmp_path / "cache"))
-        assert done.returncode == 0 and done.stdout.startswith("would upload: README.md, card.yaml, config.json"), (
-            done.stderr
-        )
-        assert hub.requests == [] and hub.repos == {}
 
 
 def test_refused_without_a_licence(folder):
@@ -114,7 +106,7 @@ def test_refused_without_a_licence(folder):
     facts.license, facts.license_name, facts.license_link = "other", "Data use agreement", "https://example.org/terms"
     facts.write(folder / "card.yaml")
     (folder / "README.md").unlink()
-    push_folder(folder, NAME, dry_run=True)
+    push_folder(folder, NAME, dry_run=True, test=False)
     assert "Weights: Data use agreement. <https://example.org/terms>" in (folder / "README.md").read_text()
 
 
@@ -213,8 +205,8 @@ config = tiny_config()
 config.domain = "brain-mri"
 data = [{"id": f"STUDY_{i}", "images": {"T1": torch.rand(8, 16, 16)}, "items": ITEMS[:2]} for i in range(8)]
 arguments = ItemizedCLIPTrainingArguments(
-    sys.argv[1], max_steps=4, per_device_train_batch_size=4, push_to_hub=True, hub_model_id="org/trained",
-    **{**TRAINING, "save_strategy": "steps", "save_steps": 2}, **eval(sys.argv[3])
+    sys.argv[1], max_steps=4, per_device_train_batch_size=4, push_to_hub=True, hub_model_id="org/trained", hub_license="mit",
+    **{**TRAINING, "save_strategy": "steps", "save_steps": 2}
 )
 trainer = ItemizedCLIPTrainer(ItemizedCLIPModel(config), arguments, train_dataset=data, processing_class=processor)
 trainer.train()
@@ -222,20 +214,11 @@ trainer.push_to_hub()
 """
 
 
-def train(hub, tmp_path, settings):
-    tests = os.path.dirname(os.path.dirname(__file__))
-    command = [sys.executable, "-c", TRAIN, str(tmp_path / "run"), tests, settings]
-    return run(command, hub.environment(tmp_path / "cache"))
-
-
 def test_the_trainer_pushes_what_the_command_would(tmp_path):
+    tests = os.path.dirname(os.path.dirname(__file__))
     with LoopbackHub() as hub:
-        done = train(hub, tmp_path, "{}")
-        assert done.returncode != 0 and "push_to_hub needs the licence" in done.stderr
-        assert hub.repos == {}
-        done = train(hub, tmp_path, "{'hub_license': 'mit', 'hub_strategy': 'checkpoint'}")
-        assert "optimizer states and pickled arguments are not uploaded" in done.stderr
-        done = train(hub, tmp_path, "{'hub_license': 'mit'}")
+        command = [sys.executable, "-c", TRAIN, str(tmp_path / "run"), tests]
+        done = run(command, hub.environment(tmp_path / "cache"))
         assert done.returncode == 0, done.stderr[-3000:]
         repo = hub.repos["org/trained"]
         assert len(repo.commits) >= 3, "no push at a checkpoint"
@@ -244,3 +227,15 @@ def test_the_trainer_pushes_what_the_command_would(tmp_path):
         card = repo.files["README.md"].decode()
         assert "| steps | 4 |" in card and "itemized_clip, ila_weight" in card and "| studies | 8 |" in card
         assert "STUDY_" not in card and str(tmp_path) not in card and "license: mit" in card
+
+
+def test_the_trainer_asks_for_a_licence_before_it_trains(tmp_path, make_model, tokenizer):
+    model = make_model()
+    model.config.domain = "brain-mri"
+    processor = ItemizedCLIPProcessor.from_domain("brain-mri", tokenizer, scan_size=[8, 16, 16], in_plane_size=16)
+    settings = {"push_to_hub": True, "hub_model_id": "org/trained", "use_cpu": True}
+    arguments = ItemizedCLIPTrainingArguments(str(tmp_path / "run"), **settings)
+    with pytest.raises(ValueError, match="push_to_hub needs the licence of the weights"):
+        ItemizedCLIPTrainer(model, arguments, processing_class=processor)
+    with pytest.raises(ValueError, match="optimizer states and pickled arguments are not uploaded"):
+        ItemizedCLIPTrainingArguments(str(tmp_path / "run"), **settings, hub_strategy="checkpoint")
