@@ -38,7 +38,7 @@ def command(checkpoint, domain, output, tokenizer, config, into, accept, overwri
     from itemized_clip_hf.conversion.folder import convert_folder, put_names
 
     if into is not None:
-        report = put_names(checkpoint, into, output)
+        report = put_names(checkpoint, into, output, overwrite)
         summary = {"output": output, "keys": len(report["keys"]), "not used": report["not_used"]}
     else:
         if domain is None:

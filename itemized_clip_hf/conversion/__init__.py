@@ -21,69 +21,77 @@ __all__ = ["Conversion", "convert", "convert_checkpoint", "convert_pooler", "des
 logger = logging.get_logger(__name__)
 
 _FAMILIES = (radiology, pictures)
-_HEAD_DIM = 64
+_SIZES = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_channels",
+    "patch_size",
+    "image_size",
+    "vocab_size",
+)
 
 
 def _merge(given: dict, facts: dict, what: str) -> dict:
     """Facts of the checkpoint win; a size that was given and differs is an error."""
-    sizes = (
-        "hidden_size",
-        "num_hidden_layers",
-        "intermediate_size",
-        "num_channels",
-        "patch_size",
-        "image_size",
-        "vocab_size",
-    )
-    for name in sizes:
+    for name in _SIZES:
         if name in given and name in facts and given[name] != facts[name]:
             raise ValueError(f"{what}.{name} is {given[name]} in the config, but the checkpoint's is {facts[name]}.")
     return {**given, **facts}
 
 
+def _facts(family, state: dict[str, torch.Tensor]) -> tuple[dict, dict, int]:
+    """What the shapes of a checkpoint say of both towers, and the width that they share."""
+    try:
+        return family.vision_facts(state), family.text_facts(state), family.projection_dim(state)
+    except KeyError as error:
+        raise ValueError(f"the checkpoint does not have the expected layout; missing keys: {error.args[0]}") from None
+    except (IndexError, StopIteration) as error:
+        raise ValueError(f"the checkpoint has tensors of another number of axes than expected: {error}") from None
+
+
+def _compare_with_domain(vision: dict, text: dict, projection: int, domain: str) -> None:
+    """Without a config the checkpoint's sizes have to be those of the domain; FLAIR's shorter context is no other size."""
+    architecture = load_domain(domain).architecture
+    found = {"vision_config": vision, "text_config": {**text}, "": {"projection_dim": projection}}
+    found["text_config"].pop("max_position_embeddings")
+    expected = {**architecture, "": architecture}
+    differing = [
+        f"{part}{'.' if part else ''}{name} is {own[name]}, that of {domain!r} is {expected[part][name]}"
+        for part, own in found.items()
+        for name in (*_SIZES, "projection_dim")
+        if name in own and name in expected[part] and own[name] != expected[part][name]
+    ]
+    if differing:
+        raise ValueError(
+            f"the checkpoint's {'; '.join(differing)}: is the domain right? If it is, pass a config (--config)."
+        )
+
+
 def _build_config(family, state: dict[str, torch.Tensor], domain: str, config) -> ItemizedCLIPConfig:
-    vision, text = family.vision_facts(state), family.text_facts(state)
+    vision, text, projection = _facts(family, state)
     if config is None:
         architecture = load_domain(domain).architecture
-        for tower, known in ((vision, architecture["vision_config"]), (text, architecture["text_config"])):
-            same = tower["hidden_size"] == known.get("hidden_size")
-            tower["num_attention_heads"] = (
-                known["num_attention_heads"] if same else max(tower["hidden_size"] // _HEAD_DIM, 1)
-            )
-        layers = vision["num_hidden_layers"]
-        scopes = architecture["vision_config"]["attention_scopes"]
-        if len(scopes) != layers:
-            raise ValueError(
-                f"the checkpoint has {layers} vision layers, models of {domain!r} have {len(scopes)}: pass a config that says "
-                "the attention scope of each."
-            )
-        vision["attention_scopes"] = scopes
-        vision["drop_path_rate"] = architecture["vision_config"].get("drop_path_rate", 0.0)
-        expected = architecture["vision_config"]
-        for name in ("image_size", "patch_size"):
-            if list(expected[name]) != list(vision[name]):
-                raise ValueError(
-                    f"the checkpoint's {name} is {vision[name]}, that of {domain!r} is {list(expected[name])}: is the domain "
-                    "right? If it is, pass a config."
-                )
+        _compare_with_domain(vision, text, projection, domain)
+        vision = {**architecture["vision_config"], **vision}
+        text["num_attention_heads"] = architecture["text_config"]["num_attention_heads"]
         return ItemizedCLIPConfig(
             vision_config=vision,
             text_config=text,
-            projection_dim=family.projection_dim(state),
+            projection_dim=projection,
             num_pooler_heads=architecture["num_pooler_heads"],
             domain=domain,
         )
     vision = _merge(config.vision_config.to_dict(), vision, "vision_config")
     text = _merge(config.text_config.to_dict(), text, "text_config")
-    if config.projection_dim != family.projection_dim(state):
-        raise ValueError(
-            f"projection_dim is {config.projection_dim} in the config, the checkpoint's is {family.projection_dim(state)}."
-        )
+    if config.projection_dim != projection:
+        raise ValueError(f"projection_dim is {config.projection_dim} in the config, the checkpoint's is {projection}.")
     text_config = AutoConfig.for_model(**text)
     return ItemizedCLIPConfig(
         vision_config=vision,
         text_config=text_config,
-        projection_dim=config.projection_dim,
+        projection_dim=projection,
         num_pooler_heads=config.num_pooler_heads,
         text_pooling=config.text_pooling,
         domain=domain,
@@ -138,9 +146,14 @@ def _map_checkpoint(path_or_state_dict):
             f"'visual.conv1.weight' (pictures), found {sorted(state)[:5]}{'; ' if hints else ''}{hints[0] if hints else ''}."
         )
     keys = Keys(state)
-    mapped = family.map_keys(keys)
+    try:
+        mapped = family.map_keys(keys)
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"the checkpoint has tensors of another number of axes than expected: {error}") from None
     keys.check()
     for name in ("logit_scale", "logit_bias"):
+        if name in mapped and mapped[name].numel() != 1:
+            raise ValueError(f"{name} has {mapped[name].numel()} values, expected one.")
         if name in mapped:
             mapped[name] = mapped[name].reshape(1)
     return family, state, mapped, keys

@@ -45,6 +45,8 @@ def read_checkpoint(path: str | Path) -> dict:
             mapped = file.read(len(_ZIP)) == _ZIP
         with torch.serialization.safe_globals(_allowed()):
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # a damaged stream raises whatever the instruction that it ends in raises
         raise ValueError(
             f"{path} cannot be read as a checkpoint: {_reason(error)}. Only weights are read, nothing in a file is executed."
@@ -55,9 +57,10 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def _reason(error: Exception) -> str:
-    strange = re.search(r"GLOBAL (\S+)", str(error))
-    if isinstance(error, pickle.UnpicklingError) and strange:
-        return f"it holds an object of {strange[1].rstrip('.')}"
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL (\S+)|got <class '([^']+)'", str(error))
+        if named:
+            return f"it holds an object of {next(filter(None, named.groups())).rstrip('.')}"
     if isinstance(error, (SafetensorError, RuntimeError)) and "central directory" not in str(error):
         return str(error).splitlines()[0].rstrip(".")
     return "it is truncated, damaged, or no checkpoint at all"
@@ -74,6 +77,9 @@ def read_state_dict(source) -> dict[str, torch.Tensor]:
     if not isinstance(source, dict):
         raise ValueError(f"this is not a state dict: it is a {type(source).__name__}.")
     state = dict(source)
+    odd = [name for name in state if not isinstance(name, str)]
+    if odd:
+        raise ValueError(f"this is not a state dict: {len(odd)} of its keys are no names, e.g. {odd[0]!r}.")
     for prefix in _PREFIXES * 2:
         if state and all(name.startswith(prefix) for name in state):
             state = {name[len(prefix) :]: tensor for name, tensor in state.items()}
@@ -104,6 +110,9 @@ class Keys:
         if name not in self.left:
             self.missing.append(name)
             return None
+        if target in self.table.values():
+            first = next(source for source, taken in self.table.items() if taken == target)
+            raise ValueError(f"{first} and {name} are the same weight in the model ({target}): which one is meant?")
         self.table[name] = target
         return self.left.pop(name)
 

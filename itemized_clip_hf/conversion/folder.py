@@ -54,14 +54,13 @@ def convert_folder(
         ValueError: as `convert_checkpoint`, for a tokenizer that does not belong to it, for a model that does not give the
             source's numbers. Nothing is written then.
     """
-    checkpoint, output = Path(checkpoint), Path(output)
+    checkpoint, output = Path(checkpoint), Path(output).resolve()
     facts = load_domain(domain)
     if tokenizer is None:
         raise ValueError(
             f"a checkpoint holds no vocabulary: pass --tokenizer with {required_file(domain)} ({facts.text['tokenizer']})."
         )
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise ValueError(f"{output} is not empty: choose another folder, or pass --overwrite.")
+    refuse_to_replace(output, overwrite)
     conversion = convert(checkpoint, domain, config)
     model = conversion.model
     text = model.config.text_config
@@ -79,8 +78,8 @@ def convert_folder(
     parity = compare(conversion)
     if not parity["clean"]:
         raise ValueError(
-            f"the converted model does not give the numbers of the source: {parity}. If attention heads or scopes differ from "
-            "those of the domain, pass a config."
+            f"the converted model does not give the numbers of the source: {parity}. This is an error of the converter: please "
+            "report it, with the list of the checkpoint's keys and shapes."
         )
     report = {
         "source": {"file": checkpoint.name, "bytes": checkpoint.stat().st_size, "sha256": hash_file(checkpoint)},
@@ -88,6 +87,12 @@ def convert_folder(
         "domain": domain,
         "mapping_version": MAPPING_VERSION,
         "parity": parity,
+        "taken_from_domain_or_config": {  # no shape tells them: both sides of the comparison use them
+            "num_attention_heads": model.config.vision_config.num_attention_heads,
+            "attention_scopes": list(model.config.vision_config.attention_scopes),
+            "text_num_attention_heads": text.num_attention_heads,
+            "num_pooler_heads": model.config.num_pooler_heads,
+        },
         "tensors": len(conversion.state),
         "values": sum(tensor.numel() for tensor in conversion.state.values()),
         "keys": conversion.table,
@@ -114,8 +119,13 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def refuse_to_replace(output: Path, overwrite: bool) -> None:
+    if output.exists() and any(output.iterdir()) and not overwrite:
+        raise ValueError(f"{output} is not empty: choose another folder, or pass --overwrite.")
+
+
 def write_folder(output: Path, model, processor, documents: dict[str, dict]) -> None:
-    """All of a model folder or nothing: it is put together beside its place and moved there."""
+    """All of a model folder or nothing: it is put together beside its place; what was there goes when it is complete."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
         folder = Path(place) / "folder"
@@ -123,12 +133,17 @@ def write_folder(output: Path, model, processor, documents: dict[str, dict]) -> 
         processor.save_pretrained(folder)
         for name, content in documents.items():
             (folder / name).write_text(json.dumps(content, indent=1) + "\n")
-        if output.exists():
-            output.rename(Path(place) / "before")
-        folder.rename(output)
+        output.mkdir(exist_ok=True)
+        (Path(place) / "before").mkdir()
+        for entry in list(output.iterdir()):
+            entry.rename(Path(place) / "before" / entry.name)
+        for entry in list(folder.iterdir()):
+            entry.rename(output / entry.name)
 
 
-def put_names(checkpoint: str | os.PathLike, model_folder: str | os.PathLike, output: str | os.PathLike) -> dict:
+def put_names(
+    checkpoint: str | os.PathLike, model_folder: str | os.PathLike, output: str | os.PathLike, overwrite: bool = False
+) -> dict:
     """
     A model with the encoder of sequence names from a Prima checkpoint instead of its own, which ItemizedCLIP was started from.
 
@@ -142,6 +157,8 @@ def put_names(checkpoint: str | os.PathLike, model_folder: str | os.PathLike, ou
     from . import names
     from .checkpoint import read_state_dict
 
+    output = Path(output).resolve()
+    refuse_to_replace(output, overwrite)
     state = read_state_dict(checkpoint)
     if not names.recognise(state):
         raise ValueError(
@@ -167,5 +184,7 @@ def put_names(checkpoint: str | os.PathLike, model_folder: str | os.PathLike, ou
         "keys": keys.table,
         "not_used": len(keys.left),
     }
-    write_folder(Path(output), model, processor, {"names_report.json": report})
+    base = Path(model_folder)
+    kept = {name: json.loads((base / name).read_text()) for name in (REPORT, DOMAIN) if (base / name).exists()}
+    write_folder(output, model, processor, {**kept, "names_report.json": report})
     return report

@@ -5,6 +5,7 @@ import hashlib
 from transformers.utils import logging
 
 from ..domains import load_domain
+from ..processing.processing_itemized_clip import list_vocabulary
 
 logger = logging.get_logger(__name__)
 
@@ -19,9 +20,7 @@ KNOWN = {
 
 def hash_vocabulary(tokenizer) -> str:
     """SHA-256 of the entries in the order of their ids, each followed by a line feed: that of a `vocab.txt`."""
-    entries = tokenizer.get_vocab()
-    listed = "".join(f"{entry}\n" for entry in sorted(entries, key=entries.__getitem__))
-    return hashlib.sha256(listed.encode()).hexdigest()
+    return hashlib.sha256("".join(f"{entry}\n" for entry in list_vocabulary(tokenizer)).encode()).hexdigest()
 
 
 def required_file(domain: str) -> str:

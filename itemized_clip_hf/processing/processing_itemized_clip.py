@@ -27,6 +27,21 @@ if not hasattr(ItemizedCLIPProcessorKwargs, "_defaults") and hasattr(ProcessingK
     ItemizedCLIPProcessorKwargs._defaults = {}  # type: ignore[attr-defined]  # older versions of the library look for it
 
 
+def list_vocabulary(tokenizer) -> list[str]:
+    """Entries in the order of their ids."""
+    vocabulary = tokenizer.get_vocab()
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def _as_saved(value):
+    """The same however it was given: 1 or 1.0, list or tuple."""
+    if isinstance(value, Mapping):
+        return {name: _as_saved(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_saved(entry) for entry in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def warn_of_differences(made_for: Mapping | None, found: Mapping, model: str) -> None:
     parts = {"image": "image settings", "text": "vocabulary or case"}
     for part in [part for part in parts if made_for and made_for.get(part) != found[part]]:
@@ -72,11 +87,10 @@ class ItemizedCLIPProcessor(ProcessorMixin):
         Hashes of what decides which numbers the model gets: of a scan (`image`), of a text (`text`: vocabulary, case). A
         model's config keeps those that it was trained with under the same name.
         """
-        image = {name: getattr(self.image_processor, name, None) for name in DECISIVE}
-        vocabulary = self.tokenizer.get_vocab()
-        text = {"lowercase": self.lowercase, "vocabulary": sorted(vocabulary, key=vocabulary.__getitem__)}
-        parts = {"image": image, "text": text}
-        return {name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16] for name, part in parts.items()}
+        image = {name: _as_saved(getattr(self.image_processor, name, None)) for name in DECISIVE}
+        parts = {"image": image, "text": {"lowercase": self.lowercase, "vocabulary": list_vocabulary(self.tokenizer)}}
+        written = {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
+        return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in written.items()}
 
     def check_model(self, config) -> None:
         """Warns where a model's config says that it was made for other preprocessing than this."""

@@ -2,13 +2,17 @@
 
 import builtins
 import fractions
+import json
 import os
 import pathlib
+import re
 
+import numpy as np
 import pytest
 import torch
 from conversion.sources import prima_state, source, tokenizer_of_size, training_dictionary
 
+from itemized_clip_hf.conversion import convert
 from itemized_clip_hf.conversion.folder import convert_folder
 
 
@@ -43,11 +47,34 @@ CASES = {
         lambda s, _: {n: t for n, t in s.items() if ".blocks.0." not in n},
         "blocks.0.mlp.fc1",
     ),
-    "missing word embeddings": (
+    "missing text norm": (
         "volumes",
         without("text.transformer.embeddings.LayerNorm.bias"),
         "missing keys: text.transformer.embeddings.LayerNorm.bias",
     ),
+    "missing word embeddings": (
+        "volumes",
+        without("text.transformer.embeddings.word_embeddings.weight"),
+        "missing keys: text.transformer.embeddings.word_embeddings.weight",
+    ),
+    "missing text tower": (
+        "volumes",
+        lambda s, _: {n: t for n, t in s.items() if not n.startswith("text.transformer.")},
+        "missing keys: text.transformer.embeddings.word_embeddings.weight",
+    ),
+    "missing vision layers": (
+        "pictures",
+        lambda s, _: {n: t for n, t in s.items() if not n.startswith("visual.transformer.")},
+        "missing keys: visual.transformer.resblocks.0.mlp.c_fc.weight",
+    ),
+    "one weight twice": (
+        "hlip",
+        lambda s, _: {**s, "visual.trunk.series_posemb": 2 * s["visual.trunk.sequential_posemb"]},
+        "series_posemb and visual.trunk.sequential_posemb are the same weight",
+    ),
+    "two scales": ("pictures", changed("logit_scale", lambda t: t.repeat(2)), "logit_scale has 2 values"),
+    "other axes": ("pictures", changed("visual.conv1.weight", torch.Tensor.flatten), "another number of axes"),
+    "a key that is no name": ("pictures", None, "are no names, e.g. 3"),
     "missing pooler key": ("volumes", without("visual_attn.ln_q.weight"), "missing keys: visual_attn.ln_q.weight"),
     "missing bias of the logits": ("pictures", without("logit_bias"), "missing keys: logit_bias"),
     "missing name encoder key": (
@@ -89,6 +116,7 @@ CASES = {
     "a path of the author's": ("pictures", None, "an object of pathlib"),
     "another object": ("pictures", None, "an object of fractions.Fraction"),
     "a whole module": ("pictures", None, "an object of torch.nn.modules.linear.Linear"),
+    "numpy's text": ("pictures", None, "an object of numpy.dtypes.StrDType"),
     "a list": ("pictures", None, "holds a list, expected a dictionary"),
     "no such file": ("pictures", None, "there is no checkpoint"),
     "a folder": ("pictures", None, "is a folder"),
@@ -133,9 +161,13 @@ def write_case(name: str, state: dict, change, tmp_path):
     extra = {
         "a path of the author's": {"args": pathlib.PurePosixPath("/home/somebody")},
         "another object": {"best": fractions.Fraction(1, 2)},
+        "numpy's text": {"name": np.str_("run")},
         "a whole module": {"model": torch.nn.Linear(2, 2)},
     }
     old = not name.startswith(("older", "payload in the older"))
+    if name == "a key that is no name":
+        torch.save({"state_dict": {**state, 3: torch.zeros(1)}}, path)
+        return path
     if name == "no such file":
         return path
     if name == "a folder":
@@ -193,8 +225,22 @@ def test_wrong_domain(tmp_path, layout, domain):
     state, _, config = source(layout)
     path = write_case("", state, lambda s, _: s, tmp_path)
     tokenizer = tokenizer_of_size(config.text_config.vocab_size)
-    with pytest.raises(ValueError, match=f"models of '{domain}' have 12|is the domain|that of '{domain}'"):
+    with pytest.raises(ValueError, match=f"that of '{domain}' is .*is the domain right"):
         convert_folder(path, domain, tmp_path / "model", tokenizer)
+
+
+def test_sizes_other_than_the_domains(tmp_path):
+    """A tower that lost its last layers is no smaller model, unless somebody says so."""
+    from conversion.training_files import GOLDEN
+
+    manifest = GOLDEN / "manifest_vit_b16_2d.json"
+    if not manifest.exists():
+        pytest.skip(f"no manifests at {GOLDEN}")
+    shapes = json.loads(manifest.read_text())["state_dict"]
+    kept = {n: e for n, e in shapes.items() if not re.match(r"module\.transformer\.resblocks\.(9|10|11)\.", n)}
+    state = {name: torch.zeros(entry["shape"]) for name, entry in kept.items()}
+    with pytest.raises(ValueError, match="text_config.num_hidden_layers is 9, that of 'remote-sensing' is 12"):
+        convert(state, "remote-sensing")
 
 
 def test_unknown_domain(tmp_path):

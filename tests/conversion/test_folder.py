@@ -127,6 +127,18 @@ def test_names_of_a_prima_checkpoint(tmp_path):
     torch.testing.assert_close(encoder.projection.weight.data, state["visual.trunk.sne_proj.weight"])
 
 
+def test_nothing_is_replaced_unasked(tmp_path):
+    state, _, _ = converted(tmp_path, "names")
+    torch.save(prima_state(state), tmp_path / "prima.pt")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="is not empty"):
+        put_names(tmp_path / "prima.pt", tmp_path / "model", tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    put_names(tmp_path / "prima.pt", tmp_path / "model", tmp_path / "model", overwrite=True)
+    assert {REPORT, DOMAIN, "names_report.json"} < {path.name for path in (tmp_path / "model").iterdir()}
+
+
 def test_training_starts_from_the_names_of_prima(tmp_path):
     from itemized_clip_hf.trainer.initialization import initialize
 

@@ -8,6 +8,7 @@ from tiny_models import ITEMS, tiny_config
 
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
 from itemized_clip_hf.data.tokenizer import train_tokenizer
+from itemized_clip_hf.domains import available_domains
 from itemized_clip_hf.hub.load import load
 
 
@@ -20,6 +21,13 @@ def pair(tmp_path, tokenizer):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     return tmp_path / "model", processor
+
+
+@pytest.mark.parametrize("domain", available_domains())
+def test_the_hash_survives_saving(domain, tmp_path, tokenizer):
+    processor = ItemizedCLIPProcessor.from_domain(domain, tokenizer)
+    processor.save_pretrained(tmp_path)
+    assert ItemizedCLIPProcessor.from_pretrained(tmp_path).preprocessing() == processor.preprocessing()
 
 
 def edit(folder, **settings):
