@@ -24,23 +24,33 @@ def command(model, facts_file, results, name, license_id, output, overwrite):
     """
     from pathlib import Path
 
-    from itemized_clip_hf.hub.card import CARD, FACTS, CardFacts, add_results, card_text, facts_of_folder
+    from itemized_clip_hf.evaluation.evaluate import hash_model
+    from itemized_clip_hf.hub.card import (
+        CARD,
+        CardFacts,
+        add_results,
+        card_text,
+        facts_of_folder,
+        is_edited,
+        write_card,
+    )
+    from itemized_clip_hf.hub.load import load_model
 
     if (model is None) == (facts_file is None):
         raise click.UsageError("pass a model folder (-m) or a file of facts (-i).")
     if facts_file is not None and output is None:
         raise click.UsageError("pass -o FILE.md for the card of a file of facts.")
+    if model is not None and output is None and is_edited(model) and not overwrite:
+        raise ValueError(f"{Path(model) / CARD} is not what was rendered last: pass --overwrite to replace it.")
     facts = CardFacts.read(facts_file) if model is None else facts_of_folder(model)
-    path = Path(output) if output is not None else Path(model) / CARD
-    if model is not None and path.exists() and path.read_text(encoding="utf-8") != card_text(facts) and not overwrite:
-        raise ValueError(f"{path} has been edited, or made from other facts: pass --overwrite to replace it.")
     facts.name = name or facts.name
     facts.license = license_id or facts.license
-    add_results(facts, results)
-    path.write_text(card_text(facts), encoding="utf-8")
-    if model is not None:
-        facts.write(Path(model) / FACTS)
-    click.echo(str(path))
+    add_results(facts, results, hash_model(load_model(model)) if results and model is not None else None)
+    if output is not None:
+        Path(output).write_text(card_text(facts), encoding="utf-8")
+    else:
+        write_card(model, facts, overwrite=True)
+    click.echo(output or str(Path(model) / CARD))
     empty = [part for part in ("license", "training_data", "access", "population") if not getattr(facts, part)]
     if empty:
         click.echo(f"not stated: {', '.join(empty)}", err=True)

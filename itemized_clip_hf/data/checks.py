@@ -244,7 +244,7 @@ _WRONG_SCALES = (
 
 def body_part_problem(scan: Scan, domain: str | None) -> tuple[str, str] | None:
     """
-    Whether a CT shows another part of the body than the domain's, by the volume of its voxels with the density of lung (-950 to
+    Whether a CT shows another part of the body than the domain's, by the volume of its voxels with the density of lung (-900 to
     -600 HU), of which a chest holds litres and a head none but sinuses and the edges of skin: (found, advice).
     """
     if domain not in CT_DOMAINS or scan.affine is None or scan.prepared or scan.modality == "MR":
@@ -252,7 +252,7 @@ def body_part_problem(scan: Scan, domain: str | None) -> tuple[str, str] | None:
     array = scan.array[::2, ::2, ::2]
     if array.dtype == np.uint8:
         return None
-    litres = 8 * float(((array > -950) & (array < -600)).sum()) * float(np.prod(scan.spacing or ())) / 1e6
+    litres = 8 * float(((array > -900) & (array < -600)).sum()) * float(np.prod(scan.spacing or ())) / 1e6
     if domain == "head-ct" and litres > _LUNG["most of a head"]:
         return f"it looks like a chest: {litres:.1f} litres of the density of lung", "use a model of domain chest-ct"
     if domain == "chest-ct" and litres < _LUNG["least of a chest"]:

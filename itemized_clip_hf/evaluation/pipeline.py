@@ -1,9 +1,10 @@
 """Pipelines: studies or pictures and labels in, one score a label out, each label scored by itself."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
@@ -13,18 +14,18 @@ from .encode import encode_prompts, encode_studies
 from .zero_shot import score_encoded
 
 
-@torch.no_grad()
 def classify_studies(
     model,
     processor,
-    studies: list,
-    candidate_labels,
+    studies: Iterable,
+    candidate_labels=None,
     hypothesis_template: str = "{}",
     batch_size: int | None = None,
     heat_maps: bool = False,
-) -> list[list[dict[str, Any]]]:
+) -> Iterator[list[dict[str, Any]]]:
     """
-    Scores of studies, highest first: sigmoid of exp(logit_scale) * TCSim + logit_bias, so those of a study need not sum to 1.
+    Scores of studies, one after another, highest first: sigmoid of exp(logit_scale) * TCSim + logit_bias, so those of a study
+    need not sum to 1.
 
     Args:
         studies: in any form that the processor takes one.
@@ -33,32 +34,42 @@ def classify_studies(
         batch_size: studies of one pass through the vision tower.
         heat_maps: add `heat_maps`, a [`HeatMap`] of every scan, to every label.
     """
-    if isinstance(candidate_labels, str):
-        candidate_labels = [candidate_labels]
-    if not candidate_labels:
-        raise ValueError("there are no candidate_labels: pass texts, or label -> texts.")
-    groups = (
-        candidate_labels if isinstance(candidate_labels, Mapping) else {label: [label] for label in candidate_labels}
-    )
-    prompts = {
-        label: [hypothesis_template.format(text) for text in ([texts] if isinstance(texts, str) else texts)]
-        for label, texts in groups.items()
-    }
-    labels, embeds = encode_prompts(model, processor, prompts)
-    results: list[list[dict[str, Any]]] = []
+    labels, embeds = encode_prompts(model, processor, read_labels(candidate_labels, hypothesis_template))
+    patch_size = model.config.vision_config.patch_size
     for encoded in encode_studies(model, processor, studies, batch_size or 1):
-        cosines = torch.from_numpy(score_encoded(model, embeds, encoded, normalize_pool_inputs=False))
-        logits = cosines * model.logit_scale.exp().float().cpu() + model.logit_bias.float().cpu()
+        with torch.no_grad():
+            cosines = torch.from_numpy(score_encoded(model, embeds, encoded, normalize_pool_inputs=False))
+            logits = cosines * model.logit_scale.exp().float().cpu() + model.logit_bias.float().cpu()
         for row, scores in enumerate(logits.sigmoid().tolist()):
-            found = [{"label": label, "score": score} for label, score in zip(labels, scores)]
+            found: list[dict[str, Any]] = [{"label": label, "score": score} for label, score in zip(labels, scores)]
             if heat_maps:
                 keep = None if encoded.keep_mask is None else encoded.keep_mask[row : row + 1]
-                attention = attend(model, embeds[None], encoded.tokens[row : row + 1], keep)[0]
-                patch = model.config.vision_config.patch_size
-                for entry, maps in zip(found, paint_items(attention, labels, encoded.scans[row], patch)):
+                with torch.no_grad():
+                    attention = attend(model, embeds[None], encoded.tokens[row : row + 1], keep)[0]
+                for entry, maps in zip(found, paint_items(attention, labels, encoded.scans[row], patch_size)):
                     entry["heat_maps"] = maps
-            results.append(sorted(found, key=lambda entry: -entry["score"]))
-    return results
+            yield sorted(found, key=lambda entry: -entry["score"])
+
+
+def read_labels(candidate_labels, hypothesis_template: str = "{}") -> dict[str, list[str]]:
+    """Label -> its prompts."""
+    if isinstance(candidate_labels, str):
+        candidate_labels = [candidate_labels]
+    if not isinstance(candidate_labels, Mapping):
+        candidate_labels = {label: [label] for label in candidate_labels or ()}
+    groups = {label: [texts] if isinstance(texts, str) else list(texts) for label, texts in candidate_labels.items()}
+    if not groups or not all(groups.values()):
+        raise ValueError("there are no candidate_labels, or one has no text: pass texts, or label -> texts.")
+    return {label: [hypothesis_template.format(text) for text in texts] for label, texts in groups.items()}
+
+
+def is_stream(inputs) -> bool:
+    """A generator or a data set, which is read one example at a time."""
+    return isinstance(inputs, (Iterator, Dataset))
+
+
+def read_stream(inputs) -> Iterator:
+    return inputs if isinstance(inputs, Iterator) else (inputs[index] for index in range(len(inputs)))
 
 
 class ItemizedCLIPPipeline(Pipeline):
@@ -78,23 +89,26 @@ class ItemizedCLIPPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         self.processor.check_model(self.model.config)
 
-    def __call__(self, studies, candidate_labels, **kwargs):  # type: ignore[override]
+    def __call__(self, studies, candidate_labels=None, num_workers=None, **kwargs):  # type: ignore[override]
         """
         Args:
-            studies: one study or a list of studies, in any form that the processor takes.
-            candidate_labels, hypothesis_template, batch_size, heat_maps: of `classify_studies`.
+            studies: one study or a list of studies, in any form that the processor takes; a generator or data set of them.
+            candidate_labels, hypothesis_template, batch_size, heat_maps: of `classify_studies`; what is left out is as the
+                pipeline was made with.
 
         Returns:
-            for one study a list of `{"label", "score"}`, highest first; for several studies a list of these.
+            for one study a list of `{"label", "score"}`, highest first; for several studies a list of these, for a generator or
+            data set an iterator.
         """
+        given = {"batch_size": self._batch_size, **self._preprocess_params, **kwargs}
+        if candidate_labels is not None:
+            given["candidate_labels"] = candidate_labels
+        if is_stream(studies):
+            return classify_studies(self.model, self.processor, read_stream(studies), **given)
         split = self.processor.image_processor.split_studies(studies)
-        results = self.run_studies(split, candidate_labels, **kwargs)
+        results = list(classify_studies(self.model, self.processor, split, **given))
         one = len(split) == 1 and not (isinstance(studies, (list, tuple)) and split[0] is studies[0])
         return results[0] if one else results
-
-    def run_studies(self, studies: list, candidate_labels, **kwargs) -> list[list[dict[str, Any]]]:
-        settings = {**self._preprocess_params, "batch_size": self._batch_size, **kwargs}
-        return classify_studies(self.model, self.processor, studies, candidate_labels, **settings)
 
     def _sanitize_parameters(self, **kwargs):
         return kwargs, {}, {}
@@ -104,7 +118,7 @@ class ItemizedCLIPPipeline(Pipeline):
 
     def _forward(self, model_inputs):
         study = model_inputs.pop("study")
-        return {"found": self.run_studies([study], **model_inputs)[0]}
+        return {"found": next(classify_studies(self.model, self.processor, [study], **model_inputs))}
 
     def postprocess(self, model_outputs):
         return model_outputs["found"]
@@ -125,10 +139,23 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
             raise ValueError("the pipeline has no processor: pass the model's folder or name, or `processor=`.")
         if self.model.config.vision_config.image_size[0] > 1:
             raise ValueError('this is a model of volumes: use pipeline("zero-shot-study-classification").')
-        one = not isinstance(image, (list, tuple))
-        kwargs.setdefault("batch_size", self._batch_size)
-        timeout = kwargs.pop("timeout", None)
-        images = [image] if one else list(image)
-        loaded = [load_image(x, timeout=timeout) if isinstance(x, str) else x for x in images]
-        results = classify_studies(self.model, self.processor, loaded, candidate_labels, **kwargs)
-        return results[0] if one else results
+        given = {"batch_size": self._batch_size, **self._preprocess_params, **kwargs}
+        if candidate_labels is not None:
+            given["candidate_labels"] = candidate_labels
+        timeout = given.pop("timeout", None)
+        for name in ("num_workers", "tokenizer_kwargs"):  # of the library's own
+            given.pop(name, None)
+
+        def opened(images):
+            return (load_image(x, timeout=timeout) if isinstance(x, str) else x for x in images)
+
+        if is_stream(image):
+            return classify_studies(self.model, self.processor, opened(read_stream(image)), **given)
+        split = self.processor.image_processor.split_studies(image)
+        results = list(classify_studies(self.model, self.processor, opened(split), **given))
+        return results if isinstance(image, (list, tuple)) or len(split) > 1 else results[0]
+
+    def _sanitize_parameters(self, heat_maps=None, batch_size=None, **kwargs):
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        own = {"heat_maps": heat_maps} if heat_maps is not None else {}
+        return {**preprocess, **own}, forward, postprocess

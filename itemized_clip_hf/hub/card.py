@@ -4,6 +4,7 @@ Model cards: facts in YAML -> metadata and text that the Hub understands.
 What a person has to say (licence, data, population) stays empty until somebody says it, and the card says that it is empty.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,8 @@ UNKNOWN_LICENSE = "unknown"
 PIPELINES = {True: "zero-shot-image-classification", False: "zero-shot-study-classification"}
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
-_COUNTS = {"mean_rank", "median_rank", "worst_rank", "MLL"}
+_COUNTS = {"mean_rank", "median_rank", "worst_rank", "MLL", "mean rank"}
+"""Metrics that are no shares."""
 
 
 @dataclass
@@ -46,6 +48,8 @@ class CardFacts:
         citation: BibTeX.
         data_terms: what the licence of the data asks for.
         image: settings of its image processor where they differ from the domain's.
+        scoring: `items` or `global`, as in the model's config.
+        rendered: hash of the card that was last made of these facts: another one has been edited by hand.
     """
 
     name: str
@@ -71,6 +75,7 @@ class CardFacts:
     data_terms: str = ""
     image: dict[str, Any] = field(default_factory=dict)
     scoring: str = "items"
+    rendered: str = ""
 
     @classmethod
     def read(cls, path: str | Path) -> "CardFacts":
@@ -84,7 +89,7 @@ class CardFacts:
         missing = sorted({"name", "domain"} - set(content))
         if missing:
             raise ValueError(f"{path} lacks {missing}.")
-        return cls(**content)
+        return cls(**{name: value for name, value in content.items() if value is not None})
 
     def write(self, path: str | Path) -> None:
         kept = {name: value for name, value in asdict(self).items() if value not in ("", [], {})}
@@ -122,7 +127,7 @@ def facts_of_folder(folder: str | os.PathLike, name: str | None = None) -> CardF
             "tensors": len(report["keys"]),
             "largest difference of a similarity": f"{report['parity']['similarity']:.0e}",
             "vocabulary confirmed": report["vocabulary"]["confirmed"],
-            "versions": report["versions"],
+            "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         }
     return facts
 
@@ -136,25 +141,31 @@ def _read_json(path: Path) -> dict:
 
 
 def measured_figures(results: Mapping[str, Any]) -> list[dict]:
-    """Rows of `CardFacts.measured` from the results of `itemized-clip evaluate`: the mean of every table, with its interval."""
+    """
+    Rows of `CardFacts.measured` from the results of `itemized-clip evaluate`: of a protocol the mean of every table, of a
+    task all its figures, with their intervals.
+    """
+    title, groups = results.get("title") or results["protocol"], []
+    for table, content in results.get("tables", {}).items():
+        groups.append((table, content["studies"], content["mean"]))
+    figures = results.get("figures", {})
+    if figures and all("value" in figure for figure in figures.values()):
+        figures = {"": figures}
+    groups += [(group, results.get("studies") or results.get("images"), own) for group, own in figures.items()]
     rows = []
-    for table, content in results["tables"].items():
-        for metric, figure in content["mean"].items():
+    for group, studies, own in groups:
+        for metric, figure in own.items():
             if figure["value"] is None:
                 continue
-            rows.append(
-                {
-                    "benchmark": f"{results['title'] or results['protocol']}{f', {table}' if table else ''}",
-                    "dataset": results["protocol"],
-                    "metric": metric,
-                    "value": round(figure["value"], 4),
-                    "low": None if figure.get("low") is None else round(figure["low"], 4),
-                    "high": None if figure.get("high") is None else round(figure["high"], 4),
-                    "studies": content["studies"],
-                    "data_sha256": results["data"]["sha256"],
-                    "model_sha256": results["model"]["sha256"],
-                }
-            )
+            row = {
+                "benchmark": f"{title}{f', {group}' if group else ''}",
+                "dataset": results["protocol"],
+                "table": group,
+                "metric": metric,
+                "studies": studies,
+                "data_sha256": results["data"]["sha256"],
+            }
+            rows.append(row | {k: round(figure[k], 4) for k in ("value", "low", "high") if figure.get(k) is not None})
     return rows
 
 
@@ -200,20 +211,24 @@ def metadata(facts: CardFacts, domain: Domain) -> ModelCardData:
 
 
 def _eval_result(row: Mapping[str, Any], remark: str) -> EvalResult:
+    value = row["value"]
+    if "source" in row and row["metric"] not in _COUNTS:  # printed in percent
+        value = round(value / 100, 4)
     return EvalResult(
+        dataset_config=row.get("table") or None,
         task_type="zero-shot-image-classification",
         task_name="zero-shot scores of items",
         dataset_type=row.get("dataset") or "".join(c if c.isalnum() else "-" for c in row["benchmark"].lower()),
         dataset_name=row["benchmark"],
         metric_type=row["metric"],
         metric_name=f"{row['metric']}{remark}",
-        metric_value=row["value"],
+        metric_value=value,
     )
 
 
 def _show(row: Mapping[str, Any]) -> dict:
     """A row with its value and interval as text, shares in percent."""
-    plain = row["metric"] in _COUNTS or row.get("unit") == "plain"
+    plain = row["metric"] in _COUNTS
     factor, digits = (1, 2) if plain else (100, 1)
     if "source" in row:  # as printed
         return {**row, "shown": f"{row['value']}"}
@@ -288,10 +303,24 @@ def snippet(facts: CardFacts, domain: Domain) -> str:
     return "\n".join(lines)
 
 
-def add_results(facts: CardFacts, files: Iterable[str | Path]) -> CardFacts:
-    """Figures of results files take the place of earlier ones of the same benchmark and metric."""
+def add_results(facts: CardFacts, files: Iterable[str | Path], model_sha256: str | None = None) -> CardFacts:
+    """
+    Figures of results files take the place of earlier ones of the same benchmark and metric.
+
+    Args:
+        model_sha256: of the model that the card is for; results of another one are refused.
+    """
     for path in files:
-        fresh = measured_figures(json.loads(Path(path).read_text()))
+        results = json.loads(Path(path).read_text())
+        if "protocol" not in results or "model" not in results:
+            raise ValueError(f"{path} holds no results of `itemized-clip evaluate`.")
+        found, domain = results["model"]["sha256"], results["model"].get("domain")
+        if model_sha256 is not None and found != model_sha256 or domain not in (None, facts.domain):
+            raise ValueError(
+                f"{path} holds results of another model ({domain}, {found[:12]}...) than this one ({facts.domain}, "
+                f"{(model_sha256 or '')[:12]}...): evaluate this model."
+            )
+        fresh = measured_figures(results)
         keys = {(row["benchmark"], row["metric"]) for row in fresh}
         facts.measured = [row for row in facts.measured if (row["benchmark"], row["metric"]) not in keys] + fresh
     return facts
@@ -300,3 +329,27 @@ def add_results(facts: CardFacts, files: Iterable[str | Path]) -> CardFacts:
 def card_text(facts: CardFacts) -> str:
     """The whole of `README.md`."""
     return render(facts).content.rstrip("\n") + "\n"
+
+
+def is_edited(folder: str | os.PathLike) -> bool:
+    """Whether the card of a folder is somebody's own work, and not what was last rendered there."""
+    card, facts = Path(folder) / CARD, Path(folder) / FACTS
+    if not card.exists():
+        return False
+    return not facts.exists() or CardFacts.read(facts).rendered != hash_text(card.read_text(encoding="utf-8"))
+
+
+def hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_card(folder: str | os.PathLike, facts: CardFacts, overwrite: bool = False) -> bool:
+    """`card.yaml`, and `README.md` unless somebody has edited it; whether it was written."""
+    folder = Path(folder)
+    kept = is_edited(folder) and not overwrite
+    if not kept:
+        text = card_text(facts)
+        facts.rendered = hash_text(text)
+        (folder / CARD).write_text(text, encoding="utf-8")
+    facts.write(folder / FACTS)
+    return not kept

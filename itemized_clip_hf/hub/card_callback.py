@@ -1,4 +1,4 @@
-"""Facts of a training run -> `card.yaml` and `README.md` in its folder."""
+"""Facts of a training run, for the card that is written where its model is saved."""
 
 import time
 from pathlib import Path
@@ -7,82 +7,94 @@ from typing import Any
 import torch
 import transformers
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from ..version import __version__
-from .card import CARD, FACTS, CardFacts, card_text, facts_of_folder
+from .card import CARD, FACTS, CardFacts, facts_of_folder, write_card
+
+logger = logging.get_logger(__name__)
 
 
 class CardCallback(TrainerCallback):
     """
-    Writes the card when training ends. What a person wrote into `card.yaml` stays; only the procedure is replaced.
+    Takes the time, and knows what a card says of a run; `Trainer._save` has it written.
 
     Args:
+        domain: of the model.
         objective: name and arguments of the objective.
-        source: what the weights were at the start: the name on the Hub, or None.
+        base_model: name on the Hub of the model that training started from.
         studies: in the training data.
     """
 
-    def __init__(self, domain: str, objective: tuple[str, dict], source: str | None, studies: int | None):
+    def __init__(self, domain: str, objective: tuple[str, dict], base_model: str | None, studies: int | None):
         self.domain = domain
         self.objective = objective
-        self.source = source
+        self.base_model = base_model
         self.studies = studies
-        self.seconds = 0.0
+        self.started_from = base_model or "random weights"
+        self.license_note = ""
         self._start: float | None = None
+        self._resumed_at = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._start = time.monotonic()
-
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        if self._start is not None:
-            self.seconds += time.monotonic() - self._start
-        if state.is_world_process_zero:
-            write_card(args.output_dir, self.facts(args, state, model))
+        self._resumed_at = state.global_step
 
     def facts(self, args, state, model) -> CardFacts:
         """What the run itself knows; no names of files or studies."""
         name, arguments = self.objective
+        seconds = round(time.monotonic() - self._start) if self._start is not None else None
+        since = f" since step {self._resumed_at:,}" if self._resumed_at else ""
         training: dict[str, Any] = {
             "objective": f"{name}{''.join(f', {key} {value}' for key, value in arguments.items())}",
-            "started from": self.source or "random weights, or weights of a local folder",
+            "started from": self.started_from,
             "studies": f"{self.studies:,}" if self.studies is not None else None,
             "items of a study, at most": args.max_items,
-            "batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            "steps": state.global_step,
+            "batch": f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size:,}",
+            "steps": f"{state.global_step:,}",
             "epochs": round(state.epoch, 2) if state.epoch is not None else None,
             "learning rate": f"{args.learning_rate:g}, {args.warmup_steps:g} warm-up steps, {args.lr_scheduler_type.value}",
             "weight decay": args.weight_decay,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
-            "seed": args.seed,
+            "seed": f"{args.seed:,}",
             "LoRA": str(args.lora) if args.lora is not None else None,
-            "frozen": ", ".join(t for t in ("text", "vision") if getattr(args, f"freeze_{t}")) or None,
+            "frozen": ", ".join(frozen_part(t, getattr(args, f"freeze_{t}")) for t in ("text", "vision")).strip(", ")
+            or None,
             "device": f"{args.world_size} x {device_name(args.device)}",
-            "seconds": round(self.seconds),
+            "seconds": None if seconds is None else f"{seconds:,}{since}",
             "versions": f"itemized-clip-hf {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
         }
-        repository = args.hub_model_id or Path(args.output_dir).resolve().name
         return CardFacts(
-            name=repository,
+            name=args.hub_model_id or Path(args.output_dir).resolve().name,
             domain=self.domain,
-            base_models=[self.source] if self.source else [],
+            base_models=[self.base_model] if self.base_model else [],
+            license_note=self.license_note,
             training={key: value for key, value in training.items() if value is not None},
-            scoring=model.config.scoring if model is not None else "items",
+            scoring=model.config.scoring,
         )
+
+    def write(self, folder: str | Path, args, state, model) -> None:
+        """
+        The card of a saved model. What a person wrote into `card.yaml` of the run stays; what was said of earlier weights
+        (figures, conversion) does not.
+        """
+        facts = self.facts(args, state, model)
+        for place in (folder, args.output_dir):
+            if (Path(place) / FACTS).exists():
+                known = CardFacts.read(Path(place) / FACTS)
+                known.training, known.scoring, known.rendered = facts.training, facts.scoring, known.rendered
+                known.measured, known.paper, known.converted = [], [], {}
+                known.license_note = known.license_note or facts.license_note
+                facts = known
+                break
+        facts.write(Path(folder) / FACTS)
+        if not write_card(folder, facts_of_folder(folder) if (Path(folder) / "config.json").exists() else facts):
+            logger.warning(f"{CARD} has been edited and is kept; `itemized-clip card --overwrite` makes it anew.")
+
+
+def frozen_part(tower: str, mode: bool | str) -> str:
+    return "" if not mode else tower if mode is True else f"{tower} ({mode})"
 
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def write_card(folder: str | Path, facts: CardFacts) -> None:
-    """`card.yaml` and `README.md`; what `card.yaml` said already stays, but for the procedure and the name's absence."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / FACTS).exists():
-        kept = CardFacts.read(folder / FACTS)
-        kept.training, kept.scoring = facts.training, facts.scoring
-        facts = kept
-    facts.write(folder / FACTS)
-    if (folder / "config.json").exists():
-        facts = facts_of_folder(folder)
-    (folder / CARD).write_text(card_text(facts), encoding="utf-8")

@@ -23,10 +23,10 @@ def run_load_test(folder: str | os.PathLike) -> None:
     with tempfile.TemporaryDirectory() as place:
         for mode in ("package", "folder"):
             environment = {
-                **os.environ,
+                **{name: value for name, value in os.environ.items() if "TOKEN" not in name},
                 "HF_HUB_OFFLINE": "1",
+                "HF_HOME": place,
                 "HF_MODULES_CACHE": os.path.join(place, f"modules-{mode}"),
-                "TOKENIZERS_PARALLELISM": "false",
             }
             command = [sys.executable, os.path.abspath(__file__), os.path.abspath(folder), mode, place]
             try:
@@ -50,6 +50,9 @@ def load_and_score(folder: str, mode: str, place: str) -> None:
     trust = {"trust_remote_code": True} if mode == "folder" else {}
     model = AutoModel.from_pretrained(folder, dtype=torch.float32, **trust).eval()
     processor = AutoProcessor.from_pretrained(folder, **trust)
+    made_for = model.config.preprocessing
+    if made_for is not None and processor.preprocessing() != made_for:
+        raise SystemExit("its processor has other settings or words than the model was made with")
     size = processor.image_processor.scan_size
     generator = torch.Generator().manual_seed(0)
     picture = size[0] == 1

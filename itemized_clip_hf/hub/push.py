@@ -5,19 +5,19 @@ import fnmatch
 import json
 import os
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id
-from transformers.utils import logging
 
 from ..data.privacy import IDENTIFYING_FIELDS
 from .adapters import is_adapter_folder
-from .card import CARD, FACTS, UNKNOWN_LICENSE, CardFacts, card_text, facts_of_folder
+from .card import CARD, FACTS, UNKNOWN_LICENSE, CardFacts, card_text, facts_of_folder, is_edited, write_card
 from .load_test import run_load_test
-
-logger = logging.get_logger(__name__)
 
 PUBLISHED = (
     CARD,
@@ -39,15 +39,6 @@ PUBLISHED = (
 )
 """Files that are uploaded; all others stay: quarantine lists, scores, checkpoints, optimizer states, pickled arguments."""
 
-_READ = (
-    CARD,
-    FACTS,
-    "config.json",
-    "processor_config.json",
-    "conversion_report.json",
-    "names_report.json",
-    "domain.json",
-)
 _MONTHS = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 _SUSPECT = {
     "a date": re.compile(
@@ -56,7 +47,7 @@ _SUSPECT = {
         re.IGNORECASE,
     ),
     "a DICOM identifier": re.compile(r"\b\d+(?:\.\d+){5,}\b"),
-    "a long number": re.compile(r"(?<![\w.,])\d{7,}(?![\w.,]\d)"),
+    "a long number": re.compile(r"(?<![\w.,])\d{7,}(?![\w.,]\d|\w)"),
     "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+"),
     "a header field of a patient": re.compile(
         rf"\b(?:{'|'.join(IDENTIFYING_FIELDS)}|MRN|patient (?:name|id)|accession(?: number)?)\b\s*[:=]\s*\S",
@@ -64,70 +55,83 @@ _SUSPECT = {
     ),
     "somebody's folder": re.compile(r"/home/\w+|/Users/\w+|[A-Z]:\\Users\\\w+"),
 }
+_INNOCENT = re.compile(r"https?://\S+|\b10\.\d{4,}/\S+|\b[0-9a-f]{16,64}\b")
+"""Addresses, DOIs and hashes, in which dates and numbers name nobody."""
 
 
-def find_patient_data(folder: str | os.PathLike) -> list[str]:
+def find_patient_data(texts: Mapping[str, str], ids: Iterable[str] = (), name: str = "") -> list[str]:
     """
-    Where the texts of a folder may tell who a patient is: dates, numbers, addresses, header fields, ids of studies that
-    lists in the folder name. Says file, line and kind, never what stands there.
+    Where texts may tell who a patient is: dates, numbers, addresses, header fields in the card, ids of studies in all of them.
+    Says file, line and kind, never what stands there.
+
+    Args:
+        texts: file name -> content.
+        ids: of studies that must not be named.
+        name: of the repository, which may stand in the card.
     """
-    folder, found = Path(folder), []
-    ids = _study_ids(folder)
-    for name in _READ:
-        if not (folder / name).exists():
-            continue
-        for number, line in enumerate((folder / name).read_text(encoding="utf-8").splitlines(), 1):
-            kinds = [
-                kind for kind, pattern in _SUSPECT.items() if name.endswith((".md", ".yaml")) and pattern.search(line)
-            ]
-            if any(re.search(rf"(?<!\w){re.escape(study)}(?!\w)", line) for study in ids):
+    found = []
+    named = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(ids)))})(?!\w)") if ids else None
+    for file, text in texts.items():
+        for number, line in enumerate(text.splitlines(), 1):
+            kinds = []
+            if file in (CARD, FACTS):
+                plain = _INNOCENT.sub(" ", line.replace(name, " ") if name else line)
+                kinds = [kind for kind, pattern in _SUSPECT.items() if pattern.search(plain)]
+            if named is not None and named.search(line):
                 kinds.append("the id of a study")
-            found += [f"{name}, line {number}: {kind}" for kind in kinds]
+            found += [f"{file}, line {number}: {kind}" for kind in kinds]
     return found
 
 
-def _study_ids(folder: Path) -> set[str]:
-    """Ids in the lists that training and evaluation leave in a folder; short ones could be any word."""
+def study_ids(folder: str | os.PathLike) -> set[str]:
+    """
+    Ids in the lists that training and evaluation leave in a folder, as far as they could be nothing else: words of four
+    characters and more, numbers of seven digits and more.
+    """
     ids: set[str] = set()
-    for path in folder.glob("quarantine*.csv"):
+    for path in Path(folder).glob("quarantine*.csv"):
         with path.open(newline="", encoding="utf-8") as file:
-            ids |= {row[0] for row in csv.reader(file) if row and row[0] != "study"}
-    for path in folder.glob("*.scores.jsonl"):
+            ids |= {row[0].partition("/")[0] for row in csv.reader(file) if row and row[0] != "study"}
+    for path in Path(folder).glob("*.scores.jsonl"):
         lines = path.read_text(encoding="utf-8").splitlines()
         entries = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
         ids |= {str(entry["id"]) for entry in entries if "id" in entry}
-    return {study for study in ids if len(study) >= 4}
+    return {study for study in ids if len(study) >= (7 if study.isdigit() else 4)}
 
 
 def choose_files(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
-    """Names of the files that are uploaded, and of those that stay."""
-    names = sorted(path.name + ("/" if path.is_dir() else "") for path in Path(folder).iterdir())
-    chosen = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in PUBLISHED)]
-    return chosen, [name for name in names if name not in chosen]
+    """Names of the files that are uploaded, and of those, and of the folders, that stay."""
+    entries = sorted(Path(folder).iterdir())
+    chosen = [e.name for e in entries if e.is_file() and any(fnmatch.fnmatch(e.name, p) for p in PUBLISHED)]
+    return chosen, [e.name + ("/" if e.is_dir() else "") for e in entries if e.name not in chosen]
 
 
-def complete_card(folder: str | os.PathLike, repo_id: str, license: str | None = None) -> ModelCard:
-    """The card of a folder, rendered where there is none or where nobody has edited it, with the licence that is passed."""
-    path = Path(folder) / CARD
+def compose_card(folder: str | os.PathLike, repo_id: str, license: str | None = None) -> tuple[CardFacts, str]:
+    """
+    Facts and text of the card as it would be uploaded; nothing is written.
+
+    Raises:
+        ValueError: no licence, or one that an edited card does not state.
+    """
     facts = facts_of_folder(folder)
-    as_rendered = path.exists() and path.read_text(encoding="utf-8") == card_text(facts)
-    if license is not None or facts.name != repo_id:
-        facts.name, facts.license = repo_id, license or facts.license
-        facts.write(Path(folder) / FACTS)
-    if as_rendered or not path.exists():
-        path.write_text(card_text(facts), encoding="utf-8")
-    elif license is not None:
-        card = ModelCard.load(path)
-        card.data["license"] = license
-        card.save(path)
-        logger.warning(f"{CARD} has been edited: its licence is set in the metadata, check its text.")
-    return ModelCard.load(path)
-
-
-def license_of(card: ModelCard) -> str | None:
-    """The licence in the card's metadata, None where it is not known."""
-    stated = card.data.to_dict().get("license")
-    return None if stated == UNKNOWN_LICENSE else stated
+    facts.name, facts.license = repo_id, license or facts.license
+    if facts.license in (None, UNKNOWN_LICENSE):
+        raise ValueError(
+            "the weights have no licence: pass --license, as the Hub calls it (e.g. cc-by-nc-4.0), or write it into "
+            f"{FACTS}. It is yours to state, or the weights' authors'; weights that were trained from MAE inherit CC-BY-NC-4.0."
+        )
+    if facts.license == "other" and not (facts.license_name and facts.license_link):
+        raise ValueError(f"the licence `other` needs license_name and license_link in {FACTS}.")
+    if not is_edited(folder):
+        return facts, card_text(facts)
+    text = (Path(folder) / CARD).read_text(encoding="utf-8")
+    stated = ModelCard(text, ignore_metadata_errors=False).data.to_dict().get("license")
+    if stated != facts.license:
+        raise ValueError(
+            f"{CARD} has been edited and states the licence {stated!r}, not {facts.license!r}: write it there, or make the "
+            "card anew (itemized-clip card --overwrite)."
+        )
+    return facts, text
 
 
 def push_folder(
@@ -163,15 +167,10 @@ def push_folder(
     if repo_id.count("/") != 1:
         raise ValueError(f"{repo_id!r} is no name of a repository: expected ORG/NAME.")
     validate_repo_id(repo_id)
-    card = complete_card(folder, repo_id, license)
-    if license_of(card) is None:
-        raise ValueError(
-            "the weights have no licence: pass --license, as the Hub calls it (e.g. cc-by-nc-4.0), or write it into "
-            f"{FACTS}. It is yours to state, or the weights' authors'; weights that were trained from MAE inherit CC-BY-NC-4.0."
-        )
-    if license_of(card) == "other" and not card.data.get("license_name"):
-        raise ValueError(f"the licence `other` needs license_name and license_link in {FACTS}.")
-    problems = find_patient_data(folder)
+    facts, text = compose_card(folder, repo_id, license)
+    read = {name: (folder / name).read_text(encoding="utf-8") for name in choose_files(folder)[0] if _is_text(name)}
+    written = yaml.safe_dump(asdict(facts), allow_unicode=True)
+    problems = find_patient_data({**read, CARD: text, FACTS: written}, study_ids(folder), repo_id)
     if problems:
         raise ValueError("there may be patient data: " + "; ".join(problems) + ". Remove it, or reword the line.")
     files, left_out = choose_files(folder)
@@ -179,15 +178,21 @@ def push_folder(
         raise ValueError(f"{folder} has no weights (model.safetensors).")
     if test:
         run_load_test(folder)
+    files = sorted({*files, CARD, FACTS})
     result: dict[str, Any] = {"repo_id": repo_id, "url": None, "files": files, "left_out": left_out}
     if dry_run:
         return result
+    write_card(folder, facts)
     api = HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     commit = api.upload_folder(
         repo_id=repo_id, folder_path=folder, allow_patterns=files, commit_message=message, revision=revision
     )
     return {**result, "url": commit.repo_url.url if hasattr(commit.repo_url, "url") else str(commit.repo_url)}
+
+
+def _is_text(name: str) -> bool:
+    return name.endswith((".json", ".txt", ".md", ".yaml")) or name.startswith("LICENSE")
 
 
 def licensed(folder: str | os.PathLike, license: str | None) -> bool:

@@ -26,6 +26,8 @@ from .training_args import ItemizedCLIPTrainingArguments
 
 logger = logging.get_logger(__name__)
 
+MAE_NOTE = "The vision tower was started from MAE weights; the published ones are CC-BY-NC-4.0, and so is what is made of them."
+
 
 def build_processor(recipe: Recipe, items, tokenizer_path: str | None = None) -> ItemizedCLIPProcessor:
     """Processor of the recipe; the tokenizer is loaded from a path or learned from the items (an iterable of lists)."""
@@ -166,6 +168,11 @@ def train_recipe(
     trainer = ItemizedCLIPTrainer(
         model, args, train_dataset=records, eval_dataset=eval_records, processing_class=processor
     )
+    if trainer.card is not None and init is not None:
+        trainer.card.started_from = f"weights of {Path(init).name}, as far as they fit"
+        trainer.card.license_note = MAE_NOTE if accept_license else ""
+    elif trainer.card is not None and model_folder is not None and trainer.card.base_model is None:
+        trainer.card.started_from = f"the model {Path(model_folder).name}"
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(output))
     trainer.save_state()

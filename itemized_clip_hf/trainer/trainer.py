@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..domains import load_domain
 from ..hub.adapters import add_lora, has_adapters, load_adapter_weights, save_adapters
-from ..hub.card_callback import CardCallback, write_card
+from ..hub.card_callback import CardCallback
 from ..hub.push import licensed, push_folder
 from .cached import KeepPixelsOnHost, cached_encoding
 from .collator import ItemizedCLIPCollator
@@ -172,6 +172,12 @@ class ItemizedCLIPTrainer(Trainer):
                 weights = {**domain.weights(args.objective), **weights}
             objective = load_objective(args.objective, **weights)
         self.objective: Objective = objective
+        if args.push_to_hub and (args.lora is not None or has_adapters(model)):
+            raise ValueError(
+                "push_to_hub does not take adapters: train, merge them (itemized-clip merge), and push the result."
+            )
+        if args.push_to_hub and not model.config.domain:
+            raise ValueError("push_to_hub needs a model with a domain (config.domain): its card says what goes in.")
         if args.push_to_hub and not licensed(cast(str, args.output_dir), args.hub_license):
             raise ValueError(
                 "push_to_hub needs the licence of the weights: pass hub_license, as the Hub calls it (e.g. cc-by-nc-4.0), or "
@@ -362,15 +368,17 @@ class ItemizedCLIPTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Of a model with adapters these and what else was trained; its base stays where it is."""
+        folder = Path(cast(str, output_dir if output_dir is not None else self.args.output_dir))
         if not has_adapters(self.model):
             with own_class(self.model):
-                return super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(cast(str, output_dir if output_dir is not None else self.args.output_dir))
+                super()._save(output_dir, state_dict)
+        elif self.args.should_save:
             save_adapters(self.model, folder, state_dict)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        if self.card is not None and self.args.should_save:
+            self.card.write(folder, self.args, self.state, self.model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if not has_adapters(self.model):
@@ -383,9 +391,9 @@ class ItemizedCLIPTrainer(Trainer):
         load_adapter_weights(self.model, cast(str, self.state.best_model_checkpoint))
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """`card.yaml` and `README.md` in the output folder, see `hub/card_callback.py`."""
+        """Of the output folder, where a model has been saved there; saving writes it too."""
         if self.card is not None and self.is_world_process_zero():
-            write_card(cast(str, self.args.output_dir), self.card.facts(self.args, self.state, self.model))
+            self.card.write(cast(str, self.args.output_dir), self.args, self.state, self.model)
 
     def push_to_hub(
         self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
@@ -394,16 +402,16 @@ class ItemizedCLIPTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self.create_model_card()
         return self._push(cast(str, self.args.output_dir), commit_message, token, revision, private)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
-        if self.card is not None:
-            write_card(checkpoint_folder, self.card.facts(self.args, self.state, self.model))
         message = f"Training in progress, step {self.state.global_step}"
-        self._push(checkpoint_folder, message, None, None, None, test=False)  # the model of the end is tested
+        try:
+            self._push(checkpoint_folder, message, None, None, None, test=False)  # the model of the end is tested
+        except Exception as error:  # a hub that cannot be reached now is no reason to lose the run
+            logger.warning(f"the checkpoint of step {self.state.global_step} was not uploaded: {error}")
 
     def _push(self, folder: str, message: str, token, revision, private, test: bool = True) -> dict:
         if self.hub_model_id is None:

@@ -63,6 +63,13 @@ def test_pictures(saved, tmp_path):
     with torch.no_grad():
         expected = model(**inputs).logits_per_image.sigmoid().item()
     assert alone[0]["score"] == pytest.approx(expected, abs=1e-5)
+    settings = {"candidate_labels": ["bleed"], "hypothesis_template": "small {}"}
+    made = pipeline("zero-shot-image-classification", model=folder, **settings)
+    expected = classify(picture, candidate_labels=["small bleed"])[0]["score"]
+    assert made(picture)[0] == {"label": "bleed", "score": pytest.approx(expected, abs=1e-6)}
+    batch = np.stack([np.asarray(picture)] * 2)
+    assert len(classify(batch, candidate_labels=["bleed"])) == 2
+    assert len(list(classify((p for p in [picture] * 3), candidate_labels=["bleed"], num_workers=0))) == 3
     picture.save(tmp_path / "picture.png")
     prompts = {"bleed": ["bleed", "a bleed"], "mass": "left frontal mass"}
     both = classify([picture, str(tmp_path / "picture.png")], candidate_labels=prompts, batch_size=2, heat_maps=True)
@@ -98,6 +105,41 @@ def test_batches_give_the_scores_of_single_studies(saved):
     for study, found in zip(studies, together):
         alone = {r["label"]: r["score"] for r in classify([study], candidate_labels=ITEMS, batch_size=1)[0]}
         assert {r["label"]: r["score"] for r in found} == pytest.approx(alone, abs=1e-5)
+
+
+def test_what_the_pipeline_was_made_with(saved):
+    _, folder = saved("brain-mri", {"scan_size": [8, 16, 16], "in_plane_size": 16})
+    study = {"AX_T1": np.random.default_rng(0).normal(size=(6, 16, 16))}
+    plain = pipeline("zero-shot-study-classification", model=folder)
+    made = pipeline(
+        "zero-shot-study-classification", model=folder, candidate_labels=["mass"], hypothesis_template="small {}"
+    )
+    expected = plain(study, candidate_labels=["small mass"])[0]["score"]
+    assert made(study, num_workers=0)[0] == {"label": "mass", "score": pytest.approx(expected, abs=1e-6)}
+    with pytest.raises(ValueError, match="no candidate_labels"):
+        plain(study)
+    with pytest.raises(ValueError, match="one has no text"):
+        plain(study, candidate_labels={"mass": []})
+
+
+def test_generators_and_data_sets_are_read_one_by_one(saved, tmp_path):
+    class Studies(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return {"AX_T1": np.random.default_rng(index % 3).normal(size=(6, 16, 16))}
+
+    _, folder = saved("brain-mri", {"scan_size": [8, 16, 16], "in_plane_size": 16})
+    classify = pipeline("zero-shot-study-classification", model=folder)
+    expected = classify([Studies()[i] for i in range(3)], candidate_labels=ITEMS[:2], batch_size=2)
+    for stream in (Studies(), (Studies()[i] for i in range(3))):
+        results = classify(stream, candidate_labels=ITEMS[:2])
+        assert not isinstance(results, list)
+        for found, wanted in zip(list(results), expected, strict=True):
+            assert found[0]["label"] == wanted[0]["label"] and found[0]["score"] == pytest.approx(
+                wanted[0]["score"], abs=1e-5
+            )
 
 
 def test_heat_maps_are_those_of_explain(saved):

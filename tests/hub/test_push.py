@@ -1,9 +1,11 @@
 """A checkpoint -> folder -> the Hub (on loopback) -> by name in other processes, with the package and without."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -15,10 +17,11 @@ from hub.loopback_hub import LoopbackHub
 
 from itemized_clip_hf import ItemizedCLIPProcessor, ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments
 from itemized_clip_hf.conversion.folder import convert_folder
-from itemized_clip_hf.hub.card import CardFacts
-from itemized_clip_hf.hub.push import choose_files, find_patient_data, push_folder
+from itemized_clip_hf.hub.card import CardFacts, facts_of_folder, write_card
+from itemized_clip_hf.hub.push import choose_files, compose_card, find_patient_data, push_folder, study_ids
 
 NAME = "org/itemizedclip-tiny"
+CARDS = sorted((Path(__file__).parents[2] / "hub_cards").glob("*.md"))
 
 BY_NAME = """
 import sys
@@ -99,15 +102,36 @@ def test_from_the_golden_checkpoint_to_golden_logits_by_name(folder, tmp_path):
 def test_refused_without_a_licence(folder):
     with pytest.raises(ValueError, match="the weights have no licence: pass --license"):
         push_folder(folder, NAME, dry_run=True)
-    assert "has not been stated" in (folder / "README.md").read_text()
     with pytest.raises(ValueError, match="`other` needs license_name"):
         push_folder(folder, NAME, dry_run=True, license="other")
-    facts = CardFacts.read(folder / "card.yaml")
+    facts = facts_of_folder(folder)
+    write_card(folder, facts)
+    assert "has not been stated" in (folder / "README.md").read_text()
     facts.license, facts.license_name, facts.license_link = "other", "Data use agreement", "https://example.org/terms"
     facts.write(folder / "card.yaml")
-    (folder / "README.md").unlink()
-    push_folder(folder, NAME, dry_run=True, test=False)
-    assert "Weights: Data use agreement. <https://example.org/terms>" in (folder / "README.md").read_text()
+    _, text = compose_card(folder, NAME)
+    assert (
+        "Weights: Data use agreement. <https://example.org/terms>" in text
+        and "licence of these weights has not" not in text
+    )
+
+
+def test_a_dry_run_writes_nothing(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    result = push_folder(folder, NAME, dry_run=True, license="mit", test=False)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {"README.md", "card.yaml", "config.json", "model.safetensors"} < set(result["files"]) and result[
+        "url"
+    ] is None
+
+
+def test_an_edited_card_has_to_state_the_licence(folder):
+    write_card(folder, CardFacts(name=NAME, domain="remote-sensing", license="mit"))
+    readme = folder / "README.md"
+    readme.write_text(readme.read_text() + "\nOur own words.\n")
+    assert "Our own words." in compose_card(folder, NAME)[1]
+    with pytest.raises(ValueError, match="states the licence 'mit', not 'cc-by-4.0'"):
+        compose_card(folder, NAME, "cc-by-4.0")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +150,7 @@ def test_refused_without_a_licence(folder):
 )
 def test_refused_with_patient_data(folder, line, kind):
     (folder / "quarantine.csv").write_text("study,reason\nSTUDY_0042,unreadable\n")
-    push_folder(folder, NAME, dry_run=True, license="mit", test=False)
+    write_card(folder, CardFacts(name=NAME, domain="remote-sensing", license="mit"))
     readme = folder / "README.md"
     readme.write_text(f"{readme.read_text()}\n{line}\n")
     with pytest.raises(ValueError, match="there may be patient data: README.md, line") as refused:
@@ -137,15 +161,41 @@ def test_refused_with_patient_data(folder, line, kind):
 
 def test_ids_in_other_files(folder):
     (folder / "run.scores.jsonl").write_text('{"about": {}}\n{"id": "CASE-77", "scores": [0.1]}\n')
-    facts = CardFacts(name=NAME, domain="remote-sensing", population="as in CASE-77")
-    facts.write(folder / "card.yaml")
+    CardFacts(name=NAME, domain="remote-sensing", population="as in CASE-77").write(folder / "card.yaml")
     with pytest.raises(ValueError, match="card.yaml, line [0-9]+: the id of a study"):
         push_folder(folder, NAME, dry_run=True, license="mit", test=False)
 
 
-def test_clean_cards_pass(folder):
-    push_folder(folder, NAME, dry_run=True, license="mit", test=False)
-    assert find_patient_data(folder) == []
+def test_honest_cards_pass():
+    """What cards are full of: hashes, versions, counts, dates in names and addresses."""
+    lines = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(2000)]
+    lines += [
+        "| steps | 1,000,000 |",
+        "| seconds | 1,209,600 |",
+        "| seed | 20,240,131 |",
+        "torch 2.13.0, transformers 5.23.0",
+    ]
+    lines += [
+        "https://example.org/2019-03-04/model@v1.0",
+        "doi 10.1109/TGRS.2017.2776321",
+        "org/model-20240131 is a name",
+    ]
+    lines += ["2018 to 2021, 24,128 studies of 512 x 512 x 300 voxels", "IEEE TGRS 56(4), 2018", "199727024"[:6]]
+    texts = {"README.md": "\n".join(lines), "config.json": '{"intermediate_size": 3072}'}
+    assert find_patient_data(texts, {"3072-x"}, "org/model-20240131") == []
+    assert find_patient_data({"config.json": '"name": "CASE-77"'}, {"CASE-77"}) == [
+        "config.json, line 1: the id of a study"
+    ]
+
+
+def test_ids_that_could_be_anything_do_not_count(tmp_path):
+    (tmp_path / "quarantine.csv").write_text("study,reason\n3072,x\nab,x\n8837465,x\nSTUDY_1/AX_T2,x\n")
+    assert study_ids(tmp_path) == {"8837465", "STUDY_1"}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_published_cards_pass(name):
+    assert find_patient_data({"README.md": name.read_text(), "card.yaml": name.with_suffix(".yaml").read_text()}) == []
 
 
 def test_refused_when_it_does_not_load(folder):
@@ -159,6 +209,14 @@ def test_refused_when_it_does_not_load(folder):
         push_folder(folder, NAME, dry_run=True, license="mit")
     weights.unlink()
     with pytest.raises(ValueError, match="has no weights"):
+        push_folder(folder, NAME, dry_run=True, license="mit")
+
+
+def test_refused_with_another_processor(folder):
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings["image_processor"]["image_mean"] = [0.5, 0.5, 0.5]
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="other settings or words than the model was made with"):
         push_folder(folder, NAME, dry_run=True, license="mit")
 
 
@@ -183,8 +241,9 @@ def test_only_files_of_a_model_are_chosen(tmp_path):
         "a.scores.jsonl",
     ):
         (tmp_path / name).touch()
-    for name in ("checkpoint-10", ".cache"):
+    for name in ("checkpoint-10", ".cache", "LICENSES", "vocab.studies"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "scan.nii.gz").touch()
     chosen, left_out = choose_files(tmp_path)
     assert chosen == ["config.json", "model.safetensors"]
     assert {"optimizer.pt", "trainer_state.json", "quarantine.csv", "checkpoint-10/", "a.scores.jsonl"} < set(left_out)
@@ -236,6 +295,12 @@ def test_the_trainer_asks_for_a_licence_before_it_trains(tmp_path, make_model, t
     settings = {"push_to_hub": True, "hub_model_id": "org/trained", "use_cpu": True}
     arguments = ItemizedCLIPTrainingArguments(str(tmp_path / "run"), **settings)
     with pytest.raises(ValueError, match="push_to_hub needs the licence of the weights"):
+        ItemizedCLIPTrainer(model, arguments, processing_class=processor)
+    lora = ItemizedCLIPTrainingArguments(str(tmp_path / "run"), **settings, hub_license="mit", lora="both")
+    with pytest.raises(ValueError, match="does not take adapters"):
+        ItemizedCLIPTrainer(model, lora, processing_class=processor)
+    model.config.domain = None
+    with pytest.raises(ValueError, match="needs a model with a domain"):
         ItemizedCLIPTrainer(model, arguments, processing_class=processor)
     with pytest.raises(ValueError, match="optimizer states and pickled arguments are not uploaded"):
         ItemizedCLIPTrainingArguments(str(tmp_path / "run"), **settings, hub_strategy="checkpoint")
