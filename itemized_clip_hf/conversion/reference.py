@@ -26,17 +26,16 @@ def norm(state: State, name: str, x: torch.Tensor, eps: float) -> torch.Tensor:
 def attention(query, key, value, heads: int, hidden: torch.Tensor | None = None) -> torch.Tensor:
     """(R, Q, C), (R, L, C), (R, L, C) -> (R, Q, C); `hidden` (Q, L) or (R, Q, L) is True where nothing may be attended to."""
     size = query.shape[-1] // heads
-    results = []
+    results = torch.empty_like(query)
     for head in range(heads):
-        q, k, v = (x[..., head * size : (head + 1) * size] for x in (query, key, value))
-        rows = []
-        for start in range(0, q.shape[1], ROWS_AT_ONCE):
-            scores = q[:, start : start + ROWS_AT_ONCE] @ k.transpose(-1, -2) / math.sqrt(size)
+        own = slice(head * size, (head + 1) * size)
+        for start in range(0, query.shape[1], ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            scores = query[:, rows, own] @ key[..., own].transpose(-1, -2) / math.sqrt(size)
             if hidden is not None:
-                scores = scores.masked_fill(hidden[..., start : start + ROWS_AT_ONCE, :], -math.inf)
-            rows.append(scores.softmax(-1) @ v)
-        results.append(torch.cat(rows, 1))
-    return torch.cat(results, -1)
+                scores = scores.masked_fill(hidden[..., rows, :], -math.inf)
+            results[:, rows, own] = scores.softmax(-1) @ value[..., own]
+    return results
 
 
 def volumes(state: State, scans: torch.Tensor, names: torch.Tensor | None, scopes: list[str], heads: int):
