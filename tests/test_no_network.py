@@ -47,10 +47,14 @@ def test_without_a_network(tmp_path, write_volume):
     environment = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     environment |= {"PYTHONPATH": str(tmp_path / "block"), "HF_HOME": str(tmp_path / "home")}
 
-    def run(*command):
+    def run(*arguments):
+        command = [sys.executable, *arguments]
         done = subprocess.run([*alone(), *command], capture_output=True, text=True, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
+
+    def command_line(*arguments):
+        return run("-m", "itemized_clip_cli", *arguments)
 
     convert = [
         "convert",
@@ -65,14 +69,37 @@ def test_without_a_network(tmp_path, write_volume):
         "--tokenizer",
         "words",
     ]
-    run("itemized-clip", *convert)
+    command_line(*convert)
     load = "import itemized_clip_hf; from transformers import AutoModel, AutoProcessor; "
-    run(sys.executable, "-c", load + "AutoModel.from_pretrained('model'); AutoProcessor.from_pretrained('model')")
+    run("-c", load + "AutoModel.from_pretrained('model'); AutoProcessor.from_pretrained('model')")
     scored = json.loads(
-        run("itemized-clip", "predict", "-m", "model", "-i", "study", "-p", "word1", "--accept", "not-hu", "--json")
+        command_line(
+            "predict",
+            "-m",
+            "model",
+            "-i",
+            "study",
+            "-p",
+            "word1",
+            "--accept",
+            "not-hu",
+            "--json",
+        )
     )
     assert -1 <= scored["results"][0]["scores"]["word1"] <= 1
-    run("itemized-clip", "explain", "-m", "model", "-i", "study", "-p", "word1", "-o", "maps", "--accept", "not-hu")
+    command_line(
+        "explain",
+        "-m",
+        "model",
+        "-i",
+        "study",
+        "-p",
+        "word1",
+        "-o",
+        "maps",
+        "--accept",
+        "not-hu",
+    )
     assert list((tmp_path / "maps").rglob("*.png")) and list((tmp_path / "maps").rglob("*.nii.gz"))
     assert not log.exists(), f"tried to connect: {log.read_text()}"
     probe = subprocess.run(

@@ -623,18 +623,21 @@ def draw_crop(height: int, width: int, scale, generator: torch.Generator) -> tup
     return (height - side) // 2, (width - side) // 2, side, side
 
 
+def draw_turn(generator: torch.Generator) -> tuple[int, int]:
+    """Quarter turns, 0 to 3, and whether to mirror, 0 or 1."""
+    turns, mirror = (torch.randint(high, (1,), generator=generator) for high in (4, 2))
+    return int(turns), int(mirror)
+
+
 def turn_picture(picture: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, np.ndarray]:
     """One of the eight quarter turns and mirror images of a square picture (C, S, S), and its index transform."""
     side = picture.shape[1]
     if picture.shape[2] != side:
         raise ValueError(f"train_turns needs square pictures, got {side} x {picture.shape[2]}.")
-    turns, mirror = (
-        torch.randint(4, (1,), generator=generator).item(),
-        torch.randint(2, (1,), generator=generator).item(),
-    )
+    turns, mirror = draw_turn(generator)
     quarter = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, side - 1], [0, 0, 0, 1]])
-    transform = np.linalg.matrix_power(quarter, int(turns))
-    picture = picture.rot90(int(turns), (1, 2))
+    transform = np.linalg.matrix_power(quarter, turns)
+    picture = picture.rot90(turns, (1, 2))
     if mirror:
         picture = picture.flip(2)
         transform = transform @ np.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, side - 1], [0, 0, 0, 1]])

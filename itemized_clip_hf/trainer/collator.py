@@ -64,9 +64,7 @@ class ItemizedCLIPCollator:
                 f"none of the {len(examples)} studies of this batch could be used; the last error: {last_error}"
             )
         batch = dict(self.processor.image_processor.collate([study.scans for study in prepared], return_tensors="pt"))
-        slots = self.max_items if self.join_items is None else 1
-        encoded = self.processor.encode_text([study.items for study in prepared], num_slots=slots)
-        batch.update({name: torch.as_tensor(value) for name, value in encoded.items()})
+        batch.update(self.encode([study.items for study in prepared]))
         batch["is_normal"] = torch.tensor([study.is_normal for study in prepared])
         return batch
 
@@ -77,14 +75,23 @@ class ItemizedCLIPCollator:
         items = example.get("items")
         if not items:
             raise ValueError("the study has no item.")
-        chosen = self._items(items, generator)
-        scans = self._scans(example, generator)
-        flag = example.get("is_normal")
-        if flag is None:
-            flag = self.is_normal(items) if self.is_normal else False
-        return PreparedStudy(scans, chosen, bool(flag))
+        chosen = self.choose_texts(items, generator)
+        return PreparedStudy(self._scans(example, generator), chosen, self.flag(items, example.get("is_normal")))
 
-    def _items(self, items: list[str], generator: torch.Generator | None) -> list[str]:
+    def encode(self, texts: list[list[str]]) -> dict[str, torch.Tensor]:
+        """Token ids and masks of the texts of a batch, in slots of a fixed number."""
+        slots = self.max_items if self.join_items is None else 1
+        encoded = self.processor.encode_text(texts, num_slots=slots)
+        return {name: torch.as_tensor(value) for name, value in encoded.items()}
+
+    def flag(self, items: list[str], stated: bool | None = None) -> bool:
+        """Whether a study is normal: as stated, or by the rule."""
+        if stated is not None:
+            return bool(stated)
+        return bool(self.is_normal(items)) if self.is_normal else False
+
+    def choose_texts(self, items: list[str], generator: torch.Generator | None) -> list[str]:
+        """What of a study's items is encoded at a visit."""
         if self.join_items is not None:
             return [self.join_items(items, generator)]
         if self.diverse_sampling is not None and generator is not None:

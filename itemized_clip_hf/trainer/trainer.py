@@ -27,7 +27,9 @@ from .collator import ItemizedCLIPCollator
 from .gather import rank, world_size
 from .lost_process import limit_waiting, lost_processes_named, process_addresses
 from .objectives import Objective, StudyTextObjective, load_objective, objective_name
+from .resident import ResidentPictures
 from .sampler import SeededDataset, SeededSampler
+from .save_by_time import SaveByTime
 from .training_args import ItemizedCLIPTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -154,6 +156,7 @@ class ItemizedCLIPTrainer(Trainer):
             processing_class.check_model(model.config)
             model.config.preprocessing = processing_class.preprocessing()
         self.card: CardCallback | None = None
+        self.resident: ResidentPictures | None = None
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("pass the processor as processing_class, or a data_collator.")
@@ -199,7 +202,11 @@ class ItemizedCLIPTrainer(Trainer):
             report = getattr(
                 data_collator, "report", lambda study, error: logger.warning(f"{study} is left out: {error}")
             )
-            train_dataset = SeededDataset(train_dataset, prepare, report)
+            if args.resident_pictures and isinstance(data_collator, ItemizedCLIPCollator):
+                self.resident = ResidentPictures(train_dataset, data_collator, args.device)
+                train_dataset = self.resident
+            else:
+                train_dataset = SeededDataset(train_dataset, prepare, report)
         self._terms: dict[str, list] = {}
         self.evaluators = list(evaluators)
         if self.evaluators and processing_class is None:
@@ -227,6 +234,8 @@ class ItemizedCLIPTrainer(Trainer):
             raise ValueError("adapters are not saved from sharded models: train them without FSDP and DeepSpeed.")
         self.add_callback(ClampLogitScale())
         self.add_callback(SeedByRank())
+        if args.save_minutes is not None:
+            self.add_callback(SaveByTime(args.save_minutes))
         if model.config.domain:
             settings = {name: value for name, value in vars(objective).items() if isinstance(value, (int, float, str))}
             source = str(model.config.name_or_path or "")
@@ -307,12 +316,20 @@ class ItemizedCLIPTrainer(Trainer):
     def get_train_dataloader(self):
         """With cached features, `pixel_values` are a `HostTensor`: a large batch may not fit on the accelerator."""
         collator = self.data_collator
+        if self.resident is not None:
+            self.data_collator = self.resident.collate
         if self.args.cached_micro_batch_size is not None:
-            self.data_collator = KeepPixelsOnHost(collator)
+            self.data_collator = KeepPixelsOnHost(self.data_collator)
         try:
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
+
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        if self.resident is not None and "picture" in inputs:
+            inputs["pixel_values"] = self.resident.pixels(inputs.pop("picture"))
+        return inputs
 
     def get_eval_dataloader(self, eval_dataset=None):
         """All studies, the last incomplete batch too."""

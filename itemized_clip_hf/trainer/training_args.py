@@ -28,6 +28,10 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
         max_items (`int`): item slots K of a study.
         max_scans (`int`): most scans of a study in training.
         scan_fill (`str`): `"mask"` or `"repeat"`, see the collator.
+        resident_pictures (`bool`): keep the decoded training pictures on the accelerator and crop, turn and normalise them
+            there (`trainer/resident.py`); for pictures of one size, which `cache_pictures` of a recipe makes of square ones.
+        save_minutes (`float`): save a checkpoint whenever that many minutes have passed since the last one, besides what
+            `save_strategy` says: for machines that may be taken away.
         hub_license (`str`): licence of the weights, as the Hub calls it; `push_to_hub` needs it, or a `card.yaml` with it.
         diverse_sampling (`dict`): `{"max_merged": 3, "consecutive_prob": 0.5}` for 2-D captions.
     """
@@ -42,6 +46,8 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     max_scans: int = 10
     scan_fill: str = "mask"
     diverse_sampling: dict | str | None = None
+    resident_pictures: bool = False
+    save_minutes: float | None = None
     hub_license: str | None = None
 
     learning_rate: float = 1.75e-4

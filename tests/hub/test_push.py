@@ -71,7 +71,18 @@ def test_from_the_golden_checkpoint_to_golden_logits_by_name(folder, tmp_path):
     (folder / "quarantine.csv").write_text("study,reason\nJOHN_DOE_1950,unreadable\n")
     (folder / "training_args.bin").write_bytes(b"pickled")
     with LoopbackHub() as hub:
-        command = ["itemized-clip", "push", str(folder), NAME, "--license", "cc-by-nc-4.0", "--private", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "itemized_clip_cli",
+            "push",
+            str(folder),
+            NAME,
+            "--license",
+            "cc-by-nc-4.0",
+            "--private",
+            "--json",
+        ]
         done = run(command, hub.environment(tmp_path / "cache"))
         assert done.returncode == 0, done.stderr[-2000:]
         pushed = json.loads(done.stdout)
