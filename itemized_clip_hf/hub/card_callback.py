@@ -55,6 +55,9 @@ class CardCallback(TrainerCallback):
             "epochs": round(state.epoch, 2) if state.epoch is not None else None,
             "learning rate": f"{args.learning_rate:g}, {args.warmup_steps:g} warm-up steps, {args.lr_scheduler_type.value}",
             "weight decay": args.weight_decay,
+            "Muon": None
+            if args.muon_learning_rate is None
+            else f"learning rate {args.muon_learning_rate:g}, weight decay {args.muon_weight_decay:g}",
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
             "seed": f"{args.seed:,}",
             "LoRA": str(args.lora) if args.lora is not None else None,

@@ -1,6 +1,7 @@
 """Vision tower: patches of one or more scans, attention within slices, scans or the whole study (spec 2)."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -188,22 +189,25 @@ class ItemizedCLIPVisionAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
         qkv = self.qkv(hidden_states).view(*input_shape, 3, -1, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            is_causal=False,
-            scaling=self.scaling,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
-        return self.out_proj(output.reshape(*input_shape, -1)), weights
+        # PyTorch's own attention on CPUs is several times slower in half precision, backwards most of all.
+        widen = qkv.device.type == "cpu" and self.config._attn_implementation == "sdpa" and qkv.dtype.itemsize == 2
+        with torch.autocast("cpu", enabled=False) if widen else nullcontext():
+            query, key, value = (qkv.float() if widen else qkv).permute(2, 0, 3, 1, 4)
+            output, weights = attend(
+                self,
+                query,
+                key,
+                value,
+                attention_mask,
+                is_causal=False,
+                scaling=self.scaling,
+                dropout=self.config.attention_dropout if self.training else 0.0,
+                **kwargs,
+            )
+        return self.out_proj(output.reshape(*input_shape, -1).to(qkv.dtype)), weights
 
 
 class ItemizedCLIPVisionMLP(nn.Module):

@@ -65,6 +65,12 @@ def build_model(recipe: Recipe, tokenizer, seed: int = 0) -> ItemizedCLIPModel:
     return ItemizedCLIPModel(ItemizedCLIPConfig(**{**architecture, "text_config": text}, domain=recipe.domain))
 
 
+def multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for products of bf16, without which they are slower than those of float32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def first_known(*values):
     return next(value for value in values if value is not None)
 
@@ -120,8 +126,9 @@ def train_recipe(
             )
         settings["per_device_train_batch_size"] = recipe.global_batch_size // parts
     if settings.get("bf16") and not torch.cuda.is_available():
-        logger.warning("no GPU: training in float32 instead of bf16")
-        settings["bf16"] = False
+        settings["bf16"] = settings["use_cpu"] = multiplies_bf16()
+        if not settings["bf16"]:
+            logger.warning("no GPU, and this CPU does not multiply bf16: training in float32")
     if settings.get("dataloader_num_workers", 0) > (os.cpu_count() or 1):
         settings["dataloader_num_workers"] = os.cpu_count() or 1
     args = ItemizedCLIPTrainingArguments(output_dir=str(output), **settings)

@@ -26,6 +26,7 @@ from .cached import KeepPixelsOnHost, cached_encoding
 from .collator import ItemizedCLIPCollator
 from .gather import rank, world_size
 from .lost_process import limit_waiting, lost_processes_named, process_addresses
+from .muon import MuonWithAdamW, linear_weights
 from .objectives import Objective, StudyTextObjective, load_objective, objective_name
 from .resident import ResidentPictures
 from .sampler import SeededDataset, SeededSampler
@@ -350,13 +351,19 @@ class ItemizedCLIPTrainer(Trainer):
         """Parameters of the objective leave the library's groups for those that the objective asks for."""
         created = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        module = self.accelerator.unwrap_model(self.model).objective_module
+        module, groups = self.accelerator.unwrap_model(self.model).objective_module, len(optimizer.param_groups)
         if created and module is not None:
             for chosen in self.objective.parameter_groups(module):
                 moved = {id(parameter) for parameter in chosen["params"]}
                 for group in optimizer.param_groups:
                     group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
                 optimizer.add_param_group(chosen)
+        if created and self.args.muon_learning_rate is not None:
+            own = {id(parameter) for group in optimizer.param_groups[groups:] for parameter in group["params"]}
+            matrices = [weight for weight in linear_weights(self.model) if id(weight) not in own]
+            optimizer = self.optimizer = MuonWithAdamW(
+                optimizer, matrices, self.args.muon_learning_rate, self.args.muon_weight_decay
+            )
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):

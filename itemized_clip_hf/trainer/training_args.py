@@ -32,6 +32,8 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
             there (`trainer/resident.py`); for pictures of one size, which `cache_pictures` of a recipe makes of square ones.
         save_minutes (`float`): save a checkpoint whenever that many minutes have passed since the last one, besides what
             `save_strategy` says: for machines that may be taken away.
+        muon_learning_rate, muon_weight_decay (`float`): train the weights of linear layers by Muon with these
+            (`trainer/muon.py`) and the rest by AdamW; steps are of AdamW's size, so the rates are of its order.
         hub_license (`str`): licence of the weights, as the Hub calls it; `push_to_hub` needs it, or a `card.yaml` with it.
         diverse_sampling (`dict`): `{"max_merged": 3, "consecutive_prob": 0.5}` for 2-D captions.
     """
@@ -48,6 +50,8 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     diverse_sampling: dict | str | None = None
     resident_pictures: bool = False
     save_minutes: float | None = None
+    muon_learning_rate: float | None = None
+    muon_weight_decay: float = 0.1
     hub_license: str | None = None
 
     learning_rate: float = 1.75e-4
@@ -88,6 +92,8 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
                 )
         if self.cached_micro_batch_size is not None and self.cached_micro_batch_size < 1:
             raise ValueError(f"cached_micro_batch_size is {self.cached_micro_batch_size}, expected 1 or more.")
+        if self.muon_learning_rate is not None and (self.fsdp or self.deepspeed):
+            raise ValueError("Muon needs whole matrices: leave out muon_learning_rate, or FSDP and DeepSpeed.")
         if self.cached_micro_batch_size is not None and self.fsdp:
             raise ValueError(
                 "cached_micro_batch_size does not work with FSDP, whose parameters are in pieces; leave out one."

@@ -363,6 +363,7 @@ def resume_run(folder, stop_after, resume, objective):
         save_steps=3,
         per_device_train_batch_size=6,
         objective=objective,
+        muon_learning_rate=1e-3 if objective == "smartclip" else None,
     )
     trainer.add_callback(Die())
     trainer.train(resume_from_checkpoint=resume == "True")
