@@ -35,6 +35,7 @@ class ItemizedCLIPVisionConfig(PreTrainedConfig):
         use_pre_layernorm (`bool`): LayerNorm before the first layer (CLIP-style towers).
         patch_bias (`bool`): bias in the patch projection.
         drop_path_rate (`float`): of the last layer, growing linearly from 0.
+        patch_dropout (`float`): share of the patches of every slice that a training step leaves out.
     """
 
     model_type = "itemized_clip_vision_model"
@@ -62,6 +63,7 @@ class ItemizedCLIPVisionConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     attention_dropout: float | int = 0.0
     drop_path_rate: float | int = 0.0
+    patch_dropout: float | int = 0.0
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -89,6 +91,8 @@ class ItemizedCLIPVisionConfig(PreTrainedConfig):
                 f"position_embedding_type is {self.position_embedding_type!r}, expected one of "
                 f"{list(POSITION_EMBEDDING_TYPES)}."
             )
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout is {self.patch_dropout}, expected a share in [0, 1).")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}."

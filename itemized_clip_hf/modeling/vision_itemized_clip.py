@@ -60,6 +60,13 @@ def scan_positions(table: torch.Tensor, num_scans: int, training: bool) -> torch
     return table[:num_scans]
 
 
+def drop_patches(slices: torch.Tensor, share: float) -> torch.Tensor:
+    """Random patches of every slice (M, L, C), as many of each: (M, L', C) with L' >= 1."""
+    kept = max(round(slices.shape[1] * (1 - share)), 1)
+    chosen = torch.rand(slices.shape[:2], device=slices.device).argsort(1)[:, :kept]
+    return slices.gather(1, chosen[..., None].expand(-1, -1, slices.shape[2]))
+
+
 class ItemizedCLIPVisionEmbeddings(nn.Module):
     """Scans -> class token and patch tokens of the study, positions and scan identities added."""
 
@@ -145,9 +152,14 @@ class ItemizedCLIPVisionEmbeddings(nn.Module):
             patches = patches + self.scan_name_encoder(scan_name_ids)[:, :, None].to(patches.dtype)
         elif self.scan_embedding is not None:
             patches = patches + self.scan_positions(scans, scan_mask)[:, :, None].to(patches.dtype)
+        tokens = grid_size[1] * grid_size[2]
+        if self.training and config.patch_dropout:
+            slices = drop_patches(patches.reshape(-1, tokens, config.hidden_size), config.patch_dropout)
+            tokens = slices.shape[1]
+            patches = slices.reshape(batch, scans, -1, config.hidden_size)
         class_token = self.class_embedding.to(patches.dtype).expand(batch, 1, -1)
         hidden_states = torch.cat([class_token, patches.flatten(1, 2)], dim=1)
-        return hidden_states, (scans, grid_size[0], grid_size[1] * grid_size[2])
+        return hidden_states, (scans, grid_size[0], tokens)
 
 
 def eager_attention_forward(

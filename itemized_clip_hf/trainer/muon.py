@@ -37,7 +37,9 @@ class MuonWithAdamW(Optimizer):
             adjust_lr_fn="match_rms_adamw",
         )
         self.parts = {"adamw": adamw, "muon": muon}
-        super().__init__([{"params": [p for part in self.parts.values() for g in part.param_groups for p in g["params"]]}], {})
+        super().__init__(
+            [{"params": [p for part in self.parts.values() for g in part.param_groups for p in g["params"]]}], {}
+        )
         self._share_groups()
 
     def _share_groups(self) -> None:
