@@ -47,7 +47,7 @@ class CardFacts:
         intended_use, out_of_scope, limits: sentences that are added to those that hold for every model.
         citation: BibTeX.
         data_terms: what the licence of the data asks for.
-        image: settings of its image processor where they differ from the domain's.
+        image, text: settings of its processor where they differ from the domain's.
         scoring: `items` or `global`, as in the model's config.
         rendered: hash of the card that was last made of these facts: another one has been edited by hand.
     """
@@ -74,6 +74,7 @@ class CardFacts:
     citation: str = ""
     data_terms: str = ""
     image: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
     scoring: str = "items"
     rendered: str = ""
 
@@ -120,6 +121,7 @@ def facts_of_folder(folder: str | os.PathLike, name: str | None = None) -> CardF
     processor = _read_json(folder / "processor_config.json").get("image_processor", {})
     own = load_domain(facts.domain).image
     facts.image = {k: processor[k] for k in own if k in processor and _plain(processor[k]) != _plain(own[k])}
+    facts.text = text_of_folder(folder, config, load_domain(facts.domain).text)
     report = _read_json(folder / "conversion_report.json")
     if report:
         facts.converted = {
@@ -130,6 +132,18 @@ def facts_of_folder(folder: str | os.PathLike, name: str | None = None) -> CardF
             "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         }
     return facts
+
+
+def text_of_folder(folder: Path, config: dict, domain: Mapping[str, Any]) -> dict[str, Any]:
+    """Context and vocabulary of a folder's tokenizer, where they are not the domain's."""
+    found = {}
+    context = _read_json(folder / "tokenizer_config.json").get("model_max_length")
+    if context not in (None, domain["context_length"]):
+        found["context_length"] = context
+    entries = config.get("text_config", {}).get("vocab_size")
+    if entries not in (None, domain["vocabulary"]["size"]):
+        found["tokenizer"] = f"a vocabulary of its own ({entries:,} entries)"
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -179,7 +193,7 @@ def render(facts: CardFacts) -> ModelCard:
         facts=facts,
         domain=domain,
         picture=picture,
-        contract=input_contract({**domain.image, **facts.image}, domain),
+        contract=input_contract({**domain.image, **facts.image}, {**domain.text, **facts.text}),
         paper=[_show(row) for row in facts.paper],
         measured=[_show(row) for row in facts.measured],
         prompts={label: prompts[0] for label, prompts in list(domain.prompts.items())[:2]},
@@ -238,7 +252,7 @@ def _show(row: Mapping[str, Any]) -> dict:
     return {**row, "shown": text}
 
 
-def input_contract(image: Mapping[str, Any], domain: Domain) -> list[tuple[str, str]]:
+def input_contract(image: Mapping[str, Any], text: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the model expects of an image, name -> value; the processor of the folder does it."""
     depth, height, width = image["scan_size"]
     rows = []
@@ -267,13 +281,8 @@ def input_contract(image: Mapping[str, Any], domain: Domain) -> list[tuple[str, 
         rows.append(("Size", f"{depth} x {height} x {width} voxels (depth, height, width)"))
     mean, std = (", ".join(f"{v:g}" for v in image[name]) for name in ("image_mean", "image_std"))
     rows.append(("Normalisation", f"mean {mean}; standard deviation {std}"))
-    lower = ", lower-cased" if domain.text["lowercase"] else ""
-    rows.append(
-        (
-            "Text",
-            f"one item at a time, at most {domain.text['context_length']} tokens{lower}; {domain.text['tokenizer']}",
-        )
-    )
+    lower = ", lower-cased" if text["lowercase"] else ""
+    rows.append(("Text", f"one item at a time, at most {text['context_length']} tokens{lower}; {text['tokenizer']}"))
     return rows
 
 

@@ -19,7 +19,7 @@ class Recipe:
         training: arguments of `ItemizedCLIPTrainingArguments`.
         global_batch_size: studies of one optimiser step over all processes.
         cache_pictures: shortest side in pixels at which decoded pictures are kept in memory; None reads files every time.
-        variants: name -> changes, laid out as a recipe.
+        variants: name -> changes, laid out as a recipe; of another recipe, where they name it as `base`.
         note: what a reader should know.
     """
 
@@ -37,7 +37,9 @@ class Recipe:
         """This recipe with the changes of one of its variants."""
         if name not in self.variants:
             raise ValueError(f"the recipe has no variant {name!r}; it has {sorted(self.variants)}.")
-        return Recipe(**merge_recipes({**vars(self), "variants": {}}, self.variants[name]))
+        changes = dict(self.variants[name])
+        base = load_recipe(changes.pop("base")) if "base" in changes else self
+        return Recipe(**merge_recipes({**vars(base), "variants": {}}, changes))
 
     def architecture(self) -> dict:
         """Arguments of `ItemizedCLIPConfig`; a text tower of another type takes nothing from the domain's."""

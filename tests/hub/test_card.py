@@ -235,6 +235,7 @@ def test_the_card_of_a_training(tmp_path, make_model, tokenizer):
     train()
     text = (run / "README.md").read_text()
     assert "| Size | 8 x 16 x 16 voxels" in text and 'model="org/mine"' in text and "adults" in text
+    assert f"at most 24 tokens; a vocabulary of its own ({model.config.text_config.vocab_size} entries)" in text
     assert "| steps | 2 |" in text and "| frozen | text (except_layernorm) |" in text and "| studies | 8 |" in text
     assert "Nothing has been measured" in text and not is_edited(run)
     (run / "README.md").write_text("# my words")

@@ -46,7 +46,7 @@ def check(recipe: Recipe, domain: str, values: dict):
 @pytest.mark.parametrize("domain", available_domains())
 def test_values_of_the_papers(domain):
     table = protocol("hyperparameters")[KEYS[domain]]
-    recipe = load_recipe(domain)
+    recipe = load_recipe({"remote-sensing": "remote-sensing-paper"}.get(domain, domain))
     check(recipe, domain, table[table["default"]])
     other = {"released_script": "paper_table12", "paper_table12": "released_script"}[table["default"]]
     name = {"paper_table12": "paper-table-12", "released_script": "released-script"}[other]
@@ -54,6 +54,16 @@ def test_values_of_the_papers(domain):
         check(recipe.variant(name), domain, table[other])
     else:
         assert all(table[other][k] == table[table["default"]][k] for k in table[other])
+
+
+def test_variants_of_another_recipe():
+    own, paper = load_recipe("remote-sensing"), load_recipe("remote-sensing-paper")
+    assert own.variant("paper") == Recipe(**{**vars(paper), "variants": {}})
+    large = own.variant("large")
+    assert large.architecture()["vision_config"]["hidden_size"] == 768 and large.image["train_turns"]
+    assert large.training["num_train_epochs"] == paper.training["num_train_epochs"]
+    quick = own.variant("quick")
+    assert quick.model == own.model and quick.training["max_steps"] < own.training["max_steps"]
 
 
 def test_windows_and_constants():

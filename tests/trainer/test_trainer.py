@@ -179,7 +179,7 @@ def test_exported_folder_loads_without_the_mask_network(processor, tmp_path):
 
 
 def test_another_objective_does_not_inherit_the_weights_of_a_recipe():
-    recipe = load_recipe("remote-sensing-small")
+    recipe = load_recipe("remote-sensing")
     assert "objective_weights" in recipe.training
     for changes in ({"objective": "clip"}, {"objective": "mps", "max_items": 2}):
         assert "objective_weights" not in without_foreign_weights(recipe.training, changes)
