@@ -1,82 +1,263 @@
-"""Zero-shot test protocol of RSICD on a model folder or on every checkpoint of a run: top-1, top-5, mean rank.
+"""RSICD from scratch: trains a recipe with several seeds, runs the zero-shot test protocol, writes a results file.
 
-    python benchmarks/rsicd.py runs/rsicd --data ../shared/data/rsicd [--curve]
+    python benchmarks/rsicd.py --data ../shared/data/rsicd --variant quick --seeds 0 1 2 -o runs/rsicd-quick
+    python benchmarks/rsicd.py --readme          # the table of README from all results files
 
-The 30 classes, two templates averaged; images of `playfields`, which has no class in the protocol, are left out, and counted as
-`playground` in a second line. `--curve` also measures the run's checkpoints and draws the learning curve.
+Runs that are there are not repeated, and one that was cut goes on at its last checkpoint. The protocol: 30 classes, two templates
+averaged; images of `playfields`, which has no class in it, are left out, and counted as `playground` in a second line. The test
+split is read once, at the end of training; learning curves are those of the validation split.
 """
 
 import argparse
 import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
+from itemized_clip_hf.evaluation.metrics import true_class_ranks
 from itemized_clip_hf.evaluation.protocol import load_protocol
-from itemized_clip_hf.hub.load import load
 
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 LINES = {"30 classes": None, "playfields as playground": "playfields-as-playground"}
+FIGURES = {"top1": "top-1, %", "top5": "top-5, %", "mean_rank": "mean rank"}
+PAPER = {"top1": 46.2, "top5": 78.7, "mean_rank": 3.86}
+MARKS = ("<!-- table of benchmarks/results/rsicd-*.json -->", "<!-- end of table -->")
 
 
-def test_protocol(folder: str | Path, data: Path) -> dict:
-    """Figures of one model on the 30 classes, without and with `playfields`, with 95 % intervals over images."""
-    model, processor = load(folder)
-    results = {}
-    for line, variant in LINES.items():
-        found = evaluate_protocol(model, processor, load_protocol("rsicd", variant), data, batch_size=64).results
-        table = found["tables"][""]
-        figures = {name: round(figure["value"], 6) for name, figure in table["mean"].items()}
-        intervals = {
-            name: [round(figure["low"], 4), round(figure["high"], 4)] for name, figure in table["mean"].items()
-        }
-        results[line] = {"images": table["studies"], **figures, "intervals": intervals}
-    return results
+def class_ranks(model, processor, data: Path, line: str = "30 classes") -> list[int]:
+    """Rank of the true class of every image, 1 for the first."""
+    protocol = load_protocol("rsicd", LINES[line])
+    found = evaluate_protocol(model, processor, protocol, data, batch_size=64, resamples=0, progress=False)
+    truth, scores = next(iter(found.truths.values())), next(iter(found.scores.values()))
+    return true_class_ranks(scores, truth.classes).tolist()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--data", required=True, help="folder with test.parquet")
-    parser.add_argument("--split", default="test", choices=["test", "val"])
-    parser.add_argument("--curve", action="store_true")
-    parser.add_argument("-o", "--output")
-    arguments = parser.parse_args()
-    data = Path(arguments.data) / f"{arguments.split}.parquet"
-    results = {"final": test_protocol(arguments.model, data)}
+def figures(ranks: np.ndarray) -> dict[str, float]:
+    return {"top1": 100 * (ranks <= 1).mean(), "top5": 100 * (ranks <= 5).mean(), "mean_rank": ranks.mean()}
+
+
+def summarize(ranks: list[list[int]], against: list[list[int]] | None = None, resamples: int = 2000) -> dict:
+    """
+    Means over seeds with 95 % intervals over seeds and images together, and of the difference from `against`.
+
+    Args:
+        ranks, against: (seeds, images).
+    """
+    generator = np.random.default_rng(0)
+    table, other = np.array(ranks), None if against is None else np.array(against)
+    drawn: list[dict[str, float]] = []
+    for _ in range(resamples):
+        images = generator.integers(table.shape[1], size=table.shape[1])
+        own = figures(table[generator.integers(len(table), size=len(table))][:, images])
+        if other is not None:
+            theirs = figures(other[generator.integers(len(other), size=len(other))][:, images])
+            own |= {f"{name}_difference": own[name] - theirs[name] for name in FIGURES}
+        drawn.append(own)
+    values = figures(table)
+    if other is not None:
+        values |= {f"{name}_difference": values[name] - figures(other)[name] for name in FIGURES}
+    summary = {}
+    for name, value in values.items():
+        low, high = np.percentile([one[name] for one in drawn], [2.5, 97.5])
+        summary[name] = {"value": round(float(value), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
+    seeds = {name: [round(float(figures(row)[name]), 3) for row in table] for name in FIGURES}
+    return {"images": table.shape[1], "figures": summary, "by_seed": seeds}
+
+
+def about() -> dict:
+    """Revision, device and versions."""
+    import torch
+    import transformers
+
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    return {"revision": found.stdout.strip(), "device": device, "versions": versions}
+
+
+def run_one(arguments, seed: int) -> None:
+    """Trains and tests one seed, in this process."""
+    from itemized_clip_hf.hub.load import load
+    from itemized_clip_hf.recipes import load_recipe
+    from itemized_clip_hf.trainer.run import train_recipe
+
+    folder, data = Path(arguments.output) / f"seed-{seed}", Path(arguments.data)
+    recipe = load_recipe(arguments.recipe)
+    recipe = recipe.variant(arguments.variant) if arguments.variant else recipe
+    resumed = any(folder.glob("checkpoint-*"))
+    settings = {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments.set)}
+    start = time.perf_counter()
+    trainer = train_recipe(
+        recipe,
+        str(data / "train-*.parquet"),
+        folder,
+        tokenizer=arguments.tokenizer,
+        resume=resumed,
+        seed=seed,
+        disable_tqdm=True,
+        **settings,
+    )
+    seconds = time.perf_counter() - start
+    model, processor = trainer.model.eval(), trainer.processing_class
+    curve = {}
     if arguments.curve:
-        folders = Path(arguments.model).glob("checkpoint-*")
-        for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1])):
-            results[folder.name] = test_protocol(folder, data)
-    for name, figures in results.items():
-        for line, values in figures.items():
-            print(
-                f"{name:<18}{line:<26}{values['images']} images  top-1 {100 * values['top1']:.1f}  "
-                f"top-5 {100 * values['top5']:.1f}  mean rank {values['mean_rank']:.2f}"
+        for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])):
+            ranks = class_ranks(*load(checkpoint), data / "val.parquet")
+            curve[checkpoint.name.split("-")[1]] = {n: round(float(v), 3) for n, v in figures(np.array(ranks)).items()}
+    result = {
+        "seed": seed,
+        "steps": trainer.state.global_step,
+        "batch": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": None if resumed else round(seconds, 1),
+        "images_per_second": None if resumed else trainer.state.log_history[-1].get("train_samples_per_second"),
+        "val": class_ranks(model, processor, data / "val.parquet"),
+        "curve": curve,
+        "losses": {str(e["step"]): float(e["loss"]) for e in trainer.state.log_history if "loss" in e},
+        "test": {line: class_ranks(model, processor, data / "test.parquet", line) for line in LINES},
+        **about(),
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def run_all(arguments) -> None:
+    def start(seed: int):
+        folder = Path(arguments.output) / f"seed-{seed}"
+        if (folder / "result.json").exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // arguments.processes, 1))}
+        with (folder / "log.txt").open("a") as log:
+            done = subprocess.run(
+                [sys.executable, *sys.argv, "--one", str(seed)], stdout=log, stderr=log, env=environment
             )
-    if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(arguments.output).write_text(json.dumps(results, indent=1) + "\n")
+        print(f"seed {seed}: {'done' if done.returncode == 0 else f'failed, see {folder}/log.txt'}", flush=True)
+
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        list(pool.map(start, arguments.seeds))
+
+
+def write_results(arguments) -> None:
+    folders = [Path(arguments.output) / f"seed-{seed}" for seed in arguments.seeds]
+    runs = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    name = arguments.variant or "best"
+    document = {
+        "recipe": arguments.recipe,
+        "variant": arguments.variant,
+        "command": " ".join(["python", "benchmarks/rsicd.py", *sys.argv[1:]]),
+        "seeds": arguments.seeds,
+        "train_seconds": [run["seconds"] for run in runs],
+        "images_per_second": [run["images_per_second"] for run in runs],
+        **{key: runs[0][key] for key in ("steps", "batch", "parameters", "revision", "device", "versions")},
+        "val": summarize([run["val"] for run in runs]),
+        "test": {line: summarize([run["test"][line] for run in runs]) for line in LINES},
+        "curve_val": {str(run["seed"]): run["curve"] for run in runs},
+    }
+    target = Path(arguments.results or RESULTS / f"rsicd-{name}.json")
+    target.write_text(json.dumps(document, indent=1) + "\n")
+    for line, found in document["test"].items():
+        print(f"{line}: {shown(found)}")
     if arguments.curve:
-        plot_curve(results, Path(arguments.model))
+        plot_curves(runs, target.with_suffix(".png"))
 
 
-def plot_curve(results: dict, folder: Path):
+def shown(found: dict) -> str:
+    own = found["figures"]
+    return ", ".join(
+        f"{title} {own[name]['value']:.{digits}f} ({own[name]['low']:.{digits}f} to {own[name]['high']:.{digits}f})"
+        for (name, title), digits in zip(FIGURES.items(), (1, 1, 2))
+    )
+
+
+def plot_curves(runs: list[dict], path: Path) -> None:
+    """Training loss and validation figures of every seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    points = [(int(n.split("-")[1]), f["30 classes"]) for n, f in results.items() if n.startswith("checkpoint-")]
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    steps = [entry["step"] for entry in history if "loss" in entry]
-    left.plot(steps, [float(entry["loss"]) for entry in history if "loss" in entry])
-    left.set(xlabel="step", ylabel="training loss")
-    right.plot([s for s, _ in points], [100 * f["top1"] for _, f in points], marker="o", label="top-1, %")
-    right.plot([s for s, _ in points], [100 * f["top5"] for _, f in points], marker="o", label="top-5, %")
-    right.set(xlabel="step", ylim=(0, 100))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for run in runs:
+        left.plot([int(step) for step in run["losses"]], list(run["losses"].values()), label=f"seed {run['seed']}")
+        steps = [int(step) for step in run["curve"]]
+        for name, colour in (("top1", "tab:blue"), ("top5", "tab:orange")):
+            label = FIGURES[name] if run is runs[0] else None
+            right.plot(steps, [one[name] for one in run["curve"].values()], "o-", color=colour, label=label, alpha=0.6)
+    left.set(xlabel="step", ylabel="training loss", yscale="log")
+    right.set(xlabel="step", ylim=(0, 100), title="validation images")
+    left.legend()
     right.legend()
-    figure.tight_layout()
-    figure.savefig(folder / "learning_curve.png", dpi=120)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def readme_table(folder: Path = RESULTS) -> str:
+    """Rows of all results files, best first, between the marks of README."""
+    rows = [
+        "| recipe | training | top-1, % | top-5, % | mean rank | playfields as playground |",
+        "|---|---|---|---|---|---|",
+    ]
+    paper = " | ".join(f"{value}" for value in PAPER.values())
+    rows.append(f"| paper: ViT-B/16 at 224 px | half an hour, several GPUs | {paper} | |")
+    documents = [json.loads(path.read_text()) for path in sorted(folder.glob("rsicd-*.json"))]
+    documents = [document for document in documents if "test" in document and "30 classes" in document["test"]]
+    for document in sorted(documents, key=lambda one: one["test"]["30 classes"]["figures"]["top1"]["value"]):
+        name = f"`{document['recipe']}`" + (f", variant `{document['variant']}`" if document["variant"] else "")
+        seconds = [value for value in document["train_seconds"] if value is not None]
+        minutes = f"{max(seconds) / 60:.0f} min, " if seconds else ""
+        count = len(document["seeds"])
+        what = f"{minutes}{document['device']}; {document['steps']:,} steps, {count} seed{'s' * (count > 1)}"
+        own, second = (document["test"][line]["figures"] for line in LINES)
+        cells = [
+            f"{own[key]['value']:.{digits}f} ({own[key]['low']:.{digits}f} to {own[key]['high']:.{digits}f})"
+            for key, digits in zip(FIGURES, (1, 1, 2))
+        ]
+        other = " / ".join(f"{second[key]['value']:.{digits}f}" for key, digits in zip(FIGURES, (1, 1, 2)))
+        rows.append(f"| {name} | {what} | {' | '.join(cells)} | {other} |")
+    return "\n".join([MARKS[0], *rows, MARKS[1]])
+
+
+def write_readme(path: Path = ROOT / "README.md") -> None:
+    text = path.read_text()
+    before, _, rest = text.partition(MARKS[0])
+    path.write_text(before + readme_table() + rest.partition(MARKS[1])[2])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="folder of train-*.parquet, val.parquet and test.parquet")
+    parser.add_argument("--recipe", default="remote-sensing")
+    parser.add_argument("--variant")
+    parser.add_argument("--tokenizer", help="vocabulary, where the recipe does not learn one")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=JSON", help="training arguments")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("-o", "--output", help="folder of the runs")
+    parser.add_argument("--results", help="results file; benchmarks/results/rsicd-VARIANT.json if left out")
+    parser.add_argument("--curve", action="store_true", help="validation figures of every checkpoint, and a plot")
+    parser.add_argument("--processes", type=int, default=1, help="seeds at a time")
+    parser.add_argument("--readme", action="store_true", help="only write the table of README.md")
+    parser.add_argument("--one", type=int, metavar="SEED", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.readme:
+        return write_readme()
+    if not arguments.data or not arguments.output:
+        parser.error("--data and -o are needed")
+    if arguments.one is not None:
+        return run_one(arguments, arguments.one)
+    run_all(arguments)
+    write_results(arguments)
 
 
 if __name__ == "__main__":
