@@ -3,7 +3,7 @@
     python benchmarks/rsicd.py --data ../shared/data/rsicd --variant quick --seeds 0 1 2 -o runs/rsicd-quick
     python benchmarks/rsicd.py --readme          # the table of README from all results files
 
-Runs that are there are not repeated, and one that was cut goes on at its last checkpoint. The protocol: 30 classes, two templates
+Runs that are there are not repeated; one that was cut goes on at its last checkpoint. The protocol: 30 classes, two templates
 averaged; images of `playfields`, which has no class in it, are left out, and counted as `playground` in a second line. The test
 split is read once, at the end of training; learning curves are those of the validation split.
 """

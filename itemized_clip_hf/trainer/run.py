@@ -157,6 +157,8 @@ def train_recipe(
                     "the tokenizer is learned from the data: word embeddings that were loaded belong to other words unless "
                     "--tokenizer names the one of these weights."
                 )
+    if args.bf16 and args.use_cpu:  # as in the vision tower: PyTorch's own attention is slow there
+        model.text_model.set_attn_implementation("eager")
     for folder in (data, eval_data):
         if folder is not None:
             check_prepared(folder, processor.image_processor)
