@@ -17,7 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rsicd import FIGURES, RESULTS, about, class_ranks, summarize
+from rsicd import FIGURES, RESULTS, ROOT, about, cells, class_ranks, put_table, summarize
 
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.recipes import Recipe, load_recipe, merge
@@ -43,6 +43,7 @@ RECIPE = {
     "batch 128, half of the steps": {"global_batch_size": 128},
     "float32": {"training": {"bf16": False}},
 }
+DOCS = ROOT / "docs" / "objectives.md"
 CONTEXT = 64
 """Tokens of a text: objectives of one text an image join its captions."""
 
@@ -153,22 +154,6 @@ def write_table(arguments) -> None:
         }
         for name, own in ranks.items()
     }
-    lines = [
-        f"| variant | seeds | top-1, % | top-5, % | mean rank | top-1 against {first} |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        own = row["figures"]
-        shown = [
-            f"{own[key]['value']:.{digits}f} ({own[key]['low']:.{digits}f} to {own[key]['high']:.{digits}f})"
-            for key, digits in zip(FIGURES, (1, 1, 2))
-        ]
-        change = own.get("top1_difference")
-        shown.append(
-            "" if change is None else f"{change['value']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f})"
-        )
-        lines.append(f"| {name} | {len(runs[name])} | {' | '.join(shown)} |")
-    print("\n".join(lines))
     facts = {name: runs[first][0][name] for name in ("steps", "batch", "device", "versions", "revision")}
     command = " ".join(["python", "benchmarks/compare.py", *sys.argv[1:]])
     seeds = sorted({run["seed"] for own in runs.values() for run in own})
@@ -176,6 +161,28 @@ def write_table(arguments) -> None:
     target = Path(arguments.results or RESULTS / f"rsicd-compare-{arguments.group}.json")
     target.write_text(json.dumps(document, indent=1) + "\n")
     plot(rows, target.with_suffix(".png"))
+    print("\n".join(table_rows(document)))
+    if arguments.results is None:
+        put_table(DOCS, doc_mark(arguments.group), table_rows(document))
+
+
+def doc_mark(group: str) -> str:
+    return f"<!-- table of benchmarks/results/rsicd-compare-{group}.json -->"
+
+
+def table_rows(document: dict) -> list[str]:
+    """Rows of a results file; the first variant is what the others are compared with."""
+    first = next(iter(document["variants"]))
+    lines = [
+        f"| variant | seeds | top-1, % | top-5, % | mean rank | top-1 against {first} |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in document["variants"].items():
+        own = row["figures"]
+        change = own.get("top1_difference")
+        against = "" if change is None else f"{change['value']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f})"
+        lines.append(f"| {name} | {len(row['by_seed']['top1'])} | {' | '.join([*cells(own), against])} |")
+    return lines
 
 
 def plot(rows: dict[str, dict], path: Path) -> None:

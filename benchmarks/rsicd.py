@@ -29,7 +29,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 LINES = {"30 classes": None, "playfields as playground": "playfields-as-playground"}
 FIGURES = {"top1": "top-1, %", "top5": "top-5, %", "mean_rank": "mean rank"}
 PAPER = {"top1": 46.2, "top5": 78.7, "mean_rank": 3.86}
-MARKS = ("<!-- table of benchmarks/results/rsicd-*.json -->", "<!-- end of table -->")
+END_MARK = "<!-- end of table -->"
+README_MARK = "<!-- table of benchmarks/results/rsicd-*.json -->"
 
 
 def class_ranks(model, processor, data: Path, line: str = "30 classes") -> list[int]:
@@ -168,17 +169,9 @@ def write_results(arguments) -> None:
     target = Path(arguments.results or RESULTS / f"rsicd-{name}.json")
     target.write_text(json.dumps(document, indent=1) + "\n")
     for line, found in document["test"].items():
-        print(f"{line}: {shown(found)}")
+        print(f"{line}: " + ", ".join(map(" ".join, zip(FIGURES.values(), cells(found["figures"])))))
     if arguments.curve:
         plot_curves(runs, target.with_suffix(".png"))
-
-
-def shown(found: dict) -> str:
-    own = found["figures"]
-    return ", ".join(
-        f"{title} {own[name]['value']:.{digits}f} ({own[name]['low']:.{digits}f} to {own[name]['high']:.{digits}f})"
-        for (name, title), digits in zip(FIGURES.items(), (1, 1, 2))
-    )
 
 
 def plot_curves(runs: list[dict], path: Path) -> None:
@@ -203,8 +196,24 @@ def plot_curves(runs: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def readme_table(folder: Path = RESULTS) -> str:
-    """Rows of all results files, best first, between the marks of README."""
+def cells(own: dict) -> list[str]:
+    """Figures with their intervals, as a table shows them."""
+    return [
+        f"{own[key]['value']:.{digits}f} ({own[key]['low']:.{digits}f} to {own[key]['high']:.{digits}f})"
+        for key, digits in zip(FIGURES, (1, 1, 2))
+    ]
+
+
+def put_table(path: Path, mark: str, rows: list[str]) -> None:
+    """Rows of a table between its mark and the end mark of a Markdown file."""
+    before, found, rest = path.read_text().partition(mark)
+    if not found or END_MARK not in rest:
+        raise ValueError(f"{path} has no lines {mark} and {END_MARK}.")
+    path.write_text("\n".join([before + mark, *rows, END_MARK]) + rest.partition(END_MARK)[2])
+
+
+def readme_rows(folder: Path = RESULTS) -> list[str]:
+    """The paper's row and those of all results files, best last."""
     rows = [
         "| recipe | training | top-1, % | top-5, % | mean rank | playfields as playground |",
         "|---|---|---|---|---|---|",
@@ -220,19 +229,9 @@ def readme_table(folder: Path = RESULTS) -> str:
         count = len(document["seeds"])
         what = f"{minutes}{document['device']}; {document['steps']:,} steps, {count} seed{'s' * (count > 1)}"
         own, second = (document["test"][line]["figures"] for line in LINES)
-        cells = [
-            f"{own[key]['value']:.{digits}f} ({own[key]['low']:.{digits}f} to {own[key]['high']:.{digits}f})"
-            for key, digits in zip(FIGURES, (1, 1, 2))
-        ]
         other = " / ".join(f"{second[key]['value']:.{digits}f}" for key, digits in zip(FIGURES, (1, 1, 2)))
-        rows.append(f"| {name} | {what} | {' | '.join(cells)} | {other} |")
-    return "\n".join([MARKS[0], *rows, MARKS[1]])
-
-
-def write_readme(path: Path = ROOT / "README.md") -> None:
-    text = path.read_text()
-    before, _, rest = text.partition(MARKS[0])
-    path.write_text(before + readme_table() + rest.partition(MARKS[1])[2])
+        rows.append(f"| {name} | {what} | {' | '.join(cells(own))} | {other} |")
+    return rows
 
 
 def main():
@@ -251,7 +250,7 @@ def main():
     parser.add_argument("--one", type=int, metavar="SEED", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.readme:
-        return write_readme()
+        return put_table(ROOT / "README.md", README_MARK, readme_rows())
     if not arguments.data or not arguments.output:
         parser.error("--data and -o are needed")
     if arguments.one is not None:

@@ -169,6 +169,7 @@ def read_records(
         return Records(_datasets().load_from_disk(str(path)), path, **columns)
     shards = sorted(path.glob("data/*.parquet"))
     if shards:
+        _datasets()  # prepared volumes do not fit into memory
         return Records(load_parquet(shards), path, **columns)
     return Records(list_studies(path.absolute()), path, **columns)
 
@@ -292,9 +293,18 @@ def _datasets():
     try:
         import datasets
     except ImportError:
-        raise ImportError("parquet files and saved datasets need: pip install 'itemized-clip-hf[data]'.") from None
+        raise ImportError("saved and prepared data sets need: pip install 'itemized-clip-hf[data]'.") from None
     return datasets
 
 
 def load_parquet(files: list[Path]):
-    return _datasets().Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
+    """Rows of parquet files; without the package `datasets` they are read into memory by pyarrow."""
+    try:
+        datasets = _datasets()
+    except ImportError:
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise ImportError("parquet files need: pip install 'itemized-clip-hf[data]'.") from None
+        return [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
+    return datasets.Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)

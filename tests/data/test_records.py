@@ -41,7 +41,7 @@ def test_jsonl(tmp_path):
         read_records(path, items_column="reports")
 
 
-def test_parquet(tmp_path):
+def test_parquet(tmp_path, monkeypatch):
     pq = pytest.importorskip("pyarrow.parquet")
     pa = pytest.importorskip("pyarrow")
     rows = {"filename": ["a.jpg", "b.jpg"], "label": ["Airport", "Beach"], "image": [jpeg(), b"broken"],
@@ -49,6 +49,11 @@ def test_parquet(tmp_path):
     for part in range(2):
         pq.write_table(pa.table(rows), tmp_path / f"train-{part}.parquet")
     records = read_records(str(tmp_path / "train-*.parquet"))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    alone = read_records(str(tmp_path / "train-*.parquet"))  # by pyarrow
+    assert list(alone.items()) == list(records.items()) and len(alone) == len(records)
+    assert np.array_equal(np.asarray(alone[2]["images"]), np.asarray(records[2]["images"]))
+    monkeypatch.undo()
     assert len(records) == 4
     assert (
         records[0]["items"] == ["one ."] and records[0]["label"] == "Airport" and records[0]["images"].size == (30, 40)

@@ -1,0 +1,55 @@
+"""Tables in the documentation are those of the results files; the comparison gives every variant the same budget."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+compare, rsicd = pytest.importorskip("compare"), pytest.importorskip("rsicd")
+GROUPS = [group for group in ("objectives", "recipe") if (rsicd.RESULTS / f"rsicd-compare-{group}.json").exists()]
+
+
+def table_between(path: Path, mark: str) -> list[str]:
+    return path.read_text().split(mark + "\n")[1].split("\n" + rsicd.END_MARK)[0].split("\n")
+
+
+def test_table_of_the_readme():
+    rows = rsicd.readme_rows()
+    assert table_between(ROOT / "README.md", rsicd.README_MARK) == rows and len(rows) > 3
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_tables_of_the_comparison(group):
+    document = json.loads((rsicd.RESULTS / f"rsicd-compare-{group}.json").read_text())
+    assert table_between(compare.DOCS, compare.doc_mark(group)) == compare.table_rows(document)
+    assert list(document["variants"]) == list(compare.variants(group))
+
+
+@pytest.mark.parametrize("group", ["objectives", "recipe"])
+def test_every_variant_sees_as_many_pictures(group):
+    for name in compare.variants(group):
+        recipe = compare.recipe_of("remote-sensing", group, name, 400, 1, None)
+        assert recipe.training["max_steps"] * recipe.global_batch_size == 400 * 64, name
+        assert recipe.training["seed"] == 1 and recipe.training["warmup_steps"] == 50
+    if group == "objectives":
+        weights = compare.recipe_of("remote-sensing", group, "itemized_clip, without IIS", 400, 1, None).training
+        assert weights["objective_weights"]["iis_weight"] == 0 and weights["objective_weights"]["kta_weight"] == 1.5
+        assert "objective_weights" not in compare.recipe_of("remote-sensing", group, "clip", 400, 1, None).training
+
+
+def test_intervals_over_seeds_and_images():
+    generator = np.random.default_rng(0)
+    ranks = [generator.integers(1, 31, 500).tolist() for _ in range(3)]
+    found = rsicd.summarize(ranks, [[1] * 500] * 2, resamples=400)
+    table = np.array(ranks)
+    assert found["figures"]["top5"]["value"] == pytest.approx(100 * (table <= 5).mean(), abs=1e-3)
+    assert found["figures"]["mean_rank_difference"]["value"] == pytest.approx(table.mean() - 1, abs=1e-3)
+    half = (found["figures"]["top1"]["high"] - found["figures"]["top1"]["low"]) / 2
+    share = (table <= 1).mean()
+    alone = 196 * (share * (1 - share) / 500) ** 0.5  # images alone, one seed, in percent
+    assert 0.4 * alone < half < 1.3 * alone
+    assert found["by_seed"]["mean_rank"] == [round(float(np.mean(row)), 3) for row in ranks]
