@@ -1,6 +1,6 @@
 """RSICD from scratch: trains a recipe with several seeds, runs the zero-shot test protocol, writes a results file.
 
-    python benchmarks/rsicd.py --data ../shared/data/rsicd --variant quick --seeds 0 1 2 -o runs/rsicd-quick
+    python benchmarks/rsicd.py --data ../shared/data/rsicd --seeds 0 1 2 -o runs/rsicd
     python benchmarks/rsicd.py --readme          # the table of README from all results files
 
 Runs that are there are not repeated; one that was cut goes on at its last checkpoint. The protocol: 30 classes, two templates
@@ -79,13 +79,23 @@ def about() -> dict:
     import transformers
 
     found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads} thread{'s' * (threads > 1)}"
+    )
     versions = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
     return {"revision": found.stdout.strip(), "device": device, "versions": versions}
+
+
+def json_or_text(value: str):
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def run_one(arguments, seed: int) -> None:
@@ -98,7 +108,7 @@ def run_one(arguments, seed: int) -> None:
     recipe = load_recipe(arguments.recipe)
     recipe = recipe.variant(arguments.variant) if arguments.variant else recipe
     resumed = any(folder.glob("checkpoint-*"))
-    settings = {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments.set)}
+    settings = {name: json_or_text(value) for name, _, value in (text.partition("=") for text in arguments.set)}
     start = time.perf_counter()
     trainer = train_recipe(
         recipe,
@@ -240,7 +250,7 @@ def main():
     parser.add_argument("--recipe", default="remote-sensing")
     parser.add_argument("--variant")
     parser.add_argument("--tokenizer", help="vocabulary, where the recipe does not learn one")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=JSON", help="training arguments")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="training arguments")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("-o", "--output", help="folder of the runs")
     parser.add_argument("--results", help="results file; benchmarks/results/rsicd-VARIANT.json if left out")
