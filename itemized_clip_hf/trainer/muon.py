@@ -22,9 +22,7 @@ class MuonWithAdamW(Optimizer):
     Both share their groups with this optimizer, so that schedulers and clipping see all of them.
     """
 
-    def __init__(
-        self, adamw: Optimizer, matrices: list[torch.nn.Parameter], learning_rate: float, weight_decay: float = 0.1
-    ):
+    def __init__(self, adamw: Optimizer, matrices: list[torch.Tensor], learning_rate: float, weight_decay: float = 0.1):
         taken = {id(matrix) for matrix in matrices}
         for group in adamw.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in taken]
@@ -68,7 +66,7 @@ class MuonWithAdamW(Optimizer):
         self._share_groups()
 
 
-def linear_weights(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+def linear_weights(model: torch.nn.Module) -> list[torch.Tensor]:
     """Weights of all linear layers that are trained."""
     return [
         module.weight

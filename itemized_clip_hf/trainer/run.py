@@ -67,7 +67,7 @@ def build_model(recipe: Recipe, tokenizer, seed: int = 0) -> ItemizedCLIPModel:
 
 def multiplies_bf16() -> bool:
     """Whether the CPU has instructions for products of bf16, without which they are slower than those of float32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
