@@ -11,6 +11,7 @@ Figures are those of the zero-shot protocol (`rsicd.py`); intervals are over see
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -155,7 +156,7 @@ def write_table(arguments) -> None:
         for name, own in ranks.items()
     }
     facts = {name: runs[first][0][name] for name in ("steps", "batch", "device", "versions", "revision")}
-    command = " ".join(["python", "benchmarks/compare.py", *sys.argv[1:]])
+    command = shlex.join(["python", "benchmarks/compare.py", *sys.argv[1:]])
     seeds = sorted({run["seed"] for own in runs.values() for run in own})
     document = {"command": command, "split": arguments.split, "seeds": seeds, **facts, "variants": rows}
     target = Path(arguments.results or RESULTS / f"rsicd-compare-{arguments.group}.json")

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -167,7 +168,7 @@ def write_results(arguments) -> None:
     document = {
         "recipe": arguments.recipe,
         "variant": arguments.variant,
-        "command": " ".join(["python", "benchmarks/rsicd.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/rsicd.py", *sys.argv[1:]]),
         "seeds": arguments.seeds,
         "train_seconds": [run["seconds"] for run in runs],
         "images_per_second": [run["images_per_second"] for run in runs],
