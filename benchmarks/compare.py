@@ -10,18 +10,15 @@ Figures are those of the zero-shot protocol (`rsicd.py`); intervals are over see
 
 import argparse
 import json
-import os
 import shlex
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rsicd import FIGURES, RESULTS, ROOT, about, cells, class_ranks, put_table, summarize
+from rsicd import FIGURES, RESULTS, ROOT, about, cells, class_ranks, put_table, run_missing, summarize
 
 from itemized_clip_hf.domains import load_domain
-from itemized_clip_hf.recipes import Recipe, load_recipe, merge
+from itemized_clip_hf.recipes import Recipe, load_recipe, merge, merge_recipes
 
 FULL = "itemized_clip"
 OBJECTIVES = ("flair", "mps", "siglip", "clip", "dreamlip", "smartclip")
@@ -65,19 +62,15 @@ def variants(group: str) -> dict[str, dict]:
 
 
 def recipe_of(base: str, group: str, name: str, steps: int, seed: int, batch: int | None) -> Recipe:
-    recipe, changes = load_recipe(base), variants(group)[name]
-    training = {**recipe.training, "max_steps": steps, "seed": seed, "save_strategy": "no"}
-    training["warmup_steps"] = min(training["warmup_steps"], steps // 8)
-    if group == "objectives":
-        training.pop("objective_weights", None)
-        if recipe.tokenizer is not None:
-            recipe.tokenizer = {**recipe.tokenizer, "context_length": CONTEXT}
-            recipe.model = merge(recipe.model, {"text_config": {"max_position_embeddings": CONTEXT}})
-    recipe.training = merge(training, changes.get("training", {}))
-    recipe.model = merge(recipe.model, changes.get("model", {}))
-    recipe.image = merge(recipe.image, changes.get("image", {}))
-    usual = batch or recipe.global_batch_size
-    recipe.global_batch_size = changes.get("global_batch_size", usual)
+    whole = load_recipe(base)
+    usual = batch or whole.global_batch_size
+    warmup = min(whole.training["warmup_steps"], steps // 8)
+    budget = {"max_steps": steps, "seed": seed, "save_strategy": "no", "warmup_steps": warmup}
+    common: dict = {"global_batch_size": usual, "training": budget}
+    if group == "objectives" and whole.tokenizer is not None:
+        common["tokenizer"] = {"context_length": CONTEXT}
+        common["model"] = {"text_config": {"max_position_embeddings": CONTEXT}}
+    recipe = Recipe(**merge_recipes(merge_recipes(vars(whole), common), variants(group)[name]))
     if usual and recipe.global_batch_size != usual:
         recipe.training["max_steps"] = steps * usual // recipe.global_batch_size
     return recipe
@@ -112,26 +105,11 @@ def place_of(folder: Path, name: str, seed: int) -> Path:
 
 def run_all(arguments) -> None:
     """What is missing, all variants of a seed before the next seed, in as many processes as asked for."""
-    names = arguments.variants or list(variants(arguments.group))
-    missing = [
-        (name, seed)
-        for seed in arguments.seeds
-        for name in names
-        if not (place_of(Path(arguments.output), name, seed) / "result.json").exists()
-    ]
-
-    def start(job):
-        name, seed = job
-        place = place_of(Path(arguments.output), name, seed)
-        place.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // arguments.processes, 1))}
-        with (place / "log.txt").open("w") as log:
-            command = [sys.executable, *sys.argv, "--one", name, "--seeds", str(seed)]
-            done = subprocess.run(command, stdout=log, stderr=log, env=environment)
-        print(f"{name}, seed {seed}: {'done' if done.returncode == 0 else f'failed, see {place}/log.txt'}", flush=True)
-
-    with ThreadPoolExecutor(arguments.processes) as pool:
-        list(pool.map(start, missing))
+    jobs = {}
+    for seed in arguments.seeds:
+        for name in arguments.variants or variants(arguments.group):
+            jobs[place_of(Path(arguments.output), name, seed)] = ["--one", name, "--seeds", str(seed)]
+    run_missing(jobs, arguments.processes)
 
 
 def collect(folder: Path, group: str) -> dict[str, list[dict]]:

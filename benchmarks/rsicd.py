@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LINES = {"30 classes": None, "playfields as playground": "playfields-as-playground"}
 FIGURES = {"top1": "top-1, %", "top5": "top-5, %", "mean_rank": "mean rank"}
+DIGITS = {"top1": 1, "top5": 1, "mean_rank": 2}
 PAPER = {"top1": 46.2, "top5": 78.7, "mean_rank": 3.86}
 END_MARK = "<!-- end of table -->"
 README_MARK = "<!-- table of benchmarks/results/rsicd-*.json -->"
@@ -144,21 +145,25 @@ def run_one(arguments, seed: int) -> None:
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def run_all(arguments) -> None:
-    def start(seed: int):
-        folder = Path(arguments.output) / f"seed-{seed}"
-        if (folder / "result.json").exists():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // arguments.processes, 1))}
-        with (folder / "log.txt").open("a") as log:
-            done = subprocess.run(
-                [sys.executable, *sys.argv, "--one", str(seed)], stdout=log, stderr=log, env=environment
-            )
-        print(f"seed {seed}: {'done' if done.returncode == 0 else f'failed, see {folder}/log.txt'}", flush=True)
+def run_missing(jobs: dict[Path, list[str]], processes: int) -> None:
+    """
+    This command again, in processes of their own, for every folder that has no result yet.
 
-    with ThreadPoolExecutor(arguments.processes) as pool:
-        list(pool.map(start, arguments.seeds))
+    Args:
+        jobs: folder of a run -> arguments that are added to the command line.
+        processes: runs at a time, which share the cores.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // processes, 1))}
+
+    def start(folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a") as log:
+            command = [sys.executable, *sys.argv, *jobs[folder]]
+            done = subprocess.run(command, stdout=log, stderr=log, env=environment)
+        print(f"{folder.name}: {'done' if done.returncode == 0 else f'failed, see {folder}/log.txt'}", flush=True)
+
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(start, [folder for folder in jobs if not (folder / "result.json").exists()]))
 
 
 def write_results(arguments) -> None:
@@ -211,7 +216,7 @@ def cells(own: dict) -> list[str]:
     """Figures with their intervals, as a table shows them."""
     return [
         f"{own[key]['value']:.{digits}f} ({own[key]['low']:.{digits}f} to {own[key]['high']:.{digits}f})"
-        for key, digits in zip(FIGURES, (1, 1, 2))
+        for key, digits in DIGITS.items()
     ]
 
 
@@ -240,7 +245,7 @@ def readme_rows(folder: Path = RESULTS) -> list[str]:
         count = len(document["seeds"])
         what = f"{minutes}{document['device']}; {document['steps']:,} steps, {count} seed{'s' * (count > 1)}"
         own, second = (document["test"][line]["figures"] for line in LINES)
-        other = " / ".join(f"{second[key]['value']:.{digits}f}" for key, digits in zip(FIGURES, (1, 1, 2)))
+        other = " / ".join(f"{second[key]['value']:.{digits}f}" for key, digits in DIGITS.items())
         rows.append(f"| {name} | {what} | {' | '.join(cells(own))} | {other} |")
     return rows
 
@@ -266,7 +271,8 @@ def main():
         parser.error("--data and -o are needed")
     if arguments.one is not None:
         return run_one(arguments, arguments.one)
-    run_all(arguments)
+    jobs = {Path(arguments.output) / f"seed-{seed}": ["--one", str(seed)] for seed in arguments.seeds}
+    run_missing(jobs, arguments.processes)
     write_results(arguments)
 
 
