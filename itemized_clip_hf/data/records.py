@@ -6,7 +6,8 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -293,18 +294,16 @@ def _datasets():
     try:
         import datasets
     except ImportError:
-        raise ImportError("saved and prepared data sets need: pip install 'itemized-clip-hf[data]'.") from None
+        raise ImportError("parquet files and saved datasets need: pip install 'itemized-clip-hf[data]'.") from None
     return datasets
 
 
-def load_parquet(files: list[Path]):
-    """Rows of parquet files; without the package `datasets` they are read into memory by pyarrow."""
-    try:
-        datasets = _datasets()
-    except ImportError:
-        try:
-            import pyarrow.parquet
-        except ImportError:
-            raise ImportError("parquet files need: pip install 'itemized-clip-hf[data]'.") from None
-        return [row for file in files for row in pyarrow.parquet.read_table(file).to_pylist()]
-    return datasets.Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
+def load_parquet(files: list[Path], leave_out: Collection[str] = ()):
+    """Rows of parquet files without some columns; where the package `datasets` is missing, pyarrow reads them into memory."""
+    if find_spec("datasets") is None and find_spec("pyarrow") is not None:
+        import pyarrow.parquet as pq
+
+        kept = {file: [name for name in pq.read_schema(file).names if name not in leave_out] for file in files}
+        return [row for file, columns in kept.items() for row in pq.read_table(file, columns=columns).to_pylist()]
+    table = _datasets().Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
+    return table.remove_columns([name for name in table.column_names if name in leave_out])

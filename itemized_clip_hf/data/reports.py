@@ -103,10 +103,7 @@ def _read_rows(path: Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     if path.suffix == ".parquet":
-        table = load_parquet([path])
-        if not isinstance(table, list):  # left out here, so that no image is decoded
-            table = table.remove_columns([name for name in IMAGE_COLUMNS if name in table.column_names])
-        return [{name: value for name, value in row.items() if name not in IMAGE_COLUMNS} for row in table]
+        return list(load_parquet([path], leave_out=IMAGE_COLUMNS))
     if path.name.lower().endswith(TABLE_SUFFIXES):
         return read_table(path)
     raise ValueError(f"{path.name}: expected {', '.join(TABLE_SUFFIXES)} or .parquet.")
