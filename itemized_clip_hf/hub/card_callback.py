@@ -85,7 +85,7 @@ class CardCallback(TrainerCallback):
         for place in (folder, args.output_dir):
             if (Path(place) / FACTS).exists():
                 known = CardFacts.read(Path(place) / FACTS)
-                known.training, known.scoring, known.rendered = facts.training, facts.scoring, known.rendered
+                known.training, known.scoring = facts.training, facts.scoring
                 known.measured, known.paper, known.converted = [], [], {}
                 known.license_note = known.license_note or facts.license_note
                 facts = known

@@ -168,12 +168,12 @@ def push_folder(
         raise ValueError(f"{repo_id!r} is no name of a repository: expected ORG/NAME.")
     validate_repo_id(repo_id)
     facts, text = compose_card(folder, repo_id, license)
-    read = {name: (folder / name).read_text(encoding="utf-8") for name in choose_files(folder)[0] if _is_text(name)}
+    files, left_out = choose_files(folder)
+    read = {name: (folder / name).read_text(encoding="utf-8") for name in files if _is_text(name)}
     written = yaml.safe_dump(asdict(facts), allow_unicode=True)
     problems = find_patient_data({**read, CARD: text, FACTS: written}, study_ids(folder), repo_id)
     if problems:
         raise ValueError("there may be patient data: " + "; ".join(problems) + ". Remove it, or reword the line.")
-    files, left_out = choose_files(folder)
     if not any(name.endswith(".safetensors") for name in files):
         raise ValueError(f"{folder} has no weights (model.safetensors).")
     if test:

@@ -109,7 +109,9 @@ class ResidentPictures(Dataset):
         down = bicubic_matrix(top, rows, pictures.shape[2], self.size[0])
         pixels = to_8_bits(pictures.double() @ across.transpose(1, 2)[:, None])
         pixels = to_8_bits(down[:, None] @ pixels).float()
-        return turn_batch(pixels, turns, mirror) * self.factor - self.shift
+        if self.turns:
+            pixels = turn_batch(pixels, turns, mirror)
+        return pixels * self.factor - self.shift
 
 
 PRECISION = 1 << 22
@@ -148,6 +150,5 @@ def turn_batch(pixels: torch.Tensor, turns: torch.Tensor, mirror: torch.Tensor) 
     turned = pixels
     for count in (1, 2, 3):
         rows = turns == count
-        if pixels.shape[-1] == pixels.shape[-2]:
-            turned = torch.where(rows[:, None, None, None], pixels.rot90(count, (2, 3)), turned)
+        turned = torch.where(rows[:, None, None, None], pixels.rot90(count, (2, 3)), turned)
     return torch.where(mirror.bool()[:, None, None, None], turned.flip(3), turned)

@@ -351,15 +351,16 @@ class ItemizedCLIPTrainer(Trainer):
         """Parameters of the objective leave the library's groups for those that the objective asks for."""
         created = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        module, groups = self.accelerator.unwrap_model(self.model).objective_module, len(optimizer.param_groups)
+        module = self.accelerator.unwrap_model(self.model).objective_module
+        own: set[int] = set()
         if created and module is not None:
             for chosen in self.objective.parameter_groups(module):
                 moved = {id(parameter) for parameter in chosen["params"]}
+                own |= moved
                 for group in optimizer.param_groups:
                     group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
                 optimizer.add_param_group(chosen)
         if created and self.args.muon_learning_rate is not None:
-            own = {id(parameter) for group in optimizer.param_groups[groups:] for parameter in group["params"]}
             matrices = [weight for weight in linear_weights(self.model) if id(weight) not in own]
             optimizer = self.optimizer = MuonWithAdamW(
                 optimizer, matrices, self.args.muon_learning_rate, self.args.muon_weight_decay
