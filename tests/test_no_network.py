@@ -56,50 +56,13 @@ def test_without_a_network(tmp_path, write_volume):
     def command_line(*arguments):
         return run("-m", "itemized_clip_cli", *arguments)
 
-    convert = [
-        "convert",
-        "-i",
-        "c.pt",
-        "--domain",
-        domain,
-        "-o",
-        "model",
-        "--config",
-        "sizes.json",
-        "--tokenizer",
-        "words",
-    ]
-    command_line(*convert)
+    command_line(*f"convert -i c.pt --domain {domain} -o model --config sizes.json --tokenizer words".split())
     load = "import itemized_clip_hf; from transformers import AutoModel, AutoProcessor; "
     run("-c", load + "AutoModel.from_pretrained('model'); AutoProcessor.from_pretrained('model')")
-    scored = json.loads(
-        command_line(
-            "predict",
-            "-m",
-            "model",
-            "-i",
-            "study",
-            "-p",
-            "word1",
-            "--accept",
-            "not-hu",
-            "--json",
-        )
-    )
+    asked = "-m model -i study -p word1 --accept not-hu".split()
+    scored = json.loads(command_line("predict", *asked, "--json"))
     assert -1 <= scored["results"][0]["scores"]["word1"] <= 1
-    command_line(
-        "explain",
-        "-m",
-        "model",
-        "-i",
-        "study",
-        "-p",
-        "word1",
-        "-o",
-        "maps",
-        "--accept",
-        "not-hu",
-    )
+    command_line("explain", *asked, "-o", "maps")
     assert list((tmp_path / "maps").rglob("*.png")) and list((tmp_path / "maps").rglob("*.nii.gz"))
     assert not log.exists(), f"tried to connect: {log.read_text()}"
     probe = subprocess.run(

@@ -40,20 +40,9 @@ def test_full_size(tmp_path, data_folder, manifest):
     shapes = json.loads((GOLDEN / f"{manifest}.json").read_text())["state_dict"]
     weights = write_training_file(manifest, tmp_path / "c.pt")
     vocabulary = "bpe_simple_vocab_16e6.txt.gz" if domain == "remote-sensing" else "bert_base_uncased_vocab.txt"
-    command = [
-        sys.executable,
-        "-m",
-        "itemized_clip_cli",
-        "convert",
-        "-i",
-        "c.pt",
-        "--domain",
-        domain,
-        "-o",
-        "model",
-        "--json",
-    ]
-    command += ["--accept", "other-vocabulary", "--tokenizer", str(data_folder / "tokenizers" / vocabulary)]
+    command = [sys.executable, "-m", "itemized_clip_cli", "convert"]
+    command += f"-i c.pt --domain {domain} -o model --json --accept other-vocabulary".split()
+    command += ["--tokenizer", str(data_folder / "tokenizers" / vocabulary)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
     measured = [sys.executable, "-c", MEASURE, *command]
     done = subprocess.run(measured, capture_output=True, text=True, cwd=tmp_path, env=environment)
