@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -80,7 +81,8 @@ def about() -> dict:
     import torch
     import transformers
 
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    git = shutil.which("git")
+    found = git and subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
     threads = torch.get_num_threads()
     device = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads} thread{'s' * (threads > 1)}"
@@ -90,7 +92,7 @@ def about() -> dict:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-    return {"revision": found.stdout.strip(), "device": device, "versions": versions}
+    return {"revision": found.stdout.strip() if found else "", "device": device, "versions": versions}
 
 
 def json_or_text(value: str):
@@ -109,6 +111,7 @@ def run_one(arguments, seed: int) -> None:
     folder, data = Path(arguments.output) / f"seed-{seed}", Path(arguments.data)
     recipe = load_recipe(arguments.recipe)
     recipe = recipe.variant(arguments.variant) if arguments.variant else recipe
+    recipe.cache_pictures = arguments.cache_pictures or recipe.cache_pictures
     resumed = any(folder.glob("checkpoint-*"))
     settings = {name: json_or_text(value) for name, _, value in (text.partition("=") for text in arguments.set)}
     start = time.perf_counter()
@@ -143,6 +146,21 @@ def run_one(arguments, seed: int) -> None:
         **about(),
     }
     (folder / "result.json").write_text(json.dumps(result))
+
+
+def last_figures(arguments, seed: int) -> dict:
+    """Figures on the validation images of the last checkpoint of a run that did not end."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from itemized_clip_hf.hub.load import load
+
+    folder = Path(arguments.output) / f"seed-{seed}"
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if checkpoint is None:
+        return {"seed": seed, "checkpoint": None}
+    ranks = class_ranks(*load(checkpoint), Path(arguments.data) / "val.parquet")
+    own = {name: round(float(value), 3) for name, value in figures(np.array(ranks)).items()}
+    return {"seed": seed, "checkpoint": Path(checkpoint).name, "val": own, **about()}
 
 
 def run_missing(jobs: dict[Path, list[str]], processes: int) -> None:
@@ -257,6 +275,8 @@ def main():
     parser.add_argument("--variant")
     parser.add_argument("--tokenizer", help="vocabulary, where the recipe does not learn one")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="training arguments")
+    parser.add_argument("--cache-pictures", type=int, help="shortest side of the pictures kept in memory")
+    parser.add_argument("--last", action="store_true", help="only figures of a cut run's last checkpoint, on stdout")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("-o", "--output", help="folder of the runs")
     parser.add_argument("--results", help="results file; benchmarks/results/rsicd-VARIANT.json if left out")
@@ -269,6 +289,8 @@ def main():
         return put_table(ROOT / "README.md", README_MARK, readme_rows())
     if not arguments.data or not arguments.output:
         parser.error("--data and -o are needed")
+    if arguments.last:
+        return print(json.dumps([last_figures(arguments, seed) for seed in arguments.seeds]))
     if arguments.one is not None:
         return run_one(arguments, arguments.one)
     jobs = {Path(arguments.output) / f"seed-{seed}": ["--one", str(seed)] for seed in arguments.seeds}
