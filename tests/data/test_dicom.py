@@ -261,7 +261,7 @@ def test_transfer_syntaxes(tmp_path, syntax):
 
 
 def test_missing_decoder_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr("itemized_clip_hf.data.dicom._can_decode", lambda syntax: False)
+    monkeypatch.setattr("itemized_clip_hf.data.dicom.pixels._can_decode", lambda syntax: False)
     with pytest.raises(ValueError, match=r"pip install 'itemized-clip-hf\[dicom-compressed\]'"):
         read_dicom(save(make_series(make_grid()), tmp_path / "s", RLELossless))
 

@@ -1,0 +1,119 @@
+"""Pixels of a slice: decoded within bounds, the modality LUT applied once."""
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+import pydicom
+
+from .files import DicomFile, Unusable
+from .header import TAGS, refuse_deflated
+from .slices import Slice
+
+MAX_FILE_BYTES = 1 << 30
+MAX_SERIES_BYTES = 2 << 30
+AIR = -1024
+_PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXEL_TAGS = (
+    *_PIXEL_DATA,
+    *"PixelRepresentation BitsStored HighBit PlanarConfiguration ModalityLUTSequence PixelPaddingRangeLimit".split(),
+    *"ExtendedOffsetTable ExtendedOffsetTableLengths".split(),
+)
+
+
+def read_plane(one: Slice, modality: str, opened: dict) -> np.ndarray:
+    """Pixels of one slice with the modality LUT applied once; integers where it keeps them so."""
+    if id(one.file) not in opened:
+        opened.clear()
+        opened[id(one.file)] = _read_pixels(one.file)
+    stored, dataset = opened[id(one.file)]
+    plane = stored if stored.ndim == 2 else stored[one.frame]
+    if plane.shape != (int(one.file.header.Rows), int(one.file.header.Columns)):
+        raise Unusable("its pixels do not have the size that its header gives")
+    outside = _padding(plane, dataset) if modality == "CT" else None
+    if dataset.get("ModalityLUTSequence"):
+        values = pydicom.pixels.apply_modality_lut(plane, dataset)
+    elif one.rescale is None:
+        values = plane
+    else:
+        slope, intercept = one.rescale
+        if slope == 1 and intercept == int(intercept):
+            values = plane.astype(np.int64 if plane.dtype.itemsize > 2 else np.int32) + int(intercept)
+        else:
+            values = plane.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    if outside is not None and outside.any():
+        values = np.where(outside, values.dtype.type(AIR) if values.dtype.kind != "u" else 0, values)
+    if values.dtype.kind in "iu" and -32768 <= values.min() and values.max() <= 32767:
+        return values.astype(np.int16)
+    return values.astype(np.float32)
+
+
+def _padding(plane: np.ndarray, dataset) -> np.ndarray | None:
+    """Which stored pixels lie outside of what was scanned."""
+    if dataset.get("PixelPaddingValue") is None:
+        return None
+    bits = 8 * plane.dtype.itemsize
+    limits = [int(dataset.PixelPaddingValue), int(dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue))]
+    if plane.dtype.kind == "i":  # often written as unsigned nevertheless
+        limits = [limit - (1 << bits) if limit >= 1 << (bits - 1) else limit for limit in limits]
+    return (plane >= min(limits)) & (plane <= max(limits))
+
+
+def _read_pixels(file: DicomFile) -> tuple[np.ndarray, Any]:
+    rows, columns, frames = (int(file.header.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames"))
+    # More than twice the size of the pixels is none of them, whatever a small zip inflates to.
+    most = file.pixels_at + 16 * rows * columns * max(frames, 1) + (1 << 20)
+    data = file.read(min(most, MAX_FILE_BYTES))
+    refuse_deflated(data)
+    dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*TAGS, *_PIXEL_TAGS])
+    pixels = next((dataset[name].value for name in _PIXEL_DATA if name in dataset), None)
+    if not pixels:
+        raise Unusable("it holds no pixels, or is cut off")
+    frames = int(dataset.get("NumberOfFrames", 1) or 1)
+    if 4 * frames * int(dataset.Rows) * int(dataset.Columns) > MAX_SERIES_BYTES:
+        raise Unusable(f"its {frames} frames take more than {MAX_SERIES_BYTES >> 30} GiB")
+    expected = frames * int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if (syntax is None or not syntax.is_compressed) and len(pixels) > expected + 1:  # pydicom would cut it
+        raise Unusable("it holds more pixels than its header says, or they are not in the stated transfer syntax")
+    compressed = syntax is not None and syntax.is_compressed
+    if compressed and not _can_decode(syntax):
+        raise ImportError(
+            f"its pixels are compressed ({syntax.name}); reading them needs: pip install 'itemized-clip-hf[dicom-compressed]'"
+        )
+    try:
+        if compressed and syntax != pydicom.uid.RLELossless:
+            for frame in pydicom.encaps.generate_frames(pixels, number_of_frames=frames):
+                if _coded_size(frame) != (int(dataset.Rows), int(dataset.Columns), 1):
+                    raise Unusable("its compressed pixels do not have the size that its header gives")
+        return dataset.pixel_array, dataset
+    except Unusable:
+        raise
+    except Exception as error:
+        raise Unusable(
+            f"its pixels cannot be decoded: they are cut off, damaged, or not in the stated transfer syntax "
+            f"({type(error).__name__})"
+        ) from None
+
+
+def _coded_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and colours that a JPEG or JPEG 2000 stream states: decoders take memory for them before anything else."""
+    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # JPEG 2000: start of the stream, then its size
+    if start >= 0:
+        columns, rows, left, top = struct.unpack_from(">4I", frame, start + 8)
+        return rows - top, columns - left, struct.unpack_from(">H", frame, start + 40)[0]
+    at = 2
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker == 0xF7 or 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # JPEG-LS; start of a frame
+            return (*struct.unpack_from(">2H", frame, at + 5), frame[at + 9])
+        at += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", frame, at + 2)[0]
+    return None
+
+
+def _can_decode(syntax) -> bool:
+    try:
+        return pydicom.pixels.get_decoder(syntax).is_available
+    except NotImplementedError:
+        raise Unusable("its pixels are compressed in a way that nothing here decodes, as a video is") from None

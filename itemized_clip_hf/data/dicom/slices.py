@@ -1,0 +1,138 @@
+"""Frames of DICOM files as slices with their geometry, and what tells them apart."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .files import DicomFile, Unusable
+from .header import SIEMENS_B_VALUE
+
+# Of a multi-frame file, where a slice's header is spread over them.
+_GROUPS = (
+    *"PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence".split(),
+    *"FrameContentSequence MREchoSequence MRDiffusionSequence MRImageFrameTypeSequence CTImageFrameTypeSequence".split(),
+)
+
+
+@dataclass
+class Slice:
+    """One frame of a file with its geometry in mm, LPS+ as DICOM has it."""
+
+    file: DicomFile
+    frame: int
+    position: np.ndarray
+    orientation: np.ndarray
+    pixel_spacing: tuple[float, float]
+    rescale: tuple[float, float] | None
+    marks: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def normal(self) -> np.ndarray:
+        return np.cross(self.orientation[:3], self.orientation[3:])
+
+    @property
+    def height(self) -> float:
+        """mm along the normal."""
+        return float(self.position @ self.normal)
+
+    def fits(self, other: "Slice") -> bool:
+        """Whether both may lie in one volume."""
+        kind = [(s.file.header.Rows, s.file.header.Columns, s.file.header.Modality) for s in (self, other)]
+        return (
+            kind[0] == kind[1]
+            and np.allclose(self.orientation, other.orientation, atol=2e-3)
+            and np.allclose(self.pixel_spacing, other.pixel_spacing, rtol=1e-3)
+        )
+
+
+def list_slices(header, file: DicomFile) -> list[Slice]:
+    """The frames of a file: one for classic objects, many for enhanced ones."""
+    shared = _first(header, "SharedFunctionalGroupsSequence")
+    frames = header.get("PerFrameFunctionalGroupsSequence")
+    if frames is None:
+        if int(header.get("NumberOfFrames", 1) or 1) > 1:
+            raise Unusable("it holds several frames without the position of each")
+        return [_make_slice(file, 0, [header])]
+    count = int(header.get("NumberOfFrames", 1) or 1)
+    if count != len(frames):
+        raise Unusable(f"it says that it holds {count} frames and describes {len(frames)}")
+    slices = []
+    for number, own in enumerate(frames):
+        groups = [
+            item
+            for group in (own, shared)
+            if group is not None
+            for sequence in _GROUPS
+            if (item := _first(group, sequence)) is not None
+        ]
+        groups += [
+            item for group in groups if (item := _first(group, "DiffusionGradientDirectionSequence")) is not None
+        ]
+        slices.append(_make_slice(file, number, groups))
+    return slices
+
+
+def _first(dataset, name: str):
+    sequence = dataset.get(name) if dataset is not None else None
+    return sequence[0] if sequence else None
+
+
+def _make_slice(file: DicomFile, frame: int, groups: list) -> Slice:
+    def find(*names):
+        for name in names:
+            for group in groups:
+                element = group.get(name)
+                value = element.value if hasattr(element, "value") else element
+                if value is not None and str(value) != "":
+                    return value
+        return None
+
+    values = []
+    for name, count, what in (
+        ("ImagePositionPatient", 3, "position"),
+        ("ImageOrientationPatient", 6, "orientation"),
+        ("PixelSpacing", 2, "pixel spacing"),
+    ):
+        found = find(name)
+        if found is None:
+            raise Unusable(f"it has no {what} ({name})")
+        value = np.array([float(number) for number in found])
+        if value.shape != (count,) or not np.isfinite(value).all() or np.abs(value).max() > 1e5:
+            raise Unusable(f"its {what} is damaged ({name})")
+        values.append(value)
+    position, orientation, spacing = values
+    lengths = np.linalg.norm(orientation[:3]), np.linalg.norm(orientation[3:])
+    if not np.allclose(lengths, 1, atol=1e-2) or abs(orientation[:3] @ orientation[3:]) > 1e-2:
+        raise Unusable("its orientation is damaged (ImageOrientationPatient): no two unit vectors at a right angle")
+    orientation = np.concatenate([orientation[:3] / lengths[0], orientation[3:] / lengths[1]])
+    if not (spacing > 0).all():
+        raise Unusable("its pixel spacing is not positive")
+    if spacing.min() < 1e-3 or spacing.max() > 1e3:
+        raise Unusable("its pixel spacing is damaged (PixelSpacing)")
+    slope, intercept = find("RescaleSlope"), find("RescaleIntercept")
+    if (slope is None) != (intercept is None):
+        raise Unusable("it has a rescale slope or intercept without the other one")
+    rescale = None if slope is None else (float(slope), float(intercept))
+    if rescale is not None and (not np.isfinite(rescale).all() or rescale[0] == 0):
+        raise Unusable(f"its voxels would be scaled by {rescale[0]} and {rescale[1]}")
+    b_value = find("DiffusionBValue", SIEMENS_B_VALUE)
+    direction = find("DiffusionGradientOrientation")
+    marks = {
+        "stack": short_number(find("StackID")),
+        "echo": short_number(find("EffectiveEchoTime", "EchoTime")),
+        "b_value": short_number(b_value),
+        "kind": "-".join(str(part) for part in list(find("FrameType", "ImageType") or [])[2:])[:24],
+        "time": short_number(find("TemporalPositionIndex", "TemporalPositionIdentifier")),
+        "acquisition": short_number(find("AcquisitionNumber")),
+        "direction": None if direction is None else tuple(round(float(x), 3) for x in direction),
+    }
+    return Slice(file, frame, position, orientation, (spacing[0], spacing[1]), rescale, marks)
+
+
+def short_number(value) -> str | None:
+    """A number as short as it can be written; anything else is dropped, since it could be free text."""
+    try:
+        return None if value is None else f"{float(value):g}"
+    except (TypeError, ValueError):
+        return None
