@@ -180,6 +180,8 @@ def _check_intensities(scan: Scan, domain: str | None, add: Callable, facts: dic
             add("not-hu", "refuse", "its voxels have 8 bits, which cannot be HU", "convert the original series again")
         elif (problem := hu_problem(sample)) is not None:
             code, found, advice = problem
+            if code == "inverted" and "no-rescale" in scan.notes:
+                code, found, advice = "missing-rescale", scan.notes["no-rescale"], _MISSING_RESCALE
             add(code, "refuse", f"values {low:.0f} to {high:.0f}: {found}", advice)
         elif "no-rescale" in scan.notes:
             add("no-rescale", "warn", scan.notes["no-rescale"], "the values are plausible HU, taken as they are")
@@ -216,20 +218,23 @@ def hu_problem(sample: np.ndarray) -> tuple[str, str, str] | None:
     for code, shifts, sign, found, advice in _WRONG_SCALES:
         for shift in shifts:
             moved = sign * sample + shift
-            if _plausible_hu(moved) and _most_common(moved) < -850:
+            # Without negative values, air lies at 0, however little of it there is.
+            unsigned = code == "missing-rescale" and sample.min() >= -100
+            if _plausible_hu(moved) and (unsigned or _most_common(moved) < -850):
                 return code, found, advice
     if sample.min() >= 0 and sample.max() <= 255:
         return "not-hu", "they are windowed already", "use the original series"
     return "not-hu", "not in Hounsfield units", "use the original series with its rescale slope and intercept"
 
 
+_MISSING_RESCALE = "apply the header's intercept (-1024) once"
 _WRONG_SCALES = (
     (
         "missing-rescale",
         (-1024, -1000),
         1,
         "air lies at 0, tissue near 1024",
-        "apply the header's intercept (-1024) once",
+        _MISSING_RESCALE,
     ),
     (
         "double-rescale",

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 from . import nifti
-from .study import Scan, Study
+from .study import Scan, SeveralVisits, Study
 
 ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
 TENSOR_SUFFIXES = (".pt", ".npy", ".npz")
@@ -122,6 +122,8 @@ def _collect(folder: Path, files: list[Path], read: Callable[[Path], Scan | Stud
     for file in files:
         try:
             study.take(read(file))
+        except SeveralVisits:
+            raise
         except (OSError, ValueError) as error:
             study.skipped.append((str(file.relative_to(folder)), str(error)))
     if not study.scans:

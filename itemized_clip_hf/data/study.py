@@ -7,6 +7,10 @@ import numpy as np
 from ..processing.geometry_itemized_clip import axis_codes, axis_spacing
 
 
+class SeveralVisits(ValueError):
+    """Scans of several patients or studies lie where one study is expected."""
+
+
 @dataclass
 class Scan:
     """
@@ -49,11 +53,15 @@ class Scan:
 
 @dataclass
 class Study:
-    """Scans of one visit by sequence name, in the order of reading; `skipped` holds (file or series, reason)."""
+    """
+    Scans of one visit by sequence name, in the order of reading; `skipped` holds (file or series, reason); `visits` holds
+    digests of the patient and the study of DICOM files, by which `take` refuses to mix them.
+    """
 
     scans: dict[str, Scan]
     id: str | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    visits: tuple[list[dict[str, str]], list[dict[str, str]]] | None = field(default=None, repr=False, compare=False)
 
     def add(self, scan: Scan) -> None:
         """Adds a scan; a name that is taken gets a number."""
@@ -64,11 +72,35 @@ class Study:
         self.scans[name] = scan
 
     def take(self, opened: "Scan | Study") -> None:
-        """Adds what a file held: one scan, or several with what was skipped."""
+        """
+        Adds what a file held: one scan, or several with what was skipped.
+
+        Raises:
+            SeveralVisits: they are of another patient or study than those before.
+        """
+        if isinstance(opened, Study) and opened.visits:
+            if self.visits:
+                refuse_other_visit(self.visits, opened.visits)
+            else:
+                self.visits = opened.visits
         for scan in opened.scans.values() if isinstance(opened, Study) else [opened]:
             self.add(scan)
         if isinstance(opened, Study):
             self.skipped += opened.skipped
+
+
+def refuse_other_visit(first, second) -> None:
+    """
+    Raises:
+        SeveralVisits: two `Study.visits` differ in a field that both have.
+    """
+    for what, ours, theirs in zip(("patients", "studies of one patient"), first, second):
+        for one in ours:
+            for other in theirs:
+                if any(one[name] != other[name] for name in one.keys() & other.keys()):
+                    raise SeveralVisits(
+                        f"the images are of several {what}, expected one: give each study a row of its own."
+                    )
 
 
 class Unreadable:

@@ -45,6 +45,7 @@ SECRETS = (
 
 
 _UIDS = count(1)
+STUDY_UID = "1.2.826.0.1.3680043.8.498.2000000000001"
 
 
 def make_uid() -> str:
@@ -175,7 +176,7 @@ def _base(modality: str, sop_class, series: str, kind: str = "") -> FileDataset:
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     one = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     one.SOPClassUID, one.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
-    one.SeriesInstanceUID, one.StudyInstanceUID = series, make_uid()
+    one.SeriesInstanceUID, one.StudyInstanceUID = series, STUDY_UID
     one.Modality = modality
     one.SeriesNumber = 3
     one.SeriesDescription = "AX HEAD" if modality == "CT" else "AX T1"

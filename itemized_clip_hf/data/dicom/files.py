@@ -18,6 +18,8 @@ class DicomFile:
     read: Callable[[int], bytes]
     header: Any = None
     pixels_at: int = 0
+    excess: int = 0
+    """Bytes beyond the pixels, which are dropped."""
 
 
 class Unusable(ValueError):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ _KNOWN_SUFFIXES = (
 )
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _LOCALIZER = re.compile(r"(?<![a-z])(scout|locali[sz]er|survey|topogram|surview|3[- _]?plane)", re.IGNORECASE)
+# What is surveyed for lesions is scanned in slices, unless ImageType says otherwise.
+_WHOLE_SURVEY = re.compile(
+    r"(skelet|bone|osse|myeloma|metasta|trauma|whole[- _]?body|(?<![a-z])wb(?![a-z])).*(survey|topogram)"
+    r"|(survey|topogram).*(skelet|bone|osse|myeloma|metasta|trauma|whole[- _]?body|(?<![a-z])wb(?![a-z]))",
+    re.IGNORECASE,
+)
 TAGS = (
     *IDENTIFYING_FIELDS,
     *"SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesNumber InstanceNumber Modality ImageType".split(),
@@ -33,11 +40,20 @@ TAGS = (
     *"ImagePositionPatient ImageOrientationPatient RescaleSlope RescaleIntercept RescaleType PixelPaddingValue".split(),
     *"EchoTime EchoNumbers DiffusionBValue DiffusionGradientOrientation TemporalPositionIdentifier".split(),
     *"AcquisitionNumber StackID SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence".split(),
+    *"StudyInstanceUID FrameOfReferenceUID ConvolutionKernel InversionTime FlipAngle RepetitionTime TriggerTime".split(),
+    *"ContrastBolusAgent ScanningSequence SequenceVariant ScanOptions KVP SliceThickness FilterType".split(),
+    *"ReconstructionDiameter ReconstructionAlgorithm ImagedNucleus AcquisitionTime SeriesTime".split(),
 )
 # With SOPInstanceUID and InstanceNumber: what tells a slice from its copy.
 WHERE = ("ImagePositionPatient", "AcquisitionNumber", "EchoTime")
 _SIEMENS_CREATOR, SIEMENS_B_VALUE, _SIEMENS_MOSAIC_IMAGES = 0x00190010, 0x0019100C, 0x0019100A
 _SIEMENS_TAGS = (_SIEMENS_CREATOR, SIEMENS_B_VALUE, _SIEMENS_MOSAIC_IMAGES)
+# Private b-values: the tag of the maker's name, what it holds, the tag of the value.
+_PRIVATE_B_VALUES = (
+    (0x00430010, "GEMS", 0x00431039),
+    (0x20010010, "PHILIPS", 0x20011003),
+    (_SIEMENS_CREATOR, "SIEMENS", SIEMENS_B_VALUE),
+)
 
 
 def label_of(file: DicomFile) -> str:
@@ -55,7 +71,7 @@ def label_of(file: DicomFile) -> str:
 def read_header(file: DicomFile) -> None:
     """The fields that are looked at, and none besides."""
     data = file.read(HEAD_BYTES)
-    if data[128:132] != b"DICM":
+    if not _starts_as_dicom(data):
         raise Unusable("it is no DICOM file")
     header, end = _parse(data)
     if len(data) == HEAD_BYTES and end >= len(data):
@@ -63,6 +79,37 @@ def read_header(file: DicomFile) -> None:
             raise Unusable("it is no image, or its header is damaged")
         header, end = _parse(file.read(MAX_HEADER_BYTES))
     file.header, file.pixels_at = header, end
+
+
+def _starts_as_dicom(data: bytes) -> bool:
+    """Whether data begin as DICOM does: with a preamble, or at once with a field of group 2 or 8 of plausible length."""
+    if data[128:132] == b"DICM":
+        return True
+    if len(data) < 132 or data[:2] not in (b"\x02\0", b"\x08\0") or data[3] != 0:
+        return False
+    explicit = data[4:6].isalpha() and data[4:6].isupper()
+    length = int.from_bytes(data[6:8] if explicit else data[4:8], "little")
+    return length <= 1024 and pydicom.datadict.dictionary_has_tag(int.from_bytes(data[:2], "little") << 16 | data[2])
+
+
+def private_b_value(header) -> float | None:
+    """s/mm2 as GE, Philips and Siemens write it in fields of their own."""
+    for creator, maker, tag in _PRIVATE_B_VALUES:
+        if tag not in header or maker not in str(header.get(creator, "")).upper():
+            continue
+        value = header[tag].value
+        if isinstance(value, bytes) and maker == "PHILIPS" and len(value) == 4:
+            value = struct.unpack("<f", value)[0]
+        elif isinstance(value, bytes):
+            value = value.decode("ascii", "ignore").strip(" \0").split("\\")
+        first = value if isinstance(value, (int, float, str)) else next(iter(value or []), None)
+        try:
+            number = float(first)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            continue
+        if number >= 0:
+            return number % 100000 if maker == "GEMS" else number  # GE adds 1e9 where directions were averaged
+    return None
 
 
 def refuse_other_images(header) -> None:
@@ -77,7 +124,7 @@ def refuse_other_images(header) -> None:
         raise Unusable(f"its modality is {shown}, expected one of {', '.join(MODALITIES)}")
     if "Rows" not in header or "Columns" not in header:
         raise Unusable("it holds no image, or its header is cut off")
-    if "LOCALIZER" in kind or _LOCALIZER.search(describe(header)):
+    if "LOCALIZER" in kind or _is_named_localizer(describe(header)):
         raise Unusable("it is a localiser")
     if "MOSAIC" in kind or _mosaic_images(header) > 1:
         raise Unusable("it is a Siemens mosaic (many slices in one picture); convert the series to NIfTI with dcm2niix")
@@ -98,13 +145,18 @@ def refuse_other_images(header) -> None:
         raise Unusable("it names no series (SeriesInstanceUID)")
 
 
+def _is_named_localizer(description: str) -> bool:
+    return bool(_LOCALIZER.search(description)) and not _WHOLE_SURVEY.search(description)
+
+
 def _parse(data: bytes) -> tuple[Any, int]:
     """The header, and where reading it ended: before the pixels, or at the end of the data."""
     refuse_deflated(data)
     stream = io.BytesIO(data)
-    wanted: list[Any] = [*TAGS, *_SIEMENS_TAGS]
+    private = [tag for creator, _, value in _PRIVATE_B_VALUES for tag in (creator, value)]
+    wanted: list[Any] = [*TAGS, *_SIEMENS_TAGS, *private]
     tags: list[Any] = [pydicom.tag.Tag(tag) for tag in wanted]
-    header = pydicom.filereader.read_partial(stream, stop_when=_ends_header, specific_tags=tags)
+    header = pydicom.filereader.read_partial(stream, stop_when=_ends_header, specific_tags=tags, force=True)
     return header, stream.tell()
 
 

@@ -13,6 +13,8 @@ from .slices import Slice
 
 MAX_FILE_BYTES = 1 << 30
 MAX_SERIES_BYTES = 2 << 30
+MAX_EXCESS = 1024
+"""Bytes behind the pixels of a frame that are taken for padding."""
 AIR = -1024
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_TAGS = (
@@ -31,7 +33,10 @@ def read_plane(one: Slice, modality: str, opened: dict) -> np.ndarray:
     plane = stored if stored.ndim == 2 else stored[one.frame]
     if plane.shape != (int(one.file.header.Rows), int(one.file.header.Columns)):
         raise Unusable("its pixels do not have the size that its header gives")
+    raw, plane = plane, _mask_bits(plane, dataset)
     outside = _padding(plane, dataset) if modality == "CT" else None
+    if outside is not None and raw is not plane:  # padding may be written in bits beyond the stored ones
+        outside |= _padding(raw, dataset)
     if dataset.get("ModalityLUTSequence"):
         values = pydicom.pixels.apply_modality_lut(plane, dataset)
     elif one.rescale is None:
@@ -66,7 +71,8 @@ def _read_pixels(file: DicomFile) -> tuple[np.ndarray, Any]:
     most = file.pixels_at + 16 * rows * columns * max(frames, 1) + (1 << 20)
     data = file.read(min(most, MAX_FILE_BYTES))
     refuse_deflated(data)
-    dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*TAGS, *_PIXEL_TAGS])
+    dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=[*TAGS, *_PIXEL_TAGS], force=True)
+    _state_syntax(dataset)
     pixels = next((dataset[name].value for name in _PIXEL_DATA if name in dataset), None)
     if not pixels:
         raise Unusable("it holds no pixels, or is cut off")
@@ -75,8 +81,10 @@ def _read_pixels(file: DicomFile) -> tuple[np.ndarray, Any]:
         raise Unusable(f"its {frames} frames take more than {MAX_SERIES_BYTES >> 30} GiB")
     expected = frames * int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
     syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if (syntax is None or not syntax.is_compressed) and len(pixels) > expected + 1:  # pydicom would cut it
-        raise Unusable("it holds more pixels than its header says, or they are not in the stated transfer syntax")
+    if (syntax is None or not syntax.is_compressed) and len(pixels) > expected:  # pydicom would cut it
+        if len(pixels) - expected > _most_excess(dataset):
+            raise Unusable("it holds more pixels than its header says, or they are not in the stated transfer syntax")
+        file.excess = len(pixels) - expected if len(pixels) > expected + expected % 2 else 0
     compressed = syntax is not None and syntax.is_compressed
     if compressed and not _can_decode(syntax):
         raise ImportError(
@@ -95,6 +103,40 @@ def _read_pixels(file: DicomFile) -> tuple[np.ndarray, Any]:
             f"its pixels cannot be decoded: they are cut off, damaged, or not in the stated transfer syntax "
             f"({type(error).__name__})"
         ) from None
+
+
+def _state_syntax(dataset) -> None:
+    """Files without group 2 are in the encoding that they were read with."""
+    if getattr(dataset, "file_meta", None) is None:
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    if dataset.file_meta.get("TransferSyntaxUID") is None:
+        implicit, little = dataset.original_encoding
+        explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
+
+
+def _most_excess(dataset) -> int:
+    """Bytes that writers leave behind the pixels: less than a row or column, so that none is cut off."""
+    shorter = min(int(dataset.Rows), int(dataset.Columns)) * int(dataset.BitsAllocated) // 8
+    return max(min(shorter - 1, MAX_EXCESS), 1)
+
+
+def _mask_bits(plane: np.ndarray, dataset) -> np.ndarray:
+    """
+    Stored pixels without the bits above `BitsStored`, where old overlays lie, and with the sign of the highest stored bit.
+    """
+    stored, allocated = int(dataset.get("BitsStored") or 0), 8 * plane.dtype.itemsize
+    if plane.dtype.kind not in "iu" or not 0 < stored < allocated:
+        return plane
+    bits = plane.astype(np.dtype(f"u{plane.dtype.itemsize}"))
+    high, syntax = int(dataset.get("HighBit", stored - 1)), dataset.file_meta.TransferSyntaxUID
+    if stored <= high < allocated and (not syntax.is_compressed or syntax == pydicom.uid.RLELossless):
+        bits = bits >> (high + 1 - stored)
+    bits = bits & ((1 << stored) - 1)
+    if plane.dtype.kind == "u":
+        return bits.astype(plane.dtype)
+    sign = 1 << (stored - 1)
+    return ((bits.astype(np.int64) ^ sign) - sign).astype(plane.dtype)
 
 
 def _coded_size(frame: bytes) -> tuple[int, int, int] | None:

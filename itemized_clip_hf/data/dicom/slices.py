@@ -6,13 +6,22 @@ from typing import Any
 import numpy as np
 
 from .files import DicomFile, Unusable
-from .header import SIEMENS_B_VALUE
+from .header import describe, private_b_value
 
 # Of a multi-frame file, where a slice's header is spread over them.
 _GROUPS = (
     *"PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence".split(),
     *"FrameContentSequence MREchoSequence MRDiffusionSequence MRImageFrameTypeSequence CTImageFrameTypeSequence".split(),
+    *"CTReconstructionSequence MRTimingAndRelatedParametersSequence MRModifierSequence".split(),
+    "CardiacSynchronizationSequence",
 )
+
+
+OTHER_FIELDS = (
+    *"ScanningSequence SequenceVariant ScanOptions SequenceName ProtocolName KVP SliceThickness FilterType".split(),
+    *"ReconstructionDiameter ImagedNucleus SeriesTime AcquisitionTime".split(),
+)
+"""Fields that tell volumes apart where no better one does."""
 
 
 @dataclass
@@ -116,18 +125,42 @@ def _make_slice(file: DicomFile, frame: int, groups: list) -> Slice:
     rescale = None if slope is None else (float(slope), float(intercept))
     if rescale is not None and (not np.isfinite(rescale).all() or rescale[0] == 0):
         raise Unusable(f"its voxels would be scaled by {rescale[0]} and {rescale[1]}")
-    b_value = find("DiffusionBValue", SIEMENS_B_VALUE)
+    marks = _read_marks(file.header, find)
+    return Slice(file, frame, position, orientation, (spacing[0], spacing[1]), rescale, marks)
+
+
+def _read_marks(header, find) -> dict[str, Any]:
+    """What may tell the volumes of one series apart; texts serve to compare and are never shown."""
     direction = find("DiffusionGradientOrientation")
-    marks = {
+    kinds = [str(part) for part in list(find("FrameType", "ImageType") or [])]
+    b_value = find("DiffusionBValue")
+    return {
         "stack": short_number(find("StackID")),
         "echo": short_number(find("EffectiveEchoTime", "EchoTime")),
-        "b_value": short_number(b_value),
-        "kind": "-".join(str(part) for part in list(find("FrameType", "ImageType") or [])[2:])[:24],
+        "b_value": short_number(private_b_value(header) if b_value is None else b_value),
+        "kind": "-".join(kinds[2:])[:24],
+        # A CT may be put together of slices that were scanned or added up in several ways.
+        "signal": "-".join(kinds[2:]) if header.Modality == "MR" else None,
+        "inversion": short_number(find("InversionTime", "InversionTimes")),
+        "flip": short_number(find("FlipAngle")),
+        "repetition": short_number(find("RepetitionTime")),
+        "trigger": short_number(find("TriggerTime", "NominalCardiacTriggerDelayTime")),
         "time": short_number(find("TemporalPositionIndex", "TemporalPositionIdentifier")),
+        "kernel": _text(find("ConvolutionKernel", "ReconstructionAlgorithm")),
+        "contrast": _text(find("ContrastBolusAgent")),
+        "derivation": kinds[0] if kinds else None,
+        "series": short_number(header.get("SeriesNumber")),
+        "description": _text(describe(header)),
+        "frame_of_reference": _text(header.get("FrameOfReferenceUID")),
         "acquisition": short_number(find("AcquisitionNumber")),
         "direction": None if direction is None else tuple(round(float(x), 3) for x in direction),
+        **{name: _text(header.get(name)) for name in OTHER_FIELDS},
     }
-    return Slice(file, frame, position, orientation, (spacing[0], spacing[1]), rescale, marks)
+
+
+def _text(value) -> str | None:
+    """For comparison only."""
+    return None if value is None or not str(value).strip() else str(value).strip().casefold()
 
 
 def short_number(value) -> str | None:

@@ -46,6 +46,8 @@ def build_scan(slices: list[Slice], skipped, name: str) -> Scan:
         raise Unusable(f"only {len(kept)} of its {len(slices)} slices can be read")
     volume = np.stack(planes)
     history = [f"DICOM series of {len(slices)} slices, {rows} x {columns} pixels, sorted along the slice normal"]
+    if padded := sum(one.file.excess > 0 for one in kept):
+        history.append(f"bytes behind the pixels of {padded} slices dropped")
     if len(kept) < len(slices):
         notes["lost-slices"] = f"{len(slices) - len(kept)} of its {len(slices)} slices are damaged and left out"
     rescales = {one.rescale for one in kept if one.rescale is not None}

@@ -13,6 +13,7 @@ from ..privacy import clean_description, clean_suffix, identifying_fields, ident
 from ..study import Study
 from .files import Unusable, list_files
 from .header import WHERE, describe, label_of, read_header, refuse_other_images
+from .identity import Visits
 from .series import split_series
 from .slices import Slice, list_slices, short_number
 from .stack import build_scan
@@ -35,6 +36,7 @@ def read_dicom(path: str | os.PathLike) -> Study:
     Raises:
         FileNotFoundError: no such path.
         ValueError: not a single series could be read; the message lists the reasons.
+        SeveralVisits: several patients or studies lie there; the message counts them.
     """
     path = Path(path)
     if not path.exists():
@@ -46,40 +48,27 @@ def read_dicom(path: str | os.PathLike) -> Study:
         stack.enter_context(quiet())
         series: dict[str, list[Slice]] = defaultdict(list)
         seen: set[tuple] = set()
+        visits = Visits()
         for file in list_files(path, stack):
             try:
                 read_header(file)
                 secrets |= identifying_words(file.header)
                 refuse_other_images(file.header)
+                slices = list_slices(file.header, file)
+                visits.add(file.header)
                 key = tuple(str(file.header.get(name, "")) for name in ("SOPInstanceUID", "InstanceNumber", *WHERE))
                 if key in seen:
                     raise Unusable("another file holds the same image")
                 seen.add(key)
-                slices = list_slices(file.header, file)
                 series[str(file.header.SeriesInstanceUID)] += slices
             except Unusable as error:
                 skipped[label_of(file), str(error)] += 1
             except Exception as error:  # damaged values surface in many ways; their texts may quote the header
                 skipped[label_of(file), f"it cannot be read: it is damaged ({type(error).__name__})"] += 1
+        visits.refuse_several(scrub(path.name, secrets))
+        study.visits = (visits.patients, visits.studies)
         for slices in series.values():
-            header = slices[0].file.header
-            name = (
-                clean_description(describe(header), secrets)
-                or f"series-{short_number(header.get('SeriesNumber')) or 0}"
-            )
-            for suffix, volume in split_series(slices, name, skipped):
-                suffix = clean_suffix(suffix, secrets)
-                try:
-                    scan = build_scan(volume, skipped, name)
-                except Unusable as error:
-                    skipped[name + suffix, str(error)] += 1
-                    continue
-                except Exception as error:
-                    skipped[name + suffix, f"it cannot be read: it is damaged ({type(error).__name__})"] += 1
-                    continue
-                scan.name, scan.path = name + suffix, str(path)
-                scan.private_fields = identifying_fields(volume[0].file.header)
-                study.add(scan)
+            _add_scans(study, slices, str(path), secrets, skipped)
     merged: dict[tuple[str, str], int] = defaultdict(int)
     for (what, reason), count in skipped.items():
         label = what if what.startswith("*") or what == "file" else clean_description(what, secrets) or "series"
@@ -90,6 +79,28 @@ def read_dicom(path: str | os.PathLike) -> Study:
         listed = "; ".join(f"{what}: {reason}" for what, reason in study.skipped[:10]) or "it holds no DICOM file"
         raise ValueError(f"{scrub(path.name, secrets)} holds no series that can be used. {listed}.")
     return study
+
+
+def _add_scans(study: Study, slices: list[Slice], path: str, secrets: set[str], skipped) -> None:
+    """The volumes of one SeriesInstanceUID, each named after its own description."""
+    for volume in split_series(slices, _name(slices, secrets), skipped):
+        name = _name(volume.slices, secrets) + clean_suffix(volume.suffix, secrets)
+        try:
+            scan = build_scan(volume.slices, skipped, name)
+        except Unusable as error:
+            skipped[name, str(error)] += 1
+            continue
+        except Exception as error:
+            skipped[name, f"it cannot be read: it is damaged ({type(error).__name__})"] += 1
+            continue
+        scan.name, scan.path = name, path
+        scan.private_fields = identifying_fields(volume.slices[0].file.header)
+        study.add(scan)
+
+
+def _name(slices: list[Slice], secrets: set[str]) -> str:
+    header = slices[0].file.header
+    return clean_description(describe(header), secrets) or f"series-{short_number(header.get('SeriesNumber')) or 0}"
 
 
 @contextlib.contextmanager
