@@ -11,7 +11,7 @@ import numpy as np
 
 from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 from . import nifti
-from .study import Scan, SeveralVisits, Study
+from .study import Scan, Study
 
 ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
 TENSOR_SUFFIXES = (".pt", ".npy", ".npz")
@@ -121,11 +121,11 @@ def _collect(folder: Path, files: list[Path], read: Callable[[Path], Scan | Stud
     study = Study({}, id=folder.name)
     for file in files:
         try:
-            study.take(read(file))
-        except SeveralVisits:
-            raise
+            opened = read(file)
         except (OSError, ValueError) as error:
             study.skipped.append((str(file.relative_to(folder)), str(error)))
+            continue
+        study.take(opened)
     if not study.scans:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in study.skipped)
         raise ValueError(f"none of the {len(files)} files of {folder} could be read: {reasons}")

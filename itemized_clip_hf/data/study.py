@@ -7,10 +7,6 @@ import numpy as np
 from ..processing.geometry_itemized_clip import axis_codes, axis_spacing
 
 
-class SeveralVisits(ValueError):
-    """Scans of several patients or studies lie where one study is expected."""
-
-
 @dataclass
 class Scan:
     """
@@ -76,7 +72,7 @@ class Study:
         Adds what a file held: one scan, or several with what was skipped.
 
         Raises:
-            SeveralVisits: they are of another patient or study than those before.
+            ValueError: they are of another patient or study than those before.
         """
         if isinstance(opened, Study) and opened.visits:
             if self.visits:
@@ -92,13 +88,13 @@ class Study:
 def refuse_other_visit(first, second) -> None:
     """
     Raises:
-        SeveralVisits: two `Study.visits` differ in a field that both have.
+        ValueError: two `Study.visits` differ in a field that both have.
     """
     for what, ours, theirs in zip(("patients", "studies of one patient"), first, second):
         for one in ours:
             for other in theirs:
                 if any(one[name] != other[name] for name in one.keys() & other.keys()):
-                    raise SeveralVisits(
+                    raise ValueError(
                         f"the images are of several {what}, expected one: give each study a row of its own."
                     )
 

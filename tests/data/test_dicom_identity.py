@@ -273,19 +273,6 @@ def test_bits_above_those_stored_are_masked(tmp_path, syntax, signed, stored):
     np.testing.assert_allclose(scan.array, truth(scan), atol=0.51)
 
 
-def test_padding_beyond_the_stored_bits_is_air(tmp_path):
-    made = make_series(make_grid())
-    for one in made:
-        plane = np.frombuffer(one.PixelData, np.uint16).reshape(20, 24).copy()
-        plane[:3] = 63536
-        set_pixels(one, plane)
-        one.BitsStored, one.HighBit = 12, 11
-        one.add_new("PixelPaddingValue", "US", 63536)
-    (scan,) = read_dicom(save(made, tmp_path / "s")).scans.values()
-    assert (scan.array[:, :3] == -1024).all()
-    np.testing.assert_allclose(scan.array[:, 3:], truth(scan)[:, 3:], atol=0.51)
-
-
 # What a CT without its intercept is told.
 
 

@@ -4,8 +4,6 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 
-from ..study import SeveralVisits
-
 _PATIENT = ("PatientID", "PatientName", "PatientBirthDate")
 _VISIT = ("StudyInstanceUID", "StudyDate")
 
@@ -24,13 +22,13 @@ class Visits:
     def refuse_several(self, name: str) -> None:
         """
         Raises:
-            SeveralVisits: with how many patients or studies there are.
+            ValueError: with how many patients or studies there are.
         """
         advice = "put each study into a folder or zip of its own"
         if len(self.patients) > 1:
-            raise SeveralVisits(f"{name} holds {len(self.patients)} patients, expected one: {advice}.")
+            raise ValueError(f"{name} holds {len(self.patients)} patients, expected one: {advice}.")
         if len(self.studies) > 1:
-            raise SeveralVisits(
+            raise ValueError(
                 f"{name} holds {len(self.studies)} studies of one patient (by their UID and date), expected one: {advice}."
             )
 

@@ -35,7 +35,7 @@ def read_plane(one: Slice, modality: str, opened: dict) -> np.ndarray:
         raise Unusable("its pixels do not have the size that its header gives")
     raw, plane = plane, _mask_bits(plane, dataset)
     outside = _padding(plane, dataset) if modality == "CT" else None
-    if outside is not None and raw is not plane:
+    if outside is not None and raw is not plane:  # padding may be written in bits beyond the stored ones
         outside |= _padding(raw, dataset)
     if dataset.get("ModalityLUTSequence"):
         values = pydicom.pixels.apply_modality_lut(plane, dataset)
@@ -95,8 +95,6 @@ def _read_pixels(file: DicomFile) -> tuple[np.ndarray, Any]:
             for frame in pydicom.encaps.generate_frames(pixels, number_of_frames=frames):
                 if _coded_size(frame) != (int(dataset.Rows), int(dataset.Columns), 1):
                     raise Unusable("its compressed pixels do not have the size that its header gives")
-        if not compressed or syntax == pydicom.uid.RLELossless:
-            dataset.pixel_array_options(raw=True)  # padding may be written in bits beyond the stored ones
         return dataset.pixel_array, dataset
     except Unusable:
         raise

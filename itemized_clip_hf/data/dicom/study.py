@@ -35,8 +35,7 @@ def read_dicom(path: str | os.PathLike) -> Study:
 
     Raises:
         FileNotFoundError: no such path.
-        ValueError: not a single series could be read; the message lists the reasons.
-        SeveralVisits: several patients or studies lie there; the message counts them.
+        ValueError: not a single series could be read, with the reasons; or several patients or studies lie there, counted.
     """
     path = Path(path)
     if not path.exists():
