@@ -36,10 +36,11 @@ def classify_studies(
     """
     labels, embeds = encode_prompts(model, processor, read_labels(candidate_labels, hypothesis_template))
     patch_size = model.config.vision_config.patch_size
+    scale, bias = model.scale_and_bias()
     for encoded in encode_studies(model, processor, studies, batch_size or 1):
         with torch.no_grad():
             cosines = torch.from_numpy(score_encoded(model, embeds, encoded, normalize_pool_inputs=False))
-            logits = cosines * model.logit_scale.exp().float().cpu() + model.logit_bias.float().cpu()
+            logits = cosines * scale + bias
         for row, scores in enumerate(logits.sigmoid().tolist()):
             found: list[dict[str, Any]] = [{"label": label, "score": score} for label, score in zip(labels, scores)]
             if heat_maps:

@@ -99,7 +99,7 @@ def draw_evaluation(
         if protocol.findings is None:
             files.append(_plot_confusion(protocol, scores, truth, folder / f"{start}confusion.png"))
         else:
-            scale, bias = float(model.logit_scale.detach().exp()), float(model.logit_bias.detach())
+            scale, bias = map(float, model.scale_and_bias())
             files.append(_plot_curves(protocol, scores, truth, None, folder / f"{start}roc.png"))
             files.append(_plot_curves(protocol, scores, truth, (scale, bias), folder / f"{start}calibration.png"))
     if model.config.scoring == "global":  # no attention to draw

@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCLIPVisionConfig
 from .inflation_itemized_clip import MAE_LICENSE, inflate_mae
-from .pooling_itemized_clip import ItemizedCLIPItemPooler
+from .pooling_itemized_clip import ItemizedCLIPItemPooler, weights_at_hand
 from .scan_names_itemized_clip import ItemizedCLIPScanNameEncoder
 from .vision_itemized_clip import (
     ItemizedCLIPVisionAttention,
@@ -399,6 +399,12 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
             pooled = pooler.attend(query, key, value, keep_mask)
             scores.append(F.cosine_similarity(pooled.float(), embeds.float()[None], dim=-1, eps=1e-6))
         return torch.cat(scores, 1)
+
+    @torch.no_grad()
+    def scale_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factor exp(logit_scale) and logit_bias, (1,) each, float32 on the CPU, wherever the weights are kept."""
+        with weights_at_hand(self):
+            return self.logit_scale.float().exp().cpu(), self.logit_bias.float().cpu()
 
     @staticmethod
     def score_global(item_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:

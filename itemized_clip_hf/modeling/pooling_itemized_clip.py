@@ -1,8 +1,23 @@
 """Item pooler: cross-attention that gathers, for every item, the tokens that speak about it (spec 4)."""
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+
+@contextmanager
+def weights_at_hand(*modules: nn.Module):
+    """For the time of the context, the modules' own weights where accelerate keeps them elsewhere between forward passes."""
+    hooked = [(module, hook) for module in modules if (hook := getattr(module, "_hf_hook", None)) is not None]
+    for module, hook in hooked:
+        hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        for module, hook in hooked:
+            hook.post_forward(module, None)
 
 
 class ItemizedCLIPItemPooler(nn.Module):
@@ -31,18 +46,22 @@ class ItemizedCLIPItemPooler(nn.Module):
 
     def project_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, L, d) of the tokens (B, L, P); they do not depend on the queries."""
-        normed = F.layer_norm(tokens, tokens.shape[-1:], eps=self.layer_norm_k.eps)
-        key, value = F.linear(normed, *self.fold_norms()).chunk(2, dim=-1)
+        key, value = self.k_proj(self.layer_norm_k(tokens)), self.v_proj(self.layer_norm_v(tokens))
         return self._split(key), self._split(value)
 
     def fold_norms(self) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Weight (2 P, P) and bias (2 P,) that turn tokens, normalised without gain and shift, into keys and values: both norms
-        differ in these alone, so one norm and one product serve both.
+        differ in these alone, so one norm and one product serve both. For the training loss: weights are read here outside
+        their layers, which quantized layers do not allow.
         """
         pairs = ((self.k_proj, self.layer_norm_k), (self.v_proj, self.layer_norm_v))
-        weight = torch.cat([projection.weight * norm.weight for projection, norm in pairs])
-        return weight, torch.cat([projection(norm.bias) for projection, norm in pairs])
+        weights, biases = [], []
+        for projection, norm in pairs:
+            with weights_at_hand(projection, norm):
+                weights.append(projection.weight * norm.weight)
+                biases.append(F.linear(norm.bias, projection.weight, projection.bias))
+        return torch.cat(weights), torch.cat(biases)
 
     def project_queries(self, queries: torch.Tensor) -> torch.Tensor:
         """(B, T, P) -> (B, heads, T, d)."""

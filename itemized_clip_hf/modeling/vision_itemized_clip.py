@@ -67,13 +67,26 @@ def drop_patches(slices: torch.Tensor, share: float) -> torch.Tensor:
     return slices.gather(1, chosen[..., None].expand(-1, -1, slices.shape[2]))
 
 
+class ItemizedCLIPPatchEmbedding(nn.Conv3d):
+    """Voxels (M, C, D, H, W) -> tokens (M, D, H, W, hidden_size), one a patch."""
+
+    def forward(self, scans: torch.Tensor) -> torch.Tensor:
+        scans = scans.to(self.weight.dtype)
+        if scans.device.type == "cpu" and self.weight.dtype != torch.float32:
+            # Half-precision convolution is several times slower than a matrix product on CPUs.
+            _, channels, d, h, w = self.weight.shape
+            blocks = scans.unflatten(-1, (-1, w)).unflatten(-3, (-1, h)).unflatten(-5, (-1, d))
+            return F.linear(blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4), self.weight.flatten(1), self.bias)
+        return super().forward(scans).permute(0, 2, 3, 4, 1)
+
+
 class ItemizedCLIPVisionEmbeddings(nn.Module):
     """Scans -> class token and patch tokens of the study, positions and scan identities added."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.patch_embedding = nn.Conv3d(
+        self.patch_embedding = ItemizedCLIPPatchEmbedding(
             config.num_channels,
             config.hidden_size,
             kernel_size=tuple(config.patch_size),
@@ -92,17 +105,6 @@ class ItemizedCLIPVisionEmbeddings(nn.Module):
             self.register_buffer("scan_embedding", sincos_1d(config.max_num_scans, config.hidden_size).to(dtype))
         else:
             self.scan_embedding = None
-
-    def embed_patches(self, scans: torch.Tensor) -> torch.Tensor:
-        """(M, C, D, H, W) voxels -> (M, D, H, W, hidden_size) tokens."""
-        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
-        scans = scans.to(weight.dtype)
-        if scans.device.type == "cpu" and weight.dtype != torch.float32:
-            # Half-precision convolution is several times slower than a matrix product on CPUs.
-            _, channels, d, h, w = weight.shape
-            blocks = scans.unflatten(-1, (-1, w)).unflatten(-3, (-1, h)).unflatten(-5, (-1, d))
-            return F.linear(blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4), weight.flatten(1), bias)
-        return self.patch_embedding(scans).permute(0, 2, 3, 4, 1)
 
     def scan_positions(self, scans: int, scan_mask: torch.Tensor | None) -> torch.Tensor:
         """(B or 1, N, hidden_size): rows of the scan table; padded scans do not count where it has to be interpolated."""
@@ -141,7 +143,7 @@ class ItemizedCLIPVisionEmbeddings(nn.Module):
         if any(voxels % patch for voxels, patch in zip(size, config.patch_size)):
             raise ValueError(f"a scan of {size} voxels is not a multiple of the patch size {config.patch_size}.")
 
-        patches = self.embed_patches(pixel_values.flatten(0, 1))
+        patches = self.patch_embedding(pixel_values.flatten(0, 1))
         grid_size = list(patches.shape[1:4])
         patches = patches + resample_grid(self.position_embedding, grid_size).to(patches.dtype)
         patches = patches.reshape(batch, scans, -1, config.hidden_size)

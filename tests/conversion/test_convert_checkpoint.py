@@ -92,7 +92,7 @@ def test_from_mae_fills_the_tower(tmp_path):
     expected = torch.nn.functional.conv2d(
         picture.expand(1, 3, 16, 16), state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=8
     )
-    got = model.embeddings.embed_patches(volume)[0, 0].permute(2, 0, 1)
+    got = model.embeddings.patch_embedding(volume)[0, 0].permute(2, 0, 1)
     torch.testing.assert_close(got, expected[0], atol=1e-4, rtol=1e-4)
     del state["blocks.1.norm2.bias"]
     with pytest.raises(ValueError, match="do not fit: missing"):
