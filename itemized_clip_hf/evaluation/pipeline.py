@@ -10,6 +10,7 @@ from transformers.image_utils import load_image
 from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
 
 from ..explain.maps import attend, paint_items
+from ..modeling.modeling_itemized_clip import scale_and_bias
 from .encode import encode_prompts, encode_studies
 from .zero_shot import score_encoded
 
@@ -36,7 +37,7 @@ def classify_studies(
     """
     labels, embeds = encode_prompts(model, processor, read_labels(candidate_labels, hypothesis_template))
     patch_size = model.config.vision_config.patch_size
-    scale, bias = model.scale_and_bias()
+    scale, bias = scale_and_bias(model)
     for encoded in encode_studies(model, processor, studies, batch_size or 1):
         with torch.no_grad():
             cosines = torch.from_numpy(score_encoded(model, embeds, encoded, normalize_pool_inputs=False))

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..explain.maps import explain_items
 from ..explain.plots import plot_item, pyplot, slug
+from ..modeling.modeling_itemized_clip import scale_and_bias
 from . import metrics
 from .evaluate import Evaluation
 from .protocol import Protocol, Truth, as_published
@@ -99,7 +100,7 @@ def draw_evaluation(
         if protocol.findings is None:
             files.append(_plot_confusion(protocol, scores, truth, folder / f"{start}confusion.png"))
         else:
-            scale, bias = map(float, model.scale_and_bias())
+            scale, bias = map(float, scale_and_bias(model))
             files.append(_plot_curves(protocol, scores, truth, None, folder / f"{start}roc.png"))
             files.append(_plot_curves(protocol, scores, truth, (scale, bias), folder / f"{start}calibration.png"))
     if model.config.scoring == "global":  # no attention to draw

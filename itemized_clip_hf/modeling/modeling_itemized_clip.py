@@ -195,6 +195,13 @@ TEXTS_AT_ONCE = 2048
 """Texts that a batch of studies is scored with at once."""
 
 
+@torch.no_grad()
+def scale_and_bias(model) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor exp(logit_scale) and logit_bias of a model, (1,) each, float32 on the CPU, wherever its weights are kept."""
+    with weights_at_hand(model):
+        return model.logit_scale.float().exp().cpu(), model.logit_bias.float().cpu()
+
+
 def spread_scan_mask(scan_mask: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """(B, N) -> (B, L), True for the tokens of real scans."""
     return scan_mask.bool().repeat_interleave(num_tokens // scan_mask.shape[1], dim=1)
@@ -399,12 +406,6 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
             pooled = pooler.attend(query, key, value, keep_mask)
             scores.append(F.cosine_similarity(pooled.float(), embeds.float()[None], dim=-1, eps=1e-6))
         return torch.cat(scores, 1)
-
-    @torch.no_grad()
-    def scale_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Factor exp(logit_scale) and logit_bias, (1,) each, float32 on the CPU, wherever the weights are kept."""
-        with weights_at_hand(self):
-            return self.logit_scale.float().exp().cpu(), self.logit_bias.float().cpu()
 
     @staticmethod
     def score_global(item_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:

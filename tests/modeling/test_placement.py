@@ -9,6 +9,7 @@ from tiny_models import tiny_config
 from torch import nn
 
 from itemized_clip_hf import ItemizedCLIPModel
+from itemized_clip_hf.modeling.modeling_itemized_clip import scale_and_bias
 from itemized_clip_hf.trainer.objectives import load_objective
 
 KINDS = {
@@ -66,7 +67,7 @@ def test_weights_kept_elsewhere(kind, place, tmp_path):
 def test_what_is_used_outside_of_forward_is_fetched():
     model, batch = build("several scans")
     moved = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
-    for own, theirs in zip(model.scale_and_bias(), moved.scale_and_bias()):
+    for own, theirs in zip(scale_and_bias(model), scale_and_bias(moved)):
         assert torch.equal(own, theirs) and own.dtype == torch.float32
     for own, theirs in zip(model.item_pooler.fold_norms(), moved.item_pooler.fold_norms()):
         torch.testing.assert_close(theirs, own)
