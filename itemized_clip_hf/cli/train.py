@@ -1,8 +1,32 @@
 """Train or fine-tune from a recipe and a list of studies."""
 
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager
+
 import click
 
 from itemized_clip_cli import device_option, json_option, parse_settings, tokenizer_option
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def leaving_at_signals():
+    """Before training there is nothing to save: ends at once, without what the libraries would say of it."""
+
+    def leave(number, frame):
+        os.write(2, b"\nended before training began\n")
+        os._exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @click.command()
@@ -58,13 +82,9 @@ def command(
     Train a model and save it with its processor.
 
     A line of a .jsonl list names a study: {"id": "...", "images": {"AX_T2": "scan.nii.gz"}, "items": ["...", "..."]}. A
-    study that cannot be read is left out of its batch and listed in quarantine.csv.
+    study that cannot be read is left out of its batch and listed in quarantine.csv. Ctrl-C saves a checkpoint; --resume goes
+    on from it.
     """
-    import json
-
-    from itemized_clip_hf.recipes import load_recipe
-    from itemized_clip_hf.trainer.run import train_recipe
-
     overrides = parse_settings(settings)
     if device == "cpu":
         overrides["use_cpu"] = True
@@ -72,23 +92,33 @@ def command(
         raise click.BadParameter(
             "training takes every visible GPU: choose with CUDA_VISIBLE_DEVICES, or pass cpu", param_hint="--device"
         )
-    loaded = load_recipe(recipe)
-    if variant:
-        loaded = loaded.variant(variant)
-    trainer = train_recipe(
-        loaded,
-        data,
-        output,
-        tokenizer=tokenizer,
-        eval_data=eval_data,
-        resume=resume,
-        items_column=items_column,
-        images_column=images_column,
-        model_folder=model,
-        init=init,
-        accept_license=accept_license,
-        **overrides,
-    )
+    with leaving_at_signals():
+        from itemized_clip_hf.recipes import load_recipe
+        from itemized_clip_hf.trainer.interrupts import Interrupts, TrainingInterrupted
+        from itemized_clip_hf.trainer.run import train_recipe
+
+        loaded = load_recipe(recipe)
+        if variant:
+            loaded = loaded.variant(variant)
+        try:
+            trainer = train_recipe(
+                loaded,
+                data,
+                output,
+                tokenizer=tokenizer,
+                eval_data=eval_data,
+                resume=resume,
+                items_column=items_column,
+                images_column=images_column,
+                model_folder=model,
+                init=init,
+                accept_license=accept_license,
+                interrupts=Interrupts(),
+                **overrides,
+            )
+        except TrainingInterrupted as interruption:
+            click.echo(str(interruption), err=True)
+            sys.exit(interruption.exit_status)
     last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
     summary = {"output": output, "steps": trainer.state.global_step, "left_out": trainer.data_collator.lost, **last}
     click.echo(json.dumps(summary) if as_json else "\n".join(f"{name:<16}{value}" for name, value in summary.items()))

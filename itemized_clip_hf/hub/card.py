@@ -272,7 +272,7 @@ def input_contract(image: Mapping[str, Any], text: Mapping[str, Any]) -> list[tu
             rows.append(("Spacing", "not resampled; every scan is fitted to the size below"))
         if image.get("windows"):
             windows = ", ".join(
-                f"{name or 'window'} {low} to {high} HU" for name, (low, high) in image["windows"].items()
+                f"{name or 'window'} {low} to {high} HU" for name, (low, high) in dict(image["windows"]).items()
             )
             rows.append(("Intensity", f"Hounsfield units; {windows}, each to [0, 1]"))
         else:

@@ -82,7 +82,8 @@ class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     orientation (`str`): directions of the x, y and z axes that a scan with an affine is brought to, e.g. `"RPI"`. Arrays are
         taken as they are, depth first.
     thickest_axis_first (`bool`): take the axis with the largest spacing for the depth, instead of z.
-    windows (`dict[str, list[float]]`): name -> [lowest, highest] HU. Several windows make several scans of a series.
+    windows (`dict[str, list[float]]`): name -> [lowest, highest] HU. Several windows make several scans of a series, in their
+        order; files hold them as pairs, for the library sorts what it writes.
     percentiles (`list[float]`): of a volume's intensities that become 0 and 1.
     multi_scan (`bool`): a flat list of scans is one study, not a batch of studies.
     use_scan_names (`bool`): return `scan_name_ids`.
@@ -98,13 +99,23 @@ class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     spacing: list[float] | tuple[float, ...] | None
     orientation: str | None
     thickest_axis_first: bool | None
-    windows: dict | None
+    windows: dict | list | None
     percentiles: list[float] | tuple[float, ...] | None
     multi_scan: bool | None
     use_scan_names: bool | None
     num_channels: int | None
     train_crop_scale: list[float] | tuple[float, ...] | None
     train_turns: bool | None
+
+
+def _in_order(windows, usual: Mapping | None) -> dict | None:
+    """Windows from pairs, or from a dict; one sorted when it was written gets the order of the domain that has them."""
+    if windows is None:
+        return None
+    found = dict(windows)
+    if isinstance(windows, Mapping) and usual and list(found) == sorted(usual):
+        return {name: found[name] for name in usual}
+    return found
 
 
 def _is_scan(x) -> bool:
@@ -156,12 +167,19 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
+        self.windows = _in_order(self.windows, self.presets.get(self.domain or "", {}).get("windows"))
         if self.fit not in FITS:
             raise ValueError(f"fit is {self.fit!r}, expected one of {list(FITS)}.")
         if self.fit == "slices" and max(self.scan_size[1:]) > self.in_plane_size:
             raise ValueError(
                 f"in_plane_size is {self.in_plane_size}, less than the {list(self.scan_size[1:])} voxels that are cut from it."
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        written = super().to_dict()
+        if isinstance(written.get("windows"), Mapping):
+            written["windows"] = [[name, list(limits)] for name, limits in written["windows"].items()]
+        return written
 
     @property
     def backend(self) -> str:
@@ -464,7 +482,7 @@ def _intensities(volume: np.ndarray, label: str, scan, settings) -> tuple[dict[s
     """
     nothing_left: dict[str, Any] = {"": None}
     windowed = volume.dtype == np.uint8 and (not _is_scan(scan) or getattr(scan, "prepared", False))
-    windows = settings["windows"]
+    windows = dict(settings["windows"] or {})
     if not settings["do_rescale"]:
         return {"": _tensor}, nothing_left
     if windowed:

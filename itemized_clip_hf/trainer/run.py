@@ -1,11 +1,12 @@
 """One training run from a recipe and a list of studies to a model folder."""
 
 import os
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..data.cache import CachedPictures
@@ -19,8 +20,12 @@ from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..recipes import Recipe, without_foreign_weights
+from .argument_rules import FOR_SCRIPTS
+from .checkpoints import last_complete_checkpoint
 from .gather import world_size
 from .initialization import initialize
+from .interrupts import Interrupts, TrainingInterrupted
+from .output_folder import checkpoint_to_resume, held, require_unused
 from .trainer import ItemizedCLIPTrainer
 from .training_args import ItemizedCLIPTrainingArguments
 
@@ -75,48 +80,18 @@ def first_known(*values):
     return next(value for value in values if value is not None)
 
 
-def train_recipe(
-    recipe: Recipe,
-    data: str | os.PathLike,
-    output: str | os.PathLike,
-    tokenizer: str | None = None,
-    eval_data: str | os.PathLike | None = None,
-    resume: bool = False,
-    items_column: str | None = None,
-    images_column: str | None = None,
-    model_folder: str | None = None,
-    init: str | None = None,
-    accept_license: bool = False,
-    **overrides,
-) -> ItemizedCLIPTrainer:
-    """
-    Trains and saves a model folder (weights, processor, trainer state) at `output`.
-
-    Args:
-        recipe: from `load_recipe`.
-        data, eval_data: as in `read_records`.
-        tokenizer: path; see `build_processor`.
-        resume: continue from the last checkpoint in `output`.
-        items_column, images_column: of the list, where their names are not the usual ones.
-        model_folder: start from this model and its processor instead of fresh weights.
-        init: weights that the recipe's model starts from as far as they fit, see `initialization.initialize`.
-        accept_license: of MAE weights, where `init` is a file of these.
-        overrides: training arguments that win over the recipe's.
-    """
-    records: Records | CachedPictures = read_records(data, items_column=items_column, images_column=images_column)
-    if records.items_column is None or records.images_column is None:
-        raise ValueError(
-            f"{data}: no column of items or of images among {records.columns}; name them with --items-column and "
-            "--images-column."
-        )
-    logger.warning(
-        f"{len(records)} studies; images from {records.images_column!r}, items from {records.items_column!r}"
-    )
+def build_arguments(recipe: Recipe, output, overrides: dict) -> ItemizedCLIPTrainingArguments:
+    """Training arguments of the recipe with the changes to them, as far as this machine allows."""
     settings = {"logging_strategy": "steps", **without_foreign_weights(recipe.training, overrides), **overrides}
     known = ItemizedCLIPTrainingArguments.__dataclass_fields__
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise ValueError(f"there are no training arguments {unknown}; see transformers.TrainingArguments.")
+    scripted = [name for name in FOR_SCRIPTS if settings.get(name)]
+    if scripted:
+        raise ValueError(
+            f"{scripted} are for scripts of one's own: this trains; --eval-data evaluates meanwhile, --resume goes on."
+        )
     if recipe.global_batch_size is not None and "per_device_train_batch_size" not in settings:
         parts = int(os.environ.get("WORLD_SIZE", world_size())) * settings.get("gradient_accumulation_steps", 1)
         if recipe.global_batch_size % parts:
@@ -131,10 +106,56 @@ def train_recipe(
             logger.warning("no GPU, and this CPU does not multiply bf16: training in float32")
     if settings.get("dataloader_num_workers", 0) > (os.cpu_count() or 1):
         settings["dataloader_num_workers"] = os.cpu_count() or 1
-    args = ItemizedCLIPTrainingArguments(output_dir=str(output), **settings)
-    checkpoint = get_last_checkpoint(str(output)) if resume and Path(output).is_dir() else None
-    if resume and checkpoint is None:
-        logger.warning(f"there is no checkpoint in {output}: starting from the beginning")
+    return ItemizedCLIPTrainingArguments(output_dir=str(output), **settings)
+
+
+def train_recipe(
+    recipe: Recipe,
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    tokenizer: str | None = None,
+    eval_data: str | os.PathLike | None = None,
+    resume: bool = False,
+    items_column: str | None = None,
+    images_column: str | None = None,
+    model_folder: str | None = None,
+    init: str | None = None,
+    accept_license: bool = False,
+    interrupts: Interrupts | None = None,
+    **overrides,
+) -> ItemizedCLIPTrainer:
+    """
+    Trains and saves a model folder (weights, processor, trainer state) at `output`, which must not hold another run.
+
+    Args:
+        recipe: from `load_recipe`.
+        data, eval_data: as in `read_records`.
+        tokenizer: path; see `build_processor`.
+        resume: continue from the last checkpoint in `output` that was written to its end; from the beginning without one.
+        items_column, images_column: of the list, where their names are not the usual ones.
+        model_folder: start from this model and its processor instead of fresh weights.
+        init: weights that the recipe's model starts from as far as they fit, see `initialization.initialize`.
+        accept_license: of MAE weights, where `init` is a file of these.
+        interrupts: ends training at SIGINT and SIGTERM with a checkpoint, and a `TrainingInterrupted`.
+        overrides: training arguments that win over the recipe's.
+
+    Raises:
+        ValueError: for an output folder that holds another run, is in use or cannot be written, and for arguments that cannot
+            work.
+    """
+    checkpoint = checkpoint_to_resume(output) if resume else None
+    if not resume:
+        require_unused(output)
+    records: Records | CachedPictures = read_records(data, items_column=items_column, images_column=images_column)
+    if records.items_column is None or records.images_column is None:
+        raise ValueError(
+            f"{data}: no column of items or of images among {records.columns}; name them with --items-column and "
+            "--images-column."
+        )
+    logger.warning(
+        f"{len(records)} studies; images from {records.images_column!r}, items from {records.items_column!r}"
+    )
+    args = build_arguments(recipe, output, overrides)
     if model_folder is not None and init is not None:
         raise ValueError("pass a model to go on from (--model), or weights for the recipe's model (--init), not both.")
     if checkpoint is not None or model_folder is not None:
@@ -168,24 +189,65 @@ def train_recipe(
     if eval_data is not None:
         eval_records = read_records(eval_data, items_column=items_column, images_column=images_column)
         eval_records = cache(eval_records, recipe.cache_pictures) if recipe.cache_pictures else eval_records
+    listening = interrupts.listening() if interrupts is not None else nullcontext()
+    with listening, held(output, resume, args.process_index == 0):
+        return _train(
+            model,
+            processor,
+            args,
+            (records, eval_records),
+            checkpoint,
+            (model_folder, init, accept_license),
+            interrupts,
+        )
+
+
+def _train(model, processor, args, data, checkpoint, origin, interrupts) -> ItemizedCLIPTrainer:
+    """Training, and the model folder; `data` for training and evaluation, `origin` as in `train_recipe`."""
+    model_folder, init, accept_license = origin
+    output = cast(str, args.output_dir)
     if args.lora is not None and not model.config.name_or_path:
         base = Path(output) / "base"
         if args.process_index == 0:
             model.save_pretrained(base)
             processor.save_pretrained(base)
         model.config.name_or_path = str(base)
-    trainer = ItemizedCLIPTrainer(
-        model, args, train_dataset=records, eval_dataset=eval_records, processing_class=processor
-    )
+    trainer = ItemizedCLIPTrainer(model, args, train_dataset=data[0], eval_dataset=data[1], processing_class=processor)
     if trainer.card is not None and init is not None:
         trainer.card.started_from = f"weights of {Path(init).name}, as far as they fit"
         trainer.card.license_note = MAE_NOTE if accept_license else ""
     elif trainer.card is not None and model_folder is not None and trainer.card.base_model is None:
         trainer.card.started_from = f"the model {Path(model_folder).name}"
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(output))
-    trainer.save_state()
+    if interrupts is None:
+        train_and_save(trainer, checkpoint)
+        return trainer
+    trainer.add_callback(interrupts)
+    try:
+        train_and_save(trainer, checkpoint, interrupts)
+    except (KeyboardInterrupt, RuntimeError):
+        if interrupts.number is None:
+            raise
+        raise interrupted(trainer, interrupts, "Training was ended within a step") from None
+    if interrupts.number is not None:
+        raise TrainingInterrupted(interrupts.number, f"Training was complete; the model is saved in {output}.")
     return trainer
+
+
+def train_and_save(trainer: ItemizedCLIPTrainer, checkpoint: str | None, interrupts: Interrupts | None = None) -> None:
+    output = cast(str, trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if interrupts is not None and interrupts.number is not None and trainer.state.global_step < trainer.state.max_steps:
+        raise interrupted(trainer, interrupts, f"Training was ended after step {trainer.state.global_step}")
+    trainer.save_model(output)
+    trainer.save_state()
+
+
+def interrupted(trainer: ItemizedCLIPTrainer, interrupts: Interrupts, what: str) -> TrainingInterrupted:
+    last = last_complete_checkpoint(cast(str, trainer.args.output_dir))
+    saved = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
+    return TrainingInterrupted(
+        interrupts.number or signal.SIGINT, f"{what}; {saved}. To go on, add --resume to the command."
+    )
 
 
 def cache(records, shortest_side: int) -> CachedPictures:

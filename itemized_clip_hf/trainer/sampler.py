@@ -13,11 +13,15 @@ class SeededSampler(Sampler):
 
     The seed depends on the run's seed, the epoch and the index alone, so that random scans, items and crops are the same
     with any number of workers and in a run that was interrupted.
+
+    Args:
+        shuffle: False keeps the order of the list in every epoch.
     """
 
-    def __init__(self, length: int, seed: int):
+    def __init__(self, length: int, seed: int, shuffle: bool = True):
         self.length = length
         self.seed = seed
+        self.shuffle = shuffle
         self.epoch = 0
 
     def set_epoch(self, epoch: int):
@@ -30,7 +34,7 @@ class SeededSampler(Sampler):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.length, generator=generator).tolist()
         seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
-        return ((index, seeds[index]) for index in order)
+        return ((index, seeds[index]) for index in (order if self.shuffle else range(self.length)))
 
 
 class SeededDataset(Dataset):

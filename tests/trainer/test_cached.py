@@ -16,8 +16,8 @@ from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPTrainingArguments
 from itemized_clip_hf.modeling.modeling_itemized_clip import group_by_length
 from itemized_clip_hf.trainer import cached
 from itemized_clip_hf.trainer.cached import HostTensor, cached_encoding
+from itemized_clip_hf.trainer.distributed import refuse_caching
 from itemized_clip_hf.trainer.objectives import StudyTextObjective, available_objectives, load_objective
-from itemized_clip_hf.trainer.trainer import refuse_caching
 
 
 def build(objective="itemized_clip", text="bert", dropout=0.0, dtype=torch.double, **vision):

@@ -1,0 +1,143 @@
+"""What a Trainer makes of its arguments before training: collator, objective, model; and what it refuses."""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers.utils import logging
+
+from ..hub.adapters import add_lora, has_adapters
+from ..hub.push import licensed
+from .collator import ItemizedCLIPCollator
+from .objectives import Objective, load_objective
+from .training_args import ItemizedCLIPTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+
+def unchanged(example):
+    return example
+
+
+def warn_of_study(study, error) -> None:
+    logger.warning(f"study {study} is left out: {error}")
+
+
+def freeze_tower(tower: nn.Module, mode: bool | str) -> None:
+    """
+    Args:
+        tower: text or vision tower.
+        mode: False, True, or `"except_layernorm"`, which keeps the parameters of LayerNorms trainable (chest CT's text).
+    """
+    if not mode:
+        return
+    for module in tower.modules():
+        trainable = mode == "except_layernorm" and isinstance(module, nn.LayerNorm)
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad = trainable
+
+
+def build_collator(args: ItemizedCLIPTrainingArguments, processor, domain) -> ItemizedCLIPCollator:
+    if processor is None:
+        raise ValueError("pass the processor as processing_class, or a data_collator.")
+    return ItemizedCLIPCollator(
+        processor,
+        max_items=args.max_items,
+        max_scans=args.max_scans,
+        scan_fill=args.scan_fill,
+        diverse_sampling=cast(dict | None, args.diverse_sampling),
+        is_normal=domain.is_normal if domain else None,
+        quarantine=Path(cast(str, args.output_dir)) / "quarantine.csv",
+    )
+
+
+def build_objective(args: ItemizedCLIPTrainingArguments, domain) -> Objective:
+    """The objective that the arguments name; their weights win over the domain's."""
+    weights = dict(cast(dict | None, args.objective_weights) or {})
+    if domain:
+        weights = {**domain.weights(args.objective), **weights}
+    return load_objective(args.objective, **weights)
+
+
+def prepare_model(model, args: ItemizedCLIPTrainingArguments, objective: Objective, processor) -> None:
+    """Adapters, the objective and its parameters, and what stays as it is. The random numbers of others are left alone."""
+    if hasattr(processor, "preprocessing"):
+        processor.check_model(model.config)
+        model.config.preprocessing = processor.preprocessing()
+    if args.lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(args.seed)  # the adapters
+            add_lora(model, args.lora)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)  # the objective's own parameters
+        objective.attach(model)
+    freeze_tower(model.text_model, args.freeze_text)
+    freeze_tower(model.vision_model, args.freeze_vision)
+
+
+def refuse_constructor(args: ItemizedCLIPTrainingArguments, model, model_init, train_dataset, others: dict) -> None:
+    """Raises for arguments of the Trainer that could only be ignored."""
+    if (model is None) == (model_init is None):
+        raise ValueError("pass a model or model_init, one of the two.")
+    if others.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func does not work here: the loss is an objective; pass one as objective=.")
+    optimizer = (others.get("optimizers") or (None,))[0]
+    if args.muon_learning_rate is not None and (optimizer is not None or others.get("optimizer_cls_and_kwargs")):
+        raise ValueError(
+            "muon_learning_rate makes an optimizer of its own: leave it out, or do not pass another optimizer."
+        )
+    if isinstance(train_dataset, IterableDataset) or (
+        train_dataset is not None and not hasattr(train_dataset, "__len__")
+    ):
+        raise ValueError(
+            "train_dataset has no length: the order and the seeds of training need studies by number. Pass a list or a "
+            "map-style data set."
+        )
+
+
+def require_publishable(args: ItemizedCLIPTrainingArguments, model) -> None:
+    if not args.push_to_hub:
+        return
+    if args.lora is not None or has_adapters(model):
+        raise ValueError(
+            "push_to_hub does not take adapters: train, merge them (itemized-clip merge), and push the result."
+        )
+    if not model.config.domain:
+        raise ValueError("push_to_hub needs a model with a domain (config.domain): its card says what goes in.")
+    if not licensed(cast(str, args.output_dir), args.hub_license):
+        raise ValueError(
+            "push_to_hub needs the licence of the weights: pass hub_license, as the Hub calls it (e.g. cc-by-nc-4.0), or "
+            "state it in card.yaml in the output folder."
+        )
+
+
+def require_evaluable(evaluators: list, args: ItemizedCLIPTrainingArguments, processor) -> None:
+    if evaluators and processor is None:
+        raise ValueError("evaluators are called with the processor: pass it as processing_class.")
+    if evaluators and (args.fsdp or args.deepspeed):
+        raise ValueError(
+            "evaluators need the whole model: leave out FSDP and DeepSpeed, or evaluate afterwards (evaluate)."
+        )
+
+
+def require_steps(args: ItemizedCLIPTrainingArguments, studies: int, batches: int, batch_size: int) -> None:
+    """
+    Raises:
+        ValueError: where training would end without a step.
+    """
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
+        raise ValueError(
+            f"max_steps is {args.max_steps} and num_train_epochs is {args.num_train_epochs}: that trains nothing. Set one of "
+            "them above 0."
+        )
+    if batches:
+        return
+    together = f"{batch_size} studies" + (f" on each of {args.world_size} processes" if args.world_size > 1 else "")
+    cure = "lower per_device_train_batch_size, or pass more studies"
+    if args.dataloader_drop_last:
+        cure += ", or set dataloader_drop_last=False, which trains on the incomplete batch"
+    raise ValueError(
+        f"there are {studies} studies and a batch takes {together}: not one batch, so no step. To train, {cure}."
+    )
