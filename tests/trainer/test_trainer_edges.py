@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -158,8 +159,8 @@ def test_model_init(processor, tmp_path):  # noqa: F811
 def test_a_search_changes_what_it_can(processor, tmp_path):  # noqa: F811
     from transformers.trainer_utils import HPSearchBackend
 
-    class Trial(dict):
-        number, params = 0, {}
+    class Trial:
+        params: ClassVar[dict] = {}
 
     args = ItemizedCLIPTrainingArguments(output_dir=str(tmp_path), **{**TRAINING, "max_steps": 1})
     trainer = ItemizedCLIPTrainer(
@@ -168,13 +169,14 @@ def test_a_search_changes_what_it_can(processor, tmp_path):  # noqa: F811
         processing_class=processor,
         model_init=lambda trial: ItemizedCLIPModel(tiny_config()),
     )
-    trainer.hp_search_backend, trainer.hp_name = HPSearchBackend.OPTUNA, None
-    trainer.hp_space = lambda trial: {"learning_rate": 0.5, "per_device_train_batch_size": 4}
-    trainer.train(trial=Trial())
+    space = {"learning_rate": 0.5, "per_device_train_batch_size": 4}
+    trainer.hp_search_backend, trainer.hp_space = HPSearchBackend.OPTUNA, lambda trial: space
+    trainer._hp_search_setup(Trial())
+    trainer.train()
     assert trainer.args.learning_rate == 0.5 and trainer.state.train_batch_size == 4
-    trainer.hp_space = lambda trial: {"objective": "clip"}
+    space = {"objective": "clip"}
     with pytest.raises(ValueError, match="cannot change \\['objective'\\]"):
-        trainer.train(trial=Trial())
+        trainer._hp_search_setup(Trial())
 
 
 def test_what_could_only_be_ignored(processor, tmp_path):  # noqa: F811
