@@ -4,6 +4,9 @@ import ast
 import importlib.util
 import json
 import os
+import signal
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ model_option = click.option(
     "-m",
     "--model",
     required=True,
-    metavar="DIR",
-    help="Folder or Hub name of a model; 'untrained:DOMAIN' builds one with random weights.",
+    metavar="MODEL",
+    help="Folder or Hub name of a model, ORG/NAME or ORG/NAME@REVISION; 'untrained:DOMAIN' has random weights.",
 )
 tokenizer_option = click.option("--tokenizer", metavar="PATH", help="Tokenizer folder, BERT vocab.txt or CLIP merges.")
 device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps or auto.")
@@ -58,6 +61,47 @@ def _verbs_folder() -> Path:
     return Path(package.submodule_search_locations[0]) / "cli"
 
 
+class Interrupted(KeyboardInterrupt):
+    """Somebody wants the process to end: SIGINT or SIGTERM."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+_STAYS = "itemized_clip.what_stays"
+
+
+def say_what_stays(place: str | os.PathLike) -> None:
+    """Tells who interrupts this verb where its work is kept, and that the same command goes on there."""
+    click.get_current_context().meta[_STAYS] = str(place)
+
+
+@contextmanager
+def interrupts(context: click.Context):
+    """SIGINT and SIGTERM become `Interrupted` in the main thread, which ends the process in order: 130 and 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number, frame):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is short, and not to be interrupted
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    kept = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        place = context.meta.get(_STAYS)
+        advice = f"; what is written so far is in {place}; run the same command again to go on" if place else ""
+        click.echo(f"\nInterrupted{advice}.", err=True)
+        raise SystemExit(128 + getattr(stop, "number", signal.SIGINT)) from None
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
 class Verbs(click.Group):
     """One verb per file of `itemized_clip_hf/cli`; the file's name is the verb, its first docstring line the help."""
 
@@ -74,11 +118,12 @@ class Verbs(click.Group):
 
     def invoke(self, context):
         try:
-            return super().invoke(context)
+            with interrupts(context):
+                return super().invoke(context)
         except (OSError, ValueError, ImportError) as error:
             if os.environ.get("ITEMIZED_CLIP_TRACEBACK"):
                 raise
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_explain(error)) from error
 
     def format_commands(self, context, formatter):
         rows = []
@@ -88,6 +133,14 @@ class Verbs(click.Group):
         if rows:
             with formatter.section("Commands"):
                 formatter.write_dl(rows)
+
+
+def _explain(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    from itemized_clip_hf.data.files import explain_os_error
+
+    return explain_os_error(error)
 
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,7 +1,7 @@
 """Studies named on the command line, read one at a time."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +9,86 @@ import click
 
 from itemized_clip_hf.data.checks import check_scan
 from itemized_clip_hf.data.reader import read_file
-from itemized_clip_hf.data.records import read_records
+from itemized_clip_hf.data.records import read_records, study_name
 from itemized_clip_hf.data.study import Scan, Study, Unreadable
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 
 
 class Inputs:
-    """Records of all inputs, read one by one; a record that cannot be read holds the reason under `error`."""
+    """
+    Records of all inputs, read one by one; a record that cannot be read holds the reason under `error`.
+
+    Studies that are called the same get the names of their folder or list in front (`first/dicom`, `second/dicom`), or a number
+    behind where that does not tell them apart.
+    """
 
     def __init__(self, inputs: tuple[str, ...]):
+        self.inputs = [Path(source) for source in inputs]
         self.sources = [read_records(source) for source in inputs]
+        named = [
+            (source.id_of(index), _folders(path, source.id_of(index)))
+            for path, source in zip(self.inputs, self.sources)
+            for index in range(len(source))
+        ]
+        self.ids = tell_apart(named)
 
     def __len__(self) -> int:
-        return sum(len(source) for source in self.sources)
+        return len(self.ids)
 
     def __iter__(self) -> Iterator[dict]:
+        ids = iter(self.ids)
         for source in self.sources:
             for index in range(len(source)):
+                name = next(ids)
                 try:
-                    yield source[index]
+                    yield {**source[index], "id": name}
                 except Exception as error:
-                    yield {"id": source.id_of(index), "error": str(error)}
+                    yield {"id": name, "error": str(error)}
+
+    def fingerprint(self) -> list:
+        """Ids, and places, sizes and times of the inputs, as JSON; not their content."""
+        facts = []
+        for path in self.inputs:
+            found = path.stat() if path.exists() else None
+            facts.append([str(path.absolute()), *([found.st_size, found.st_mtime_ns] if found else [])])
+        return [self.ids, facts]
+
+
+def _folders(path: Path, name: str) -> tuple[str, ...]:
+    """What can stand in front of the name of a study, the nearest last."""
+    parts = path.absolute().parts[1:]
+    own = study_name(path)
+    return parts[:-1] if own == name else (*parts[:-1], own)
+
+
+def tell_apart(named: list[tuple[str, tuple[str, ...]]]) -> list[str]:
+    """
+    Names that differ.
+
+    Args:
+        named: name of a study, and what can stand in front of it, the nearest last.
+    """
+    names = [name for name, _ in named]
+    for depth in range(1, max((len(folders) for _, folders in named), default=0) + 1):
+        counts = Counter(names)
+        if max(counts.values(), default=1) == 1:
+            return names
+        names = [
+            "/".join((*folders[-depth:], own)) if counts[name] > 1 else name
+            for name, (own, folders) in zip(names, named)
+        ]
+    counts, taken = Counter(names), set(names)
+    seen: Counter[str] = Counter()
+    for place, name in enumerate(names):
+        seen[name] += 1
+        if counts[name] > 1 and seen[name] > 1:
+            number = seen[name]
+            while f"{name} ({number})" in taken:
+                number += 1
+            names[place] = f"{name} ({number})"
+            taken.add(names[place])
+    return names
 
 
 MOST_WARNINGS = 8
@@ -105,19 +163,29 @@ def flatten(name: str, opened) -> list[tuple[str, Any]]:
 
 
 class OpenOneByOne:
-    """Iterates over the studies of records, opening each when its turn comes, and keeps what is needed afterwards."""
+    """
+    Iterates over the studies of records, opening each when its turn comes, and keeps what is needed afterwards.
 
-    def __init__(self, records, opener: Opener):
+    Args:
+        done: ids of studies that are not opened.
+    """
+
+    def __init__(self, records, opener: Opener, done: Collection[str] = ()):
         self.records = records
         self.opener = opener
+        self.done = set(done)
         self.seen: list[dict] = []
+        self.names: list[str] = []
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records) - len(self.done)
 
     def __iter__(self) -> Iterator:
         for record in self.records:
             self.seen.append({name: value for name, value in record.items() if name != "images"})
+            if record["id"] in self.done:
+                continue
+            self.names.append(record["id"])
             try:
                 yield self.opener(record)
             except Exception as error:

@@ -11,6 +11,7 @@ from itemized_clip_cli import (
     json_option,
     model_option,
     parse_settings,
+    say_what_stays,
     tokenizer_option,
     volume_option,
 )
@@ -107,11 +108,12 @@ def command(
     import yaml
 
     from itemized_clip_hf.cli._studies import Opener
+    from itemized_clip_hf.data.files import hold_output, write_text
     from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
     from itemized_clip_hf.evaluation.protocol import load_protocol
     from itemized_clip_hf.evaluation.report import draw_evaluation, format_results, model_index
     from itemized_clip_hf.evaluation.tasks import TASKS, format_task, run_task
-    from itemized_clip_hf.hub.load import UNTRAINED, load
+    from itemized_clip_hf.hub.load import UNTRAINED, load, say_origin
 
     task = protocol_name in TASKS
     given = {
@@ -128,11 +130,14 @@ def command(
     ):
         raise click.UsageError(f"{option} means nothing to {protocol_name}")
     protocol = None if task else load_protocol(protocol_name, variant)
+    target = Path(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    click.get_current_context().with_resource(hold_output(target))
     loaded, processor = load(model, device, tokenizer)
     if model.startswith(UNTRAINED):
         click.echo("note: random weights, the figures mean nothing", err=True)
-    target = Path(output)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if protocol_name not in ("retrieval", "items"):
+        say_what_stays(target.with_suffix(".scores.jsonl"))
     opener = Opener(volume_index, loaded.config.domain, accept)
     common = {
         "scores_file": target.with_suffix(".scores.jsonl"),
@@ -150,8 +155,8 @@ def command(
                 f"{sorted(set(chosen) & set(common))} have options of their own", param_hint="--set"
             )
         results = run_task(protocol_name, loaded, processor, data, **common, **chosen)
-        results["model"]["name"] = model
-        target.write_text(json.dumps(results, indent=1) + "\n")
+        results["model"] |= say_origin(loaded, model)
+        write_text(target, json.dumps(results, indent=1) + "\n")
         click.echo(json.dumps(results, indent=1) if as_json else format_task(results))
         return
     pairs = [entry.split("=", 1) if entry.split("=")[0] in protocol.tables else ("", entry) for entry in labels]
@@ -174,10 +179,10 @@ def command(
         **common,
     )
     results = evaluation.results
-    results["model"]["name"] = model
+    results["model"] |= say_origin(loaded, model)
     results["variant"] = variant
-    results["model_index"] = model_index(results, Path(model).name)
-    target.write_text(json.dumps(results, indent=1) + "\n")
+    results["model_index"] = model_index(results, Path(results["model"]["name"]).name)
+    write_text(target, json.dumps(results, indent=1) + "\n")
     click.echo(json.dumps(results, indent=1) if as_json else format_results(results))
     if plots:
         try:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,6 +13,7 @@ from itemized_clip_cli import (
     json_option,
     model_option,
     prompt_option,
+    say_what_stays,
     tokenizer_option,
     volume_option,
 )
@@ -33,66 +35,123 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, ac
     Write heat maps of items.
 
     Every study gets a folder with one PNG per item and, for scans with geometry, one NIfTI heat map per item and scan, which
-    has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean attention of a patch.
+    has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean attention of a patch. maps.json in
+    the folder says which study and items it is of; a run that was stopped goes on behind the folders that have one.
     """
     from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts
-    from itemized_clip_hf.data.nifti import write_nifti
+    from itemized_clip_hf.data.files import file_name, hold_output, is_about_output
+    from itemized_clip_hf.evaluation.evaluate import hash_model, hash_processor, hash_text
     from itemized_clip_hf.evaluation.text_table import format_table
-    from itemized_clip_hf.explain.maps import explain_items
-    from itemized_clip_hf.explain.plots import plot_item, slug
-    from itemized_clip_hf.hub.load import load
+    from itemized_clip_hf.hub.load import load, say_origin
 
+    records, place = Inputs(inputs), Path(output)
+    place.mkdir(parents=True, exist_ok=True)
+    click.get_current_context().with_resource(hold_output(place))
+    say_what_stays(place)
     loaded, processor = load(model, device, tokenizer)
     open_images = Opener(volume_index, loaded.config.domain, accept)
+    method = "nearest" if nearest else "linear"
+    about = [
+        hash_model(loaded),
+        hash_processor(processor),
+        records.fingerprint()[1],
+        volume_index,
+        sorted(accept),
+        method,
+    ]
     results, failed, folders = [], 0, set()
-    for record in Inputs(inputs):
+    for record in records:
         name = record["id"]
         items = list(prompts) or record.get("items")
         if not items:
             items = [texts[0] for texts in choose_prompts((), None, loaded.config.domain).values()]
+        folder = place / unique(file_name(name, "study"), folders)
+        facts = {"id": name, "model": say_origin(loaded, model), "made_of": hash_text([about, name, items])}
+        entries = known_maps(folder, facts["made_of"])
         try:
-            study = open_images(record)
-            maps_of_items = explain_items(
-                loaded,
-                processor,
-                study,
-                items,
-                "nearest" if nearest else "linear",
-                on_bad_scan=lambda scan, error, name=name: click.echo(
-                    f"{name}, scan {scan} left out: {error}", err=True
-                ),
-            )
-            folder = Path(output) / unique(slug(name), folders)
-            for number, maps in enumerate(maps_of_items):
-                folder.mkdir(parents=True, exist_ok=True)
-                plot_item(maps, folder / f"{number:02d}_{slug(items[number])}.png")
-                names: set[str] = set()
-                for index, heat in enumerate(maps):
-                    entry = {"id": name, "item": items[number], "scan": heat.scan_name, "share": heat.share}
-                    if heat.affine is not None:
-                        scan = unique(slug(heat.scan_name or f"scan-{index}"), names)
-                        path = folder / f"{number:02d}_{slug(items[number])}__{scan}.nii.gz"
-                        write_nifti(path, heat.values, heat.affine)
-                        entry["file"] = str(path)
-                    results.append(entry)
+            if entries is None:
+                entries = explain_study(loaded, processor, open_images(record), name, items, folder, method)
+                write_maps(folder, facts, entries)
         except (OSError, ValueError) as error:
+            if is_about_output(error):
+                raise
             click.echo(f"{name}: {error}", err=True)
             failed += 1
             continue
+        results += entries
         click.echo(f"{name}: {len(items)} items in {folder}", err=True)
     if as_json:
         click.echo(json.dumps(results, indent=1))
     else:
-        click.echo(format_table(["item", "scan", "share"], [[r["item"], r["scan"] or "", r["share"]] for r in results]))
+        rows = [[r["id"], r["item"], r["scan"] or "", r["share"]] for r in results]
+        click.echo(format_table(["study", "item", "scan", "share"], rows))
     if failed:
         raise click.ClickException(f"{failed} studies could not be explained")
 
 
+def explain_study(
+    model, processor, study, name: str, items: list[str], folder: Path, method: str
+) -> list[dict[str, Any]]:
+    """Pictures and maps of a study, each file whole or not there; what they show."""
+    from itemized_clip_hf.data.files import file_name, whole_file
+    from itemized_clip_hf.data.nifti import write_nifti
+    from itemized_clip_hf.explain.maps import explain_items
+    from itemized_clip_hf.explain.plots import plot_item, slug
+
+    def on_bad_scan(scan, error):
+        click.echo(f"{name}, scan {scan} left out: {error}", err=True)
+
+    entries = []
+    for number, maps in enumerate(explain_items(model, processor, study, items, method, on_bad_scan=on_bad_scan)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / f"{number:02d}_{slug(items[number])}.png") as path:
+            plot_item(maps, path)
+        names: set[str] = set()
+        for index, heat in enumerate(maps):
+            entry = {"id": name, "item": items[number], "scan": heat.scan_name, "share": heat.share}
+            if heat.affine is not None:
+                scan = unique(file_name(heat.scan_name or f"scan-{index}", "scan"), names)
+                target = folder / f"{number:02d}_{slug(items[number])}__{scan}.nii.gz"
+                with whole_file(target) as path:
+                    write_nifti(path, heat.values, heat.affine)
+                entry["file"] = str(target)
+            entries.append(entry)
+    return entries
+
+
+def write_maps(folder: Path, facts: dict, entries: list[dict]) -> None:
+    """maps.json, the last file of a study: id, model, and the file, item and scan of every map."""
+    from itemized_clip_hf.data.files import write_text
+
+    listed = [{**entry, **({"file": Path(entry["file"]).name} if "file" in entry else {})} for entry in entries]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "maps.json", json.dumps({**facts, "maps": listed}, indent=1) + "\n")
+
+
+def known_maps(folder: Path, made_of: str) -> list[dict] | None:
+    """What an earlier run wrote into a folder, if it was the same; what it left there unfinished is removed."""
+    from itemized_clip_hf.data.files import remove_parts
+
+    if not folder.is_dir():
+        return None
+    remove_parts(folder)
+    try:
+        known = json.loads((folder / "maps.json").read_text(encoding="utf-8"))
+        if known["made_of"] != made_of:
+            return None
+        entries = [
+            {**entry, **({"file": str(folder / entry["file"])} if "file" in entry else {})} for entry in known["maps"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return entries if all(Path(entry["file"]).exists() for entry in entries if "file" in entry) else None
+
+
 def unique(name: str, used: set[str]) -> str:
-    """The name, numbered where an earlier one is written the same."""
+    """The name, numbered where an earlier one is written the same but for capitals, which some systems do not tell apart."""
     number, candidate = 2, name
-    while candidate in used:
+    while candidate.casefold() in used:
         candidate = f"{name}-{number}"
         number += 1
-    used.add(candidate)
+    used.add(candidate.casefold())
     return candidate

@@ -9,7 +9,9 @@ from itemized_clip_cli import json_option
 
 
 @click.command()
-@click.option("-m", "--model", metavar="DIR", help="Describe this model instead.")
+@click.option(
+    "-m", "--model", metavar="MODEL", help="Describe this model (folder, ORG/NAME or ORG/NAME@REVISION) instead."
+)
 @json_option
 def command(model, as_json):
     """Versions, domains, objectives, recipes and protocols; or the facts of a model folder."""

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from itemized_clip_cli import accept_option, domain_option, json_option, volume_option
+from itemized_clip_cli import accept_option, domain_option, json_option, say_what_stays, volume_option
 
 
 @click.command()
@@ -74,6 +74,7 @@ def command(
         file_format=file_format,
         shard_size=shard_size,
     )
+    say_what_stays(output)
     summary = prepare(plan, output, left_out, num_workers=workers, progress=not as_json)
     if as_json:
         click.echo(json.dumps(summary, indent=1))

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import csv
 import ctypes
 import hashlib
 import io
@@ -10,6 +9,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -25,11 +25,14 @@ import numpy as np
 from ..domains import load_domain
 from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES, ItemizedCLIPImageProcessor
 from ..version import __version__
+from .cells import as_items, as_labels, holds_list, is_nothing
 from .checks import check_study
+from .files import hold_output, whole_file, write_text
 from .reader import read_study
-from .records import Records, as_items, read_records, read_table, refuse_repeats
+from .records import Records, read_records, refuse_repeats
 from .storage import preset_of, scan_features, store_scan
 from .study import Study
+from .tables import read_table, write_csv
 
 NUM_THUMBNAILS = 24
 Loss = tuple[str, str, str]
@@ -119,11 +122,17 @@ def plan_studies(
         if images is None:
             left_out.append((name, "", "there are no images of this id"))
             continue
-        items = _items_of(report.get(items_name), facts)
+        try:
+            items = _items_of(report.get(items_name), facts)
+        except ValueError as error:
+            left_out.append((name, "", f"its items: {error}"))
+            continue
         if not items:
             left_out.append((name, "", "its report has no item"))
             continue
-        labels = {str(key): _truth(value, name, key) for key, value in (report.get("labels") or {}).items()}
+        labels = {
+            key: None if value is None else int(value) for key, value in as_labels(report.get("labels"), name).items()
+        }
         rows.append({"id": name, "images": images, "items": items, "labels": labels, "label": report.get("label")})
     if not rows:
         tried = ", ".join(f"{name!r} ({reason})" for name, _, reason in left_out[:3])
@@ -168,17 +177,11 @@ def _join(studies, reports, id_column, items_column) -> Iterator[tuple[str, Any,
 
 
 def _items_of(value, facts) -> list[str]:
-    if isinstance(value, str):
+    if isinstance(value, str) and not holds_list(value):
         from .itemize import itemize_report
 
-        return itemize_report(value, facts.name).items
+        return [] if is_nothing(value) else itemize_report(value, facts.name).items
     return [] if value is None else as_items(value)
-
-
-def _truth(value, name: str, label) -> int:
-    if value is True or value is False or value in (0, 1):
-        return int(value)
-    raise ValueError(f"study {name}: the label {label!r} is {value!r}, expected 0 or 1.")
 
 
 def _image_processor(plan: Plan) -> ItemizedCLIPImageProcessor:
@@ -228,11 +231,20 @@ def prepare(
         ValueError: the folder holds the result, or the beginning, of another plan.
     """
     output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; choose a folder for the result.")
+    output.mkdir(parents=True, exist_ok=True)
+    with hold_output(output):
+        return _prepare_all(plan, output, left_out, num_workers, progress, context)
+
+
+def _prepare_all(
+    plan: Plan, output: Path, left_out: list[Loss], num_workers: int, progress: bool, context: str
+) -> dict:
     parts = output / ".parts"
     if _claim(output, plan):
         return json.loads((output / "summary.json").read_text())
-    for stale in (*parts.glob("*.tmp"), *parts.glob("running-*")):
-        stale.unlink()
+    _remove_unfinished(parts)
     from tqdm.auto import tqdm
 
     pending = [number for number in range(plan.num_shards) if not _part(parts, number).exists()]
@@ -254,8 +266,16 @@ def prepare(
                 initargs=(str(parts / "plan.json"), str(parts), banned),
             )
             try:
-                for future in as_completed([pool.submit(_prepare_shard, number) for number in shards]):
+                with _uninterrupted():
+                    futures = [pool.submit(_prepare_shard, number) for number in shards]
+                for future in as_completed(futures):
                     bar.update(len(plan.shard(future.result())))
+            except (KeyboardInterrupt, OSError):  # what the workers have not finished is done again next time
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+                pool.shutdown(wait=True, cancel_futures=True)
+                _remove_unfinished(parts)
+                raise
             except BrokenProcessPool as error:
                 markers = list(parts.glob("running-*"))
                 idle_deaths += not markers
@@ -270,6 +290,24 @@ def prepare(
                 pool.shutdown(wait=True, cancel_futures=True)
             pending = [number for number in pending if not _part(parts, number).exists()]
     return _finish(plan, output, parts, list(left_out))
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes that are started in here do not hear Ctrl-C, which is for this one; it hears it afterwards."""
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _remove_unfinished(parts: Path) -> None:
+    for stale in (*parts.glob("*.tmp"), *parts.glob(".part-*"), *parts.glob("running-*")):
+        stale.unlink(missing_ok=True)
 
 
 def _claim(output: Path, plan: Plan) -> bool:
@@ -288,18 +326,11 @@ def _claim(output: Path, plan: Plan) -> bool:
         if complete:
             shutil.rmtree(parts, ignore_errors=True)
         return complete
-    if output.exists() and any(entry != parts for entry in output.iterdir()):
+    if any(entry != parts for entry in output.iterdir()):
         raise ValueError(f"{output} is not empty and holds no prepared dataset; choose another folder.")
     parts.mkdir(parents=True, exist_ok=True)
-    _write(parts / "plan.json", json.dumps(asdict(plan)))
+    write_text(parts / "plan.json", json.dumps(asdict(plan)))
     return False
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or none."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _part(parts: Path, number: int) -> Path:
@@ -371,7 +402,7 @@ def _prepare_shard(number: int) -> int:
                 continue
             writer.write_batch(pyarrow.RecordBatch.from_pylist([stored], schema))
             found.append(facts)
-    _write(parts / f"{target.name}.json", json.dumps({"lost": lost, "found": found}))
+    write_text(parts / f"{target.name}.json", json.dumps({"lost": lost, "found": found}))
     os.replace(temporary, target)
     marker.unlink()
     return number
@@ -491,14 +522,14 @@ def _finish(plan: Plan, output: Path, parts: Path, left_out: list[Loss]) -> dict
     _assemble(plan, output, parts)
     _write_quarantine(output, lost)
     summary = summarize(plan, found, lost)
-    _write(output / "summary.json", json.dumps(summary, indent=1))
+    write_text(output / "summary.json", json.dumps(summary, indent=1))
     from .summary_page import write_page
 
     write_page(output / "summary.html", summary, found, lost)
     described = {name: value for name, value in asdict(plan).items() if name != "rows"}
     image = preset_of(_image_processor(plan))
     described |= {"digest": plan.digest(), "version": __version__, "image": image}
-    _write(output / "prepare.json", json.dumps(described, indent=1))
+    write_text(output / "prepare.json", json.dumps(described, indent=1))
     shutil.rmtree(parts)
     return summary
 
@@ -528,7 +559,7 @@ def _assemble(plan: Plan, output: Path, parts: Path) -> None:
         "_output_all_columns": False,
         "_split": None,
     }
-    (output / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
+    write_text(output / "state.json", json.dumps(state, indent=2, sort_keys=True))
 
 
 def _link(part: Path, target: Path) -> None:
@@ -554,8 +585,8 @@ def _to_parquet(part: Path, target: Path) -> None:
 
 
 def _write_quarantine(output: Path, lost: list[Loss]) -> None:
-    with (output / "quarantine.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("study", "file", "reason"), *lost])
+    with whole_file(output / "quarantine.csv") as temporary:
+        write_csv(temporary, [("study", "file", "reason"), *lost])
 
 
 def summarize(plan: Plan, found: list[dict], lost: list[Loss]) -> dict:

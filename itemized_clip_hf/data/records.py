@@ -1,9 +1,6 @@
 """Lists of studies: JSONL, CSV, JSON, parquet, saved datasets and folders -> records with `id`, `images`, `items`, `labels`."""
 
-import csv
-import gzip
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -12,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
-from .reader import TENSOR_SUFFIXES, VOLUME_SUFFIXES, holds_dicom, is_volume
+from .cells import as_items, as_labels
+from .reader import VOLUME_SUFFIXES, holds_dicom, is_volume
 from .storage import load_scans
 from .study import Scan
+from .tables import TABLE_SUFFIXES, read_table
+from .truth_values import read_truth_value
 
 ITEM_COLUMNS = ("items", "captions_unique", "captions", "sentences", "report")
 IMAGE_COLUMNS = ("images", "image", "scans", "nifti", "file_name", "file", "path")
 ID_COLUMNS = ("id", "study_id", "filename", "file_name", "study", "imgid", "uid")
-TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".json")
 
 
 class Records:
@@ -48,7 +47,11 @@ class Records:
             if given not in self.columns:
                 raise ValueError(f"there is no column {given!r} for {what}; columns: {self.columns}.")
             return given
-        return next((name for name in known if name in self.columns), None)
+        exact = next((name for name in known if name in self.columns), None)
+        if exact is not None:
+            return exact
+        folded = {str(column).casefold(): column for column in self.columns}  # `ID`, `Report`
+        return next((folded[name] for name in known if name in folded), None)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,22 +61,32 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = dict(self.rows[index])
-        record: dict[str, Any] = {"id": str(row.get(self.id_column, index)) if self.id_column else str(index)}
+        record: dict[str, Any] = {"id": self._name(row.get(self.id_column), index) if self.id_column else str(index)}
         if self.images_column is not None and row.get(self.images_column) is not None:
             record["images"] = self._open(row[self.images_column])
         if self.items_column is not None and row.get(self.items_column) is not None:
             record["items"] = as_items(row[self.items_column])
-        for name in ("labels", "label", "is_normal"):
-            if row.get(name) is not None:
-                record[name] = row[name]
+        if row.get("labels") is not None:
+            record["labels"] = as_labels(row["labels"], record["id"])
+        if row.get("label") is not None:
+            record["label"] = row["label"]
+        stated = read_truth_value(row.get("is_normal"), f"study {record['id']}: `is_normal`")
+        if stated is not None:
+            record["is_normal"] = stated
         return record
+
+    @staticmethod
+    def _name(cell, index: int) -> str:
+        """The id as it stands there; a row where none stands is called by its number."""
+        missing = cell is None or isinstance(cell, float) and cell != cell or isinstance(cell, str) and not cell.strip()
+        return f"row-{index + 1}" if missing else str(cell)
 
     def id_of(self, index: int) -> str:
         """Id of a record, its image left closed."""
         if self.id_column is None:
             return str(index)
         column = self.rows[self.id_column] if hasattr(self.rows, "column_names") else None
-        return str(column[index] if column is not None else self.rows[index].get(self.id_column, index))
+        return self._name(column[index] if column is not None else self.rows[index].get(self.id_column), index)
 
     def paths_of(self, index: int):
         """Image paths of a record, still closed: a path, a list, or name -> path; None if it has none."""
@@ -130,12 +143,6 @@ class Records:
         return read_nifti(cell["path"], data=cell["bytes"])
 
 
-def as_items(value) -> list[str]:
-    """Items as a list of stripped strings; a plain string is one item, and what has no letter or digit is none."""
-    items = [value] if isinstance(value, str) else list(value)
-    return [item.strip() for item in items if isinstance(item, str) and any(map(str.isalnum, item))]
-
-
 def read_records(
     source: str | os.PathLike,
     items_column: str | None = None,
@@ -144,10 +151,10 @@ def read_records(
 ) -> Records:
     """
     Args:
-        source: a `.jsonl`, `.csv` or `.parquet` file or a glob of them; a `train.json` of the reference (study -> fields, items
-            under `report`) with a folder of images per study beside it; a saved or prepared `datasets` folder; a folder of
-            studies (each a folder or zip), of pictures, or of one folder of pictures per class; one study's folder; one image
-            file.
+        source: a `.jsonl`, `.csv`, `.tsv` or `.parquet` file or a glob of them; a `train.json` of the reference (study ->
+            fields, items under `report`) with a folder of images per study beside it; a saved or prepared `datasets` folder; a
+            folder of studies (each a folder or zip), of pictures, or of one folder of pictures per class; one study's folder;
+            one image file.
     """
     path = Path(source)
     columns = {"items_column": items_column, "images_column": images_column, "id_column": id_column}
@@ -231,63 +238,7 @@ def study_name(path: str | os.PathLike) -> str:
     for suffix in (".gz", *VOLUME_SUFFIXES, *PICTURE_SUFFIXES):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
-    return name
-
-
-def read_table(path: str | os.PathLike) -> list[dict]:
-    """Rows of a `.jsonl`, `.jsonl.gz`, `.csv` or `.json` file (a list of objects, or id -> object, as the reference writes)."""
-    path = Path(path)
-    try:
-        text = (
-            gzip.decompress(path.read_bytes()).decode()
-            if path.suffix == ".gz"
-            else path.read_text(encoding="utf-8-sig")
-        )
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path.name} is no text in UTF-8 ({type(error).__name__}).") from None
-    rows: list = []
-    if path.suffix == ".csv":
-        csv.field_size_limit(1 << 27)
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        if any(None in row or None in row.values() for row in rows):
-            number = next(i for i, row in enumerate(rows, 2) if None in row or None in row.values())
-            raise ValueError(f"{path.name}, row {number}: it has more or fewer fields than the header.")
-    elif path.suffix == ".json":
-        try:
-            loaded = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name}: no JSON ({error}).") from None
-        if isinstance(loaded, dict):
-            loaded = [
-                {
-                    "id": name,
-                    "images": _images_of(path.parent, name),
-                    **(row if isinstance(row, dict) else {"report": row}),
-                }
-                for name, row in loaded.items()
-            ]
-        rows = list(loaded)
-    else:
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path.name}, line {number}: no JSON ({error}).") from None
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path.name}, line {number}: expected an object, found {type(row).__name__}.")
-    if not rows:
-        raise ValueError(f"{path.name} is empty.")
-    return rows
-
-
-def _images_of(folder: Path, name: str) -> str:
-    """Where the reference keeps the images of a study: a folder of its name beside the JSON file, or a tensor."""
-    for suffix in ("", *TENSOR_SUFFIXES):
-        if (folder / f"{name}{suffix}").exists():
-            return f"{name}{suffix}"
-    return name
+    return name.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
 
 
 def _datasets():

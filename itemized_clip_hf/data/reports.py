@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .records import ID_COLUMNS, IMAGE_COLUMNS, TABLE_SUFFIXES, load_parquet, read_table
+from .records import ID_COLUMNS, IMAGE_COLUMNS, load_parquet
+from .tables import TABLE_SUFFIXES, read_table
 
 REPORT_COLUMNS = ("report", "text", "findings", "impression")
 CAPTION_COLUMNS = ("captions", "captions_unique", "items", "caption")

@@ -3,6 +3,8 @@
 import html
 from pathlib import Path
 
+from .files import write_text
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; }
@@ -45,7 +47,7 @@ def write_page(path: Path, summary: dict, found: list[dict], lost: list) -> None
 {"<p>The rest is in quarantine.csv.</p>" if len(lost) > 500 else ""}
 </html>
 """
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def _spread(values: dict) -> str:

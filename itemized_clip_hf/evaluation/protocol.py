@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..data.records import ID_COLUMNS, Records, read_records, read_table, refuse_repeats, study_name
+from ..data.cells import as_mapping
+from ..data.records import ID_COLUMNS, Records, read_records, refuse_repeats, study_name
 from ..data.study import Scan, Study
+from ..data.tables import TABLE_SUFFIXES, read_table
+from ..data.truth_values import read_truth_value
 from ..domains import load_domain
 from ..recipes import merge
 from .zero_shot import fold, match_class
@@ -268,7 +271,7 @@ def _read_lists(folder: Path, protocol: Protocol) -> set[str] | None:
 def _read_table(protocol: Protocol, file: Path, id_column: str | None, chosen: set[str] | None) -> Truth:
     if not file.exists() and "*" not in file.name:
         raise FileNotFoundError(f"there is no label table {file}.")
-    plain = file.name.lower().endswith((".csv", ".jsonl", ".json", ".jsonl.gz"))
+    plain = file.name.lower().endswith(TABLE_SUFFIXES)
     rows = read_table(file) if plain else _closed_rows(read_records(file))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     column = find_id_column(columns, id_column)
@@ -290,7 +293,7 @@ def _read_table(protocol: Protocol, file: Path, id_column: str | None, chosen: s
     truth.left_out = {reason: sum(found) for reason, found in left_out.items() if any(found)}
     if not truth.ids:
         raise ValueError(f"{file.name}: no study is left of {len(ids)}: {truth.left_out}.")
-    flat = [{**row, **row["labels"]} if isinstance(row.get("labels"), dict) else row for row in rows]
+    flat = [{**row, **as_mapping(row.get("labels"), f"{name} of {file.name}")} for row, name in zip(rows, truth.ids)]
     if protocol.findings is not None:
         truth.labels = _read_findings(protocol, file.name, flat, truth.ids)
     else:
@@ -330,15 +333,9 @@ def _read_findings(protocol: Protocol, file: str, rows: list[dict], ids: list[st
 
 
 def _truth(value, file: str, column: str, study: str) -> float:
-    """1, 0, or NaN where nothing stands."""
-    text = str(value).strip().lower() if value is not None else ""
-    if text in ("", "nan", "none"):
-        return float("nan")
-    if text in ("1", "1.0", "true"):
-        return 1.0
-    if text in ("0", "0.0", "false"):
-        return 0.0
-    raise ValueError(f"{file}, study {study}: {column!r} is {value!r}, expected 0 or 1, or nothing for unknown.")
+    """1, 0, or NaN where it is unknown."""
+    known = read_truth_value(value, f"{file}, study {study}: {column!r}")
+    return float("nan") if known is None else float(known)
 
 
 def _read_classes(protocol: Protocol, file: str, rows: list[dict], truth: Truth) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.files import write_text
+
 
 class ScoreFile:
     """
@@ -26,22 +28,36 @@ class ScoreFile:
         first = json.dumps(described, sort_keys=True)
         if self.path is None:
             return
-        if not self.path.exists():
+        lines = self._read_lines()
+        if not lines:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(first + "\n", encoding="utf-8")
+            write_text(self.path, first + "\n")
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if not lines or lines[0].strip() != first:
+        if lines[0].strip() != first:
             raise ValueError(
                 f"{self.path} holds scores of another model, of other prompts or studies: choose another output, or delete it."
             )
-        whole = [line for line in lines if line.endswith("\n")]
-        if len(whole) < len(lines):  # cut off in the middle of a line
-            self.path.write_text("".join(whole), encoding="utf-8")
-        for line in whole[1:]:
-            entry = json.loads(line)
-            if "scores" in entry:  # what could not be read is tried again
-                self.scores[entry["id"]] = np.array(entry["scores"], dtype=np.float32)
+        if not lines[-1].endswith("\n"):  # cut off in the middle of a line
+            lines.pop()
+            write_text(self.path, "".join(lines))
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                entry = json.loads(line)
+                if "scores" in entry:  # what could not be read is tried again
+                    self.scores[str(entry["id"])] = np.array(entry["scores"], dtype=np.float32)
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(f"{self.path}, line {number}: it is damaged; delete the file to score anew.") from None
+
+    def _read_lines(self) -> list[str]:
+        """Lines with their ends; none where there is no file, or the first line was not written to its end."""
+        if self.path is None or not self.path.exists():
+            return []
+        try:
+            lines = self.path.read_bytes().decode().split("\n")
+        except UnicodeDecodeError:
+            raise ValueError(f"{self.path} is no file of scores: choose another output, or delete it.") from None
+        ended = [line + "\n" for line in lines[:-1]]
+        return ended + [lines[-1]] if ended and lines[-1] else ended
 
     def add(self, study: str, scores: np.ndarray) -> None:
         self.scores[study] = np.asarray(scores, dtype=np.float32)

@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..domains import Domain, load_domain
+from .card_text import clean_name, escape, escape_line
 
 FACTS, CARD = "card.yaml", "README.md"
 UNKNOWN_LICENSE = "unknown"
@@ -190,15 +191,15 @@ def render(facts: CardFacts) -> ModelCard:
     return ModelCard.from_template(
         metadata(facts, domain),
         template_path=str(_TEMPLATE),
-        facts=facts,
+        facts=escape(facts),
         domain=domain,
         picture=picture,
         contract=input_contract({**domain.image, **facts.image}, {**domain.text, **facts.text}),
-        paper=[_show(row) for row in facts.paper],
-        measured=[_show(row) for row in facts.measured],
+        paper=escape([_show(row) for row in facts.paper]),
+        measured=escape([_show(row) for row in facts.measured]),
         prompts={label: prompts[0] for label, prompts in list(domain.prompts.items())[:2]},
         snippet=snippet(facts, domain),
-        license=facts.license or UNKNOWN_LICENSE,
+        license=escape_line(facts.license or UNKNOWN_LICENSE),
     )
 
 
@@ -300,11 +301,12 @@ def snippet(facts: CardFacts, domain: Domain) -> str:
     """Python that scores two prompts; tests run it."""
     labels = [prompts[0] for prompts in domain.prompts.values()][:2] or ["a dog", "a red car"]
     picture = domain.image["scan_size"][0] == 1
+    name = json.dumps(clean_name(facts.name))
     lines = [
         "import itemized_clip_hf  # pip install itemized-clip-hf",
         "from transformers import pipeline",
         "",
-        f'classify = pipeline("{PIPELINES[picture]}", model="{facts.name}")',
+        f'classify = pipeline("{PIPELINES[picture]}", model={name})',
         f"image = {STUDIES[facts.domain]}",
         f"for found in classify(image, candidate_labels={json.dumps(labels)}):",
         '    print(found["label"], found["score"])  # each label is scored by itself',

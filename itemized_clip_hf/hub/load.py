@@ -42,10 +42,44 @@ def build_untrained(domain: str, tokenizer, seed: int = 0) -> tuple[ItemizedCLIP
     return ItemizedCLIPModel(config), processor
 
 
+def split_revision(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """
+    `org/name@revision` in its parts; what is a folder, and `untrained:DOMAIN`, has none.
+
+    Raises:
+        ValueError: a revision of a folder, two revisions, or one without a name.
+    """
+    if Path(name).exists() or name.startswith(UNTRAINED):
+        if revision is not None:
+            raise ValueError(f"{name} is no model of the Hub: it has no revision {revision!r}.")
+        return name, None
+    own, found, stated = name.partition("@")
+    if not found:
+        return name, revision
+    if not own or not stated:
+        raise ValueError(f"{name!r}: expected ORG/NAME@REVISION, a branch, tag or commit behind the '@'.")
+    if revision not in (None, stated):
+        raise ValueError(f"two revisions of {own}: {stated!r} and {revision!r}.")
+    return own, stated
+
+
+def say_origin(model, asked: str) -> dict[str, str]:
+    """Name of a model, and, of one from the Hub, the revision that was asked for and the commit that it is."""
+    name, revision = split_revision(asked)
+    commit = getattr(model.config, "_commit_hash", None)
+    known = {"name": name, "revision": revision, "commit": None if Path(name).exists() else commit}
+    return {key: value for key, value in known.items() if value is not None}
+
+
 def load_model(
-    name: str, dtype="auto", base: str | os.PathLike | None = None, keep_adapters: bool = False
+    name: str,
+    dtype="auto",
+    base: str | os.PathLike | None = None,
+    keep_adapters: bool = False,
+    revision: str | None = None,
 ) -> ItemizedCLIPModel:
     """The model alone, on the CPU; arguments as of `load`."""
+    name, revision = split_revision(name, revision)
     if os.path.sep in name and not Path(name).exists() and name.count("/") != 1:
         raise FileNotFoundError(f"there is no model folder {name}.")
     if is_adapter_folder(name):
@@ -56,13 +90,13 @@ def load_model(
         raise FileNotFoundError(
             f"{name} is no model folder: it has no config.json. Checkpoints (.pt) have to be converted first."
         )
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, revision=revision or "main")
     if config.model_type != ItemizedCLIPConfig.model_type:
         raise ValueError(
             f"{name} holds a model of type {config.model_type!r}, expected {ItemizedCLIPConfig.model_type!r}: this is not an "
             "ItemizedCLIP checkpoint."
         )
-    return AutoModel.from_pretrained(name, dtype=dtype)
+    return AutoModel.from_pretrained(name, dtype=dtype, revision=revision or "main")
 
 
 def load(
@@ -72,19 +106,22 @@ def load(
     dtype="auto",
     base: str | os.PathLike | None = None,
     keep_adapters: bool = False,
+    revision: str | None = None,
 ) -> tuple[ItemizedCLIPModel, ItemizedCLIPProcessor]:
     """
     Args:
-        model: folder, Hub name, folder of adapters, or `untrained:DOMAIN` (needs a tokenizer).
+        model: folder, Hub name (`org/name`, or `org/name@revision`), folder of adapters, or `untrained:DOMAIN` (needs a
+            tokenizer).
         device: as torch names it, or `auto`.
         tokenizer: takes the place of the one in the folder.
         base: the model that adapters belong to, where it is no longer in the place that they name.
         keep_adapters: keep adapters apart instead of merging them with the weights.
+        revision: branch, tag or commit of a model of the Hub.
 
     Raises:
-        ValueError: if the folder holds a model of another architecture.
+        ValueError: if the folder holds a model of another architecture, or is to have a revision.
     """
-    name = str(model)
+    name, revision = split_revision(str(model), revision)
     if name.startswith(UNTRAINED):
         domain = name.removeprefix(UNTRAINED)
         context = load_domain(domain).text["context_length"]
@@ -94,8 +131,8 @@ def load(
             )
         loaded, processor = build_untrained(domain, load_tokenizer(tokenizer, context))
         return loaded.eval().to(pick_device(device)), processor
-    loaded = load_model(name, dtype, base, keep_adapters)
-    processor = AutoProcessor.from_pretrained(name)
+    loaded = load_model(name, dtype, base, keep_adapters, revision)
+    processor = AutoProcessor.from_pretrained(name, revision=revision or "main")
     if tokenizer is not None:
         processor.tokenizer = load_tokenizer(tokenizer, processor.tokenizer.model_max_length)
     if tokenizer is not None or is_adapter_folder(name):

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from ..data.cells import neutralize
 from ..data.items import choose_items, sample_diverse
+from ..data.truth_values import read_truth_value
 from ..processing.image_processing_itemized_clip import ProcessedScan
 
 logger = logging.get_logger(__name__)
@@ -84,10 +86,11 @@ class ItemizedCLIPCollator:
         encoded = self.processor.encode_text(texts, num_slots=slots)
         return {name: torch.as_tensor(value) for name, value in encoded.items()}
 
-    def flag(self, items: list[str], stated: bool | None = None) -> bool:
-        """Whether a study is normal: as stated, or by the rule."""
-        if stated is not None:
-            return bool(stated)
+    def flag(self, items: list[str], stated: Any = None) -> bool:
+        """Whether a study is normal: as stated, or by the rule where nothing is."""
+        known = read_truth_value(stated, "`is_normal`")
+        if known is not None:
+            return known
         return bool(self.is_normal(items)) if self.is_normal else False
 
     def choose_texts(self, items: list[str], generator: torch.Generator | None) -> list[str]:
@@ -138,18 +141,18 @@ class ItemizedCLIPCollator:
             return
         path = Path(self.quarantine)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", newline="") as file:
+        with path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             if file.tell() == 0:
                 writer.writerow(["study", "reason"])
-            writer.writerow([study_id, str(error)])
+            writer.writerow([neutralize(study_id), neutralize(str(error))])
 
     @property
     def lost(self) -> int:
         """Studies and scans in the quarantine, by any worker, each counted once."""
         if self.quarantine is None or not Path(self.quarantine).exists():
             return len(self._reported)
-        with Path(self.quarantine).open(newline="") as file:
+        with Path(self.quarantine).open(newline="", encoding="utf-8") as file:
             return len({row[0] for row in csv.reader(file) if row and row != ["study", "reason"]})
 
 
