@@ -11,6 +11,7 @@ from itemized_clip_hf.data.checks import check_scan
 from itemized_clip_hf.data.reader import read_file
 from itemized_clip_hf.data.records import read_records, study_name
 from itemized_clip_hf.data.study import Scan, Study, Unreadable
+from itemized_clip_hf.data.tables import TABLE_SUFFIXES
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 
@@ -59,6 +60,7 @@ def _folders(path: Path, name: str) -> tuple[str, ...]:
     """What can stand in front of the name of a study, the nearest last."""
     parts = path.absolute().parts[1:]
     own = study_name(path)
+    own = next((own[: -len(suffix)] for suffix in TABLE_SUFFIXES if own.lower().endswith(suffix)), own)
     return parts[:-1] if own == name else (*parts[:-1], own)
 
 

@@ -118,7 +118,8 @@ def file_name(text: str, otherwise: str = "item") -> str:
     What is no such name already gets a hash of the text behind it, so that two texts never have one name.
     """
     kept = re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.")[:_LONGEST]
-    if kept == text and not _RESERVED.fullmatch(text):
+    if kept and kept == text and not _RESERVED.fullmatch(text):
         return kept
+    kept = f"_{kept}" if _RESERVED.fullmatch(kept) else kept
     digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:8]
     return f"{kept.rstrip('-.') or otherwise}-{digest}"
