@@ -45,14 +45,10 @@ def __getattr__(name: str):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _read_file(path, domain=None):
-    from .data.checks import warn_of_body_part
-    from .data.reader import read_file
+def _open_image(source, domain=None, accept=()):
+    from .data.open import open_image
 
-    opened = read_file(path)
-    for scan in getattr(opened, "scans", {"": opened}).values():
-        warn_of_body_part(scan, domain)
-    return opened
+    return open_image(source, domain, accept)
 
 
 def _default_loss(**features):
@@ -83,7 +79,7 @@ def _register():
     # The library's class for all other models, and for theirs a subclass of it that scores each label by itself.
     PIPELINE_REGISTRY.supported_tasks["zero-shot-image-classification"]["impl"] = ItemizedCLIPImagePipeline
     LOSS_MAPPING["ItemizedCLIP"] = _default_loss
-    ItemizedCLIPImageProcessor.reader = staticmethod(_read_file)
+    ItemizedCLIPImageProcessor.reader = staticmethod(_open_image)
     ItemizedCLIPImageProcessor.presets = Presets(lambda domain: domain.image)
     ItemizedCLIPProcessor.presets = Presets(lambda domain: domain.text)
 

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from itemized_clip_hf.data.checks import check_scan
+from itemized_clip_hf.data.open import Warnings, require_usable
 from itemized_clip_hf.data.reader import read_file
 from itemized_clip_hf.data.records import read_records, study_name
 from itemized_clip_hf.data.study import Scan, Study, Unreadable
@@ -93,10 +94,6 @@ def tell_apart(named: list[tuple[str, tuple[str, ...]]]) -> list[str]:
     return names
 
 
-MOST_WARNINGS = 8
-"""Scans that one kind of warning is printed of."""
-
-
 class Opener:
     """
     Opens the images of a record: paths of volumes are read and checked, and what is wrong with them is printed.
@@ -111,7 +108,7 @@ class Opener:
         self.volume_index = volume_index
         self.domain = domain
         self.accept = accept
-        self.warned: Counter[str] = Counter()
+        self.warn = Warnings(partial(click.echo, err=True))
 
     def __call__(self, record: dict):
         if "error" in record:
@@ -137,18 +134,7 @@ class Opener:
         return {name: self._try(scan, f"{where}/{name}", self._check) for name, scan in opened.scans.items()}
 
     def _check(self, scan: Scan, where: str) -> Scan:
-        report = check_scan(scan, self.domain, self.accept)
-        if report.verdict == "refuse":
-            codes = " ".join(f"--accept {problem.code}" for problem in report.problems if problem.level == "refuse")
-            raise ValueError(f"{report.reason()} ({codes} to use it all the same)")
-        for problem in report.problems:
-            if problem.level == "warn":
-                self.warned[problem.code] += 1
-                if self.warned[problem.code] <= MOST_WARNINGS:
-                    click.echo(f"{where}: [{problem.code}] {problem.found}: {problem.advice}", err=True)
-                elif self.warned[problem.code] == MOST_WARNINGS + 1:
-                    click.echo(f"[{problem.code}] is not said of further scans; `inspect` lists them all", err=True)
-        return scan
+        return require_usable(scan, self.domain, self.accept, where, self.warn)
 
     def _try(self, image, where: str, open_one=None):
         try:

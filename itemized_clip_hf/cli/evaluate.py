@@ -134,6 +134,7 @@ def command(
     target.parent.mkdir(parents=True, exist_ok=True)
     click.get_current_context().with_resource(hold_output(target))
     loaded, processor = load(model, device, tokenizer)
+    processor.image_processor.accept = accept
     if model.startswith(UNTRAINED):
         click.echo("note: random weights, the figures mean nothing", err=True)
     if protocol_name not in ("retrieval", "items"):

@@ -49,6 +49,7 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, ac
     click.get_current_context().with_resource(hold_output(place))
     say_what_stays(place)
     loaded, processor = load(model, device, tokenizer)
+    processor.image_processor.accept = accept
     open_images = Opener(volume_index, loaded.config.domain, accept)
     method = "nearest" if nearest else "linear"
     about = [

@@ -56,6 +56,7 @@ def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, 
             target.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold_output(target))
         loaded, processor = load(model, device, tokenizer)
+        processor.image_processor.accept = accept
         if model.startswith(UNTRAINED):
             click.echo("note: random weights, the scores mean nothing", err=True)
         wanted = choose_prompts(prompts, prompt_file, loaded.config.domain)

@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from ..processing.image_processing_itemized_clip import open_picture, upright
+
 
 class CachedPictures:
     """
@@ -39,10 +41,10 @@ class CachedPictures:
 def shrink(picture, shortest_side: int) -> np.ndarray:
     """(H, W, 3) 8-bit RGB of a PIL image or a path, its shortest side at most `shortest_side` pixels."""
     if isinstance(picture, str):
-        picture = Image.open(picture)
+        picture = open_picture(picture)
     if not isinstance(picture, Image.Image):
         raise ValueError(f"expected a picture, found {type(picture).__name__}.")
-    picture = picture.convert("RGB")
+    picture = upright(picture).convert("RGB")
     factor = shortest_side / min(picture.size)
     if factor < 1:
         picture = picture.resize(

@@ -2,16 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
 from ..processing.geometry_itemized_clip import axis_spacing
 from .reader import mask_reason
 from .study import Scan, Study
-
-logger = logging.get_logger(__name__)
 
 LEVELS = ("note", "warn", "refuse")
 CT_DOMAINS = ("head-ct", "chest-ct")
@@ -269,12 +265,6 @@ def body_part_problem(scan: Scan, domain: str | None) -> tuple[str, str] | None:
 
 
 _LUNG = {"most of a head": 2.0, "least of a chest": 1.0}
-
-
-def warn_of_body_part(scan: Any, domain: str | None) -> None:
-    """Logs what `body_part_problem` finds; anything but a scan passes."""
-    if isinstance(scan, Scan) and (problem := body_part_problem(scan, domain)) is not None:
-        logger.warning(f"{scan.name or 'a scan'}, given to a model of domain {domain}: {problem[0]}; {problem[1]}.")
 
 
 def _plausible_hu(values: np.ndarray) -> bool:

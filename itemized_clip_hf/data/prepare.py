@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..domains import load_domain
-from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES, ItemizedCLIPImageProcessor
+from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES, ItemizedCLIPImageProcessor, open_picture
 from ..version import __version__
 from .cells import as_items, as_labels, holds_list, is_nothing
 from .checks import check_study
@@ -477,14 +477,11 @@ def _read_study(row: dict, plan: Plan, lost: list[Loss]) -> Study:
 
 def _prepare_picture(path, thumbnail: bool) -> tuple[dict, str | None]:
     """The file's own bytes, once they are known to decode."""
-    from PIL import Image
-
     if not isinstance(path, str) or not path.lower().endswith(PICTURE_SUFFIXES):
         raise ValueError(f"expected a picture file ({', '.join(PICTURE_SUFFIXES)})")
     data = Path(path).read_bytes()
-    with Image.open(io.BytesIO(data)) as picture:
-        picture.load()
-        shown = picture.convert("RGB") if thumbnail else None
+    picture = open_picture(io.BytesIO(data))
+    shown = picture.convert("RGB") if thumbnail else None
     return {"bytes": data, "path": Path(path).name}, None if shown is None else _encode(shown)
 
 

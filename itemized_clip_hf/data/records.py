@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
+from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES, open_picture
 from .cells import as_items, as_labels
 from .reader import VOLUME_SUFFIXES, holds_dicom, is_volume
 from .storage import load_scans
@@ -122,9 +122,7 @@ class Records:
         if isinstance(images, (list, tuple)):
             return [self._open(image) for image in images]
         if isinstance(images, bytes):
-            from PIL import Image
-
-            return Image.open(io.BytesIO(images))
+            return open_picture(io.BytesIO(images))
         if isinstance(images, (str, os.PathLike)):
             path = Path(images)
             return str(path if path.is_absolute() or self.folder is None else self.folder / path)

@@ -22,6 +22,7 @@ class Scan:
         notes: code -> what `data.checks` should know of the file beyond voxels and affine.
         private_fields: names (never values) of header fields that may identify the patient.
         prepared: it went through `ItemizedCLIPImageProcessor.standardize_scan` already.
+        checked: the domain and the accepted codes that `data.open` let it pass with.
     """
 
     array: np.ndarray
@@ -33,6 +34,7 @@ class Scan:
     notes: dict[str, str] = field(default_factory=dict)
     private_fields: tuple[str, ...] = ()
     prepared: bool = False
+    checked: tuple[str | None, frozenset[str]] | None = field(default=None, compare=False, repr=False)
 
     @property
     def spacing(self) -> tuple[float, ...] | None:

@@ -77,6 +77,7 @@ def encode_studies(
     progress: str | None = None,
     on_error: Callable[[int, Exception], None] | None = None,
     on_bad_scan: Callable[[int, str | None, Exception], None] | None = None,
+    accept: Sequence[str] | None = None,
 ) -> Iterator[EncodedStudies]:
     """
     Args:
@@ -85,10 +86,12 @@ def encode_studies(
         on_error: called with the number of a study that cannot be read, and why; it is missing from the batches. Without it the
             error is raised.
         on_bad_scan: called with the number of a study, the name of a scan that is left out of it, and why.
+        accept: codes of the checks that a scan is used in spite of; the image processor's own if None.
     """
     from tqdm.auto import tqdm
 
     image_processor = processor.image_processor
+    settings = {} if accept is None else {"accept": accept}
     batch: list[tuple[int, list]] = []
 
     def encode() -> EncodedStudies:
@@ -101,7 +104,7 @@ def encode_studies(
     for number, study in enumerate(tqdm(studies, desc=progress, unit="study", disable=progress is None)):
         try:
             skip = None if on_bad_scan is None else partial(on_bad_scan, number)
-            scans = image_processor.process_study(study, on_error=skip)
+            scans = image_processor.process_study(study, on_error=skip, **settings)
         except Exception as error:
             if on_error is None:
                 raise

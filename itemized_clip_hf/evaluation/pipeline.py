@@ -1,6 +1,6 @@
 """Pipelines: studies or pictures and labels in, one score a label out, each label scored by itself."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ def classify_studies(
     hypothesis_template: str = "{}",
     batch_size: int | None = None,
     heat_maps: bool = False,
+    accept: Sequence[str] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """
     Scores of studies, one after another, highest first: sigmoid of exp(logit_scale) * TCSim + logit_bias, so those of a study
@@ -34,11 +35,12 @@ def classify_studies(
         hypothesis_template: e.g. `"findings consistent with {}"`.
         batch_size: studies of one pass through the vision tower.
         heat_maps: add `heat_maps`, a [`HeatMap`] of every scan, to every label.
+        accept: codes of the checks that a scan is used in spite of, as `itemized-clip predict --accept`.
     """
     labels, embeds = encode_prompts(model, processor, read_labels(candidate_labels, hypothesis_template))
     patch_size = model.config.vision_config.patch_size
     scale, bias = scale_and_bias(model)
-    for encoded in encode_studies(model, processor, studies, batch_size or 1):
+    for encoded in encode_studies(model, processor, studies, batch_size or 1, accept=accept):
         with torch.no_grad():
             cosines = torch.from_numpy(score_encoded(model, embeds, encoded, normalize_pool_inputs=False))
             logits = cosines * scale + bias
@@ -95,8 +97,8 @@ class ItemizedCLIPPipeline(Pipeline):
         """
         Args:
             studies: one study or a list of studies, in any form that the processor takes; a generator or data set of them.
-            candidate_labels, hypothesis_template, batch_size, heat_maps: of `classify_studies`; what is left out is as the
-                pipeline was made with.
+            candidate_labels, hypothesis_template, batch_size, heat_maps, accept: of `classify_studies`; what is left out is as
+                the pipeline was made with.
 
         Returns:
             for one study a list of `{"label", "score"}`, highest first; for several studies a list of these, for a generator or

@@ -1,6 +1,7 @@
 """Pictures, scans and studies -> `pixel_values`, `scan_mask`, `scan_name_ids` (spec 7.5)."""
 
 import os
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +12,17 @@ import torch
 from torch.nn import functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
 
 from .geometry_itemized_clip import axis_spacing, permutation, reorient, scaling, shift
 from .sequence_names_itemized_clip import encode_scan_name
 
 try:
-    from PIL import Image
+    from PIL import Image, ImageOps
 except ImportError:
-    Image = None  # type: ignore[assignment]
+    Image = ImageOps = None  # type: ignore[assignment]
+
+logger = logging.get_logger(__name__)
 
 DECISIVE = (
     "scan_size",
@@ -90,6 +94,7 @@ class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     num_channels (`int`): 1 for volumes, 3 for pictures.
     train_crop_scale (`list[float]`): smallest and largest share of a picture's area in a random training crop.
     train_turns (`bool`): random quarter turns and flips of square pictures in training; true of pictures from above only.
+    accept (`list[str]`): codes of the checks (`itemized-clip inspect`) that a scan is used in spite of; never saved.
     """
 
     domain: str | None
@@ -106,6 +111,7 @@ class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     num_channels: int | None
     train_crop_scale: list[float] | tuple[float, ...] | None
     train_turns: bool | None
+    accept: list[str] | tuple[str, ...] | None
 
 
 def _in_order(windows, usual: Mapping | None) -> dict | None:
@@ -138,8 +144,8 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     valid_kwargs = ItemizedCLIPImageProcessorKwargs
     model_input_names = ["pixel_values", "scan_mask"]
 
-    # Filled by the installed package: how files are read, and the settings of each domain.
-    reader: ClassVar[Callable[[str, str | None], Any] | None] = None
+    # Filled by the installed package: how a file or scan is opened and checked for a domain, and the settings of each domain.
+    reader: ClassVar[Callable[[Any, str | None, tuple[str, ...]], Any] | None] = None
     presets: ClassVar[Mapping[str, dict]] = {}
 
     domain = None
@@ -156,6 +162,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     num_channels = 3
     train_crop_scale = None
     train_turns = False
+    accept = ()
     do_resize = True
     do_rescale = True
     rescale_factor = 1 / 255
@@ -184,6 +191,12 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     @property
     def backend(self) -> str:
         return "pil"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings as they are saved: what a caller accepts is no property of the model."""
+        settings = super().to_dict()
+        settings.pop("accept", None)
+        return settings
 
     @classmethod
     def from_domain(cls, domain: str, **kwargs) -> "ItemizedCLIPImageProcessor":
@@ -266,13 +279,18 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
 
     def _process_study(self, study, settings, generator=None, on_error=None) -> list[ProcessedScan]:
         scans = self._listed_scans(study)
+        for what, reason in getattr(study, "skipped", ()):
+            if on_error is None:
+                logger.warning(f"{what} is left out: {reason}")
+            else:
+                on_error(what, ValueError(reason))
         if not scans:
             raise ValueError("a study needs at least one scan, this one is empty.")
         processed: list[ProcessedScan] = []
         last_error = None
         for name, source in scans:
             try:
-                scan = self._load(source)
+                scan = self._load(source, settings)
                 if hasattr(scan, "scans"):  # a file or folder that holds a whole study
                     processed += self._process_study(scan, settings, generator, on_error)
                 else:
@@ -295,19 +313,27 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         scans = study if isinstance(study, (list, tuple)) else [study]
         return [(getattr(scan, "name", None) if _is_scan(scan) else None, scan) for scan in scans]
 
-    def _load(self, scan):
-        if not isinstance(scan, (str, os.PathLike)):
+    def _load(self, scan, settings):
+        """A picture, an array, or a scan or study that was opened and checked."""
+        if (
+            isinstance(scan, (str, os.PathLike))
+            and os.fspath(scan).lower().endswith(PICTURE_SUFFIXES)
+            and Image is not None
+        ):
+            return open_picture(scan)
+        if Image is not None and isinstance(scan, Image.Image):
+            return upright(scan)
+        is_path = isinstance(scan, (str, os.PathLike))
+        if not is_path and not _is_scan(scan):
             return scan
-        path = os.fspath(scan)
-        if path.lower().endswith(PICTURE_SUFFIXES) and Image is not None:
-            with Image.open(path) as picture:
-                picture.load()
-                return picture
         if type(self).reader is None:
+            if not is_path:
+                return scan
             raise ImportError(
-                f"reading {path} needs the package: pip install 'itemized-clip-hf[volumes]' and import it, or pass an array."
+                f"reading {os.fspath(scan)} needs the package: pip install 'itemized-clip-hf[volumes]' and import it, or pass "
+                "an array."
             )
-        return type(self).reader(path, self.domain)
+        return type(self).reader(scan, settings.get("domain", self.domain), tuple(settings.get("accept") or ()))
 
     def _process_scan(self, name, scan, settings, generator) -> list[ProcessedScan]:
         if settings["scan_size"][0] == 1:
@@ -660,6 +686,36 @@ def turn_picture(picture: torch.Tensor, generator: torch.Generator) -> tuple[tor
         picture = picture.flip(2)
         transform = transform @ np.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, side - 1], [0, 0, 0, 1]])
     return picture, transform
+
+
+def open_picture(source) -> Any:
+    """
+    The picture of a file or a binary stream, upright.
+
+    Raises:
+        ValueError: it is truncated, damaged, of another kind, too large, or holds several pages.
+    """
+    name = os.path.basename(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "a picture"
+    try:
+        with Image.open(source) as picture:
+            pages, kind = getattr(picture, "n_frames", 1), picture.format
+            picture.load()
+    except FileNotFoundError:
+        raise
+    except Image.DecompressionBombError:
+        raise ValueError(f"{name} claims more pixels than Pillow opens (`PIL.Image.MAX_IMAGE_PIXELS`).") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise ValueError(f"{name} cannot be read as a picture: {type(error).__name__}.") from None
+    if pages > 1 and kind in ("GIF", "PNG", "TIFF", "WEBP"):
+        logger.warning(f"{name} holds {pages} pages or frames; the first is used.")
+    return upright(picture)
+
+
+def upright(picture) -> Any:
+    """A PIL image as its EXIF orientation shows it."""
+    if picture.getexif().get(0x0112, 1) == 1:
+        return picture
+    return ImageOps.exif_transpose(picture)
 
 
 def resize_picture(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from tiny_models import DATA
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor
+from itemized_clip_hf.data.open import REFUSALS
 from itemized_clip_hf.data.study import Scan
 from itemized_clip_hf.explain.maps import token_map_to_source
 from itemized_clip_hf.processing.geometry_itemized_clip import axis_codes, axis_spacing, reorient
@@ -37,7 +38,7 @@ def stored_otherwise(array, affine, order, flips):
 @pytest.mark.parametrize("domain", ["brain-mri", "head-ct", "chest-ct"])
 def test_48_ways_to_store_a_volume(domain):
     settings = {"scan_size": [8, 24, 24]} if domain == "chest-ct" else {"scan_size": [8, 24, 24], "in_plane_size": 28}
-    processor = ItemizedCLIPImageProcessor.from_domain(domain, **settings)
+    processor = ItemizedCLIPImageProcessor.from_domain(domain, accept=REFUSALS, **settings)
     array = smooth_volume((30, 26, 9))
     expected = processor.process_study(Scan(array, AFFINE, "AX_T1"))
     for order, flips in product(permutations(range(3)), product([False, True], repeat=3)):
@@ -75,7 +76,7 @@ def test_reorient_keeps_every_voxel_where_it_is():
 def test_first_axis_is_the_thickest():
     """Axis with the largest spacing first: z -> (z, y, x), y -> (y, z, x), x -> (x, z, y); z wins ties."""
     processor = ItemizedCLIPImageProcessor.from_domain(
-        "brain-mri", scan_size=[4, 4, 4], do_resize=False, do_rescale=False
+        "brain-mri", accept=REFUSALS, scan_size=[4, 4, 4], do_resize=False, do_rescale=False
     )
     for spacing, order in (
         ((1, 1, 5), (2, 1, 0)),
@@ -92,7 +93,7 @@ def test_first_axis_is_the_thickest():
 @pytest.mark.parametrize("domain", ["brain-mri", "chest-ct", "natural-images"])
 def test_token_grid_to_scanner_and_back(domain):
     settings = {"brain-mri": {"scan_size": [8, 24, 24], "in_plane_size": 30}, "chest-ct": {"scan_size": [8, 24, 24]}}
-    processor = ItemizedCLIPImageProcessor.from_domain(domain, **settings.get(domain, {}))
+    processor = ItemizedCLIPImageProcessor.from_domain(domain, accept=REFUSALS, **settings.get(domain, {}))
     if domain == "natural-images":
         source, affine = np.random.default_rng(0).integers(0, 255, (300, 260, 3), dtype=np.uint8), np.eye(4)
     else:
@@ -112,7 +113,7 @@ def test_a_spot_comes_back_to_its_place(domain):
     settings = (
         {"scan_size": [16, 64, 64], "in_plane_size": 64} if domain == "brain-mri" else {"scan_size": [32, 96, 96]}
     )
-    processor = ItemizedCLIPImageProcessor.from_domain(domain, **settings)
+    processor = ItemizedCLIPImageProcessor.from_domain(domain, accept=REFUSALS, **settings)
     shape, affine = (60, 70, 20), np.diag([-1.2, 1.2, 4.0, 1.0])
     for centre in ((20, 30, 6), (35, 45, 14), (30, 20, 10)):
         grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
@@ -128,7 +129,9 @@ def test_a_spot_comes_back_to_its_place(domain):
 
 
 def test_map_is_zero_where_the_model_saw_nothing():
-    processor = ItemizedCLIPImageProcessor.from_domain("chest-ct", scan_size=[8, 8, 8], spacing=[1, 1, 1])
+    processor = ItemizedCLIPImageProcessor.from_domain(
+        "chest-ct", accept=REFUSALS, scan_size=[8, 8, 8], spacing=[1, 1, 1]
+    )
     scan = processor.process_study(Scan(smooth_volume((20, 20, 20)), np.eye(4), "s"))[0]
     painted = token_map_to_source(np.ones((2, 2, 2)), scan.to_source, (8, 8, 8), (20, 20, 20))
     assert painted.sum() == 8**3
@@ -143,7 +146,7 @@ def test_nearest_paints_blocks():
 
 def test_resampling_to_spacing():
     """n * spacing / target voxels, rounded down, for volumes with an affine."""
-    processor = ItemizedCLIPImageProcessor.from_domain("chest-ct", scan_size=[64, 64, 64], fit="crop")
+    processor = ItemizedCLIPImageProcessor.from_domain("chest-ct", accept=REFUSALS, scan_size=[64, 64, 64], fit="crop")
     array = np.full((30, 20, 10), -1150, dtype=np.float32)
     array[10:20, 5:15, 3:7] = 350
     scan = processor.process_study(Scan(array, np.diag([-1.5, -2.0, 5.0, 1.0]), "s"), do_normalize=False)[0]

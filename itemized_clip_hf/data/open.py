@@ -1,0 +1,135 @@
+"""The one way in: whoever opens a file or takes a scan, shell or Python, has it read and checked here."""
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+
+from .checks import Report, check_scan
+from .study import Scan, Study
+
+logger = logging.get_logger(__name__)
+
+MAX_WARNINGS = 8
+"""Scans that one kind of warning is given for."""
+
+REFUSALS = (
+    "constant",
+    "double-rescale",
+    "inverted",
+    "mask",
+    "missing-rescale",
+    "modality",
+    "not-finite",
+    "not-hu",
+    "not-raw",
+    "orientation-unknown",
+    "sheared",
+    "spacing",
+    "two-orientations",
+)
+"""Codes that a scan can be refused with, and that `accept` knows."""
+
+
+class Warnings:
+    """
+    Gives the warnings about scans, each kind for a few scans only.
+
+    Args:
+        write: called with each line; the package's logger if None.
+    """
+
+    def __init__(self, write: Callable[[str], Any] | None = None):
+        self.write = write or logger.warning
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, report: Report, where: str) -> None:
+        for problem in report.problems:
+            if problem.level != "warn":
+                continue
+            self.counts[problem.code] += 1
+            if self.counts[problem.code] <= MAX_WARNINGS:
+                self.write(f"{where}: [{problem.code}] {problem.found}: {problem.advice}")
+            elif self.counts[problem.code] == MAX_WARNINGS + 1:
+                self.write(f"[{problem.code}] is not said of further scans; `inspect` lists them all")
+
+
+_log = Warnings()
+
+
+def known_codes(accept: Iterable[str]) -> frozenset[str]:
+    """Codes to accept; ValueError where one of them is no code."""
+    codes = frozenset([accept] if isinstance(accept, str) else accept or ())
+    for code in sorted(codes - set(REFUSALS)):
+        near = difflib.get_close_matches(code, REFUSALS, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"accept holds {code!r}, which no scan is refused with; known: {', '.join(REFUSALS)}.{hint}")
+    return codes
+
+
+def require_usable(
+    scan: Any,
+    domain: str | None = None,
+    accept: Iterable[str] = (),
+    where: str | None = None,
+    warn: Callable[[Report, str], None] = _log,
+) -> Any:
+    """
+    The scan, once `data.checks` has no reason left to refuse it.
+
+    Args:
+        scan: a [`Scan`], or anything with an `array` (D, H, W) and an `affine`.
+        domain: what it is meant for.
+        accept: codes that are no reason to refuse it.
+        where: how messages call it.
+        warn: called with the report of a scan that is used.
+
+    Raises:
+        ValueError: with every reason to refuse the scan, its code, and how to use the scan all the same.
+    """
+    accept = known_codes(accept)
+    checked = (domain, accept)
+    if getattr(scan, "checked", None) == checked:
+        return scan
+    subject = scan if isinstance(scan, Scan) else _as_scan(scan)
+    if subject is None or subject.prepared:
+        return scan
+    report = check_scan(subject, domain, accept)
+    if report.verdict == "refuse":
+        codes = [problem.code for problem in report.problems if problem.level == "refuse"]
+        shell, python = " ".join(f"--accept {code}" for code in codes), ", ".join(map(repr, codes))
+        raise ValueError(f"{report.reason()} ({shell}, in Python accept=[{python}], to use it all the same)")
+    warn(report, where or str(subject.name or "a scan"))
+    if scan is subject:
+        scan.checked = checked
+    return scan
+
+
+def open_image(source: Any, domain: str | None = None, accept: Iterable[str] = ()) -> Any:
+    """
+    What an image processor is given -> a checked scan, or a study whose scans are checked when their turn comes.
+
+    Args:
+        source: a path, or a scan in memory. Arrays and pictures pass as they are.
+        domain, accept: see `require_usable`.
+
+    Raises:
+        FileNotFoundError, ValueError: the file cannot be read, or the scan is refused.
+    """
+    from .reader import read_file
+
+    opened = read_file(source) if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__") else source
+    return opened if isinstance(opened, Study) else require_usable(opened, domain, accept)
+
+
+def _as_scan(scan: Any) -> Scan | None:
+    """A look at somebody else's scan object; None where the processor itself has to say what is wrong with it."""
+    array, affine = getattr(scan, "array", None), getattr(scan, "affine", None)
+    if affine is None or not isinstance(array, np.ndarray) or array.ndim != 3 or array.dtype.kind not in "buif":
+        return None
+    if not array.size or np.shape(affine) != (4, 4):
+        return None
+    return Scan(array, np.asarray(affine, float), getattr(scan, "name", None))
