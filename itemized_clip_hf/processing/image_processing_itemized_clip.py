@@ -772,6 +772,11 @@ def _normalize(pixel_values: torch.Tensor, settings) -> torch.Tensor:
 
     def constants(value):
         value = torch.as_tensor(value, dtype=torch.float32).flatten()
+        if len(value) not in (1, len(pixel_values)):
+            raise ValueError(
+                f"image_mean or image_std holds {len(value)} values for {len(pixel_values)} channels: pass one value, or one "
+                "per channel."
+            )
         return value.view(-1, *[1] * (pixel_values.ndim - 1))
 
     return (pixel_values - constants(settings["image_mean"])) / constants(settings["image_std"])

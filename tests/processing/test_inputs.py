@@ -251,3 +251,9 @@ def test_quarter_turns_carry_their_transform():
             _, y, x, _ = np.rint(transform @ [0, row, column, 1]).astype(int)
             assert turned[0, row, column] == picture[0, y, x]
     assert len(seen) == 8
+
+
+def test_constants_have_to_fit_the_channels():
+    processor = ItemizedCLIPImageProcessor(num_channels=1, scan_size=[1, 16, 16])
+    with pytest.raises(ValueError, match="3 values for 1 channels"):
+        processor(np.zeros((16, 16), np.uint8))
