@@ -150,7 +150,10 @@ def is_dicom(path: Path) -> bool:
 def _read_dicom(path: Path) -> Study:
     from .dicom import read_dicom  # with pydicom, which takes its time
 
-    return read_dicom(path)
+    study = read_dicom(path)
+    for scan in study.scans.values():
+        scan.visits = study.visits
+    return study
 
 
 def holds_dicom(path: Path, most: int = 20) -> bool:

@@ -6,6 +6,9 @@ import numpy as np
 
 from ..processing.geometry_itemized_clip import axis_codes, axis_spacing
 
+Visits = tuple[list[dict[str, str]], list[dict[str, str]]]
+"""Digests of the fields that tell patients apart, and of those that tell studies apart."""
+
 
 @dataclass
 class Scan:
@@ -23,6 +26,7 @@ class Scan:
         private_fields: names (never values) of header fields that may identify the patient.
         prepared: it went through `ItemizedCLIPImageProcessor.standardize_scan` already.
         checked: the domain and the accepted codes that `data.open` let it pass with.
+        visits: see `Study`; None where the file does not say whose it is.
     """
 
     array: np.ndarray
@@ -35,6 +39,15 @@ class Scan:
     private_fields: tuple[str, ...] = ()
     prepared: bool = False
     checked: tuple[str | None, frozenset[str]] | None = field(default=None, compare=False, repr=False)
+    visits: Visits | None = field(default=None, compare=False, repr=False)
+
+    def require_visit_of(self, other: "Scan") -> None:
+        """
+        Raises:
+            ValueError: the headers of the two scans name different patients or studies.
+        """
+        if self.visits and other.visits and self.visits is not other.visits:
+            refuse_other_visit(self.visits, other.visits)
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
@@ -59,7 +72,7 @@ class Study:
     scans: dict[str, Scan]
     id: str | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    visits: tuple[list[dict[str, str]], list[dict[str, str]]] | None = field(default=None, repr=False, compare=False)
+    visits: Visits | None = field(default=None, repr=False, compare=False)
 
     def add(self, scan: Scan) -> None:
         """Adds a scan; a name that is taken gets a number."""

@@ -183,7 +183,9 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             )
 
     def to_dict(self) -> dict[str, Any]:
+        """Settings as they are saved: windows in their order, and not what a caller accepts."""
         written = super().to_dict()
+        written.pop("accept", None)
         if isinstance(written.get("windows"), Mapping):
             written["windows"] = [[name, list(limits)] for name, limits in written["windows"].items()]
         return written
@@ -191,12 +193,6 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     @property
     def backend(self) -> str:
         return "pil"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Settings as they are saved: what a caller accepts is no property of the model."""
-        settings = super().to_dict()
-        settings.pop("accept", None)
-        return settings
 
     @classmethod
     def from_domain(cls, domain: str, **kwargs) -> "ItemizedCLIPImageProcessor":
@@ -303,6 +299,9 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
                 last_error = error
         if not processed:
             raise ValueError(f"none of the {len(scans)} scans of the study could be used; the last error: {last_error}")
+        sources = [scan.source for scan in processed if hasattr(scan.source, "require_visit_of")]
+        for source in sources[1:]:
+            source.require_visit_of(sources[0])
         return processed
 
     def _listed_scans(self, study) -> list[tuple[str | None, Any]]:

@@ -286,3 +286,23 @@ def test_a_ct_without_its_intercept_is_not_told_to_negate(air, bone):
     assert code == "missing-rescale" and "intercept" in advice
     scan = Scan((hu + 1024).reshape(32, 32, 32).round(), np.diag([4.0, 4, 4, 1]), "a", notes={"no-rescale": "none"})
     assert "missing-rescale" in {problem.code for problem in check_scan(scan, "head-ct").problems}
+
+
+@pytest.mark.parametrize("kind", ["PatientID", "StudyInstanceUID"])
+def test_a_study_in_python_is_one_visit_too(tmp_path, kind):
+    """Sequence name -> DICOM file, each of another patient or study, through the processor."""
+    from itemized_clip_hf import ItemizedCLIPImageProcessor
+    from itemized_clip_hf.data.open import REFUSALS
+
+    zips = []
+    for number in (1, 2):
+        folder = save(
+            make_series(make_grid(), "MR", function=mr_world, **{kind: f"1.{number}"}), tmp_path / str(number)
+        )
+        zips.append(str(zip_folder(folder, tmp_path / f"{number}.zip")))
+    processor = ItemizedCLIPImageProcessor.from_domain(
+        "brain-mri", scan_size=[8, 16, 16], in_plane_size=16, accept=REFUSALS
+    )
+    assert processor({"T1": zips[0], "T2": zips[0]})["scan_mask"].sum() == 2
+    with pytest.raises(ValueError, match="the images are of several"):
+        processor({"T1": zips[0], "T2": zips[1]})
