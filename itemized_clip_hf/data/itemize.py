@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from ..domains import Domain, load_domain
+from .markup import plain_text
 from .negation import (
     ABSENT,
     COMPARISON,
     FINDING,
+    NO_CONTENT,
     NORMAL,
     RECOMMENDATION,
     TECHNIQUE,
@@ -25,6 +27,7 @@ SECTION_REASONS = {
     "comparison": COMPARISON,
     "indication": HISTORY,
     "recommendation": RECOMMENDATION,
+    "administrative": NO_CONTENT,
 }
 
 STOP_WORDS = frozenset(
@@ -92,32 +95,36 @@ def itemize_report(report: str, domain: str | Domain | None = None, threshold: f
     """
     if isinstance(domain, str):
         domain = load_domain(domain)
-    sentences = split_sentences(report)
-    last_findings = max((s.start for s in sentences if s.section in ("findings", "impression")), default=-1)
+    plain = plain_text(report)
     kept: list[tuple[int, int]] = []
     removed: list[Removed] = []
-    for sentence in sentences:
+
+    def remove(start: int, end: int, reason: str) -> None:
+        start, end = plain.span(start, end)
+        removed.append(Removed(start, end, report[start:end], reason))
+
+    for sentence in split_sentences(plain.text):
         reason = SECTION_REASONS.get(sentence.section or "")
-        if reason and (sentence.start < last_findings or reason == RECOMMENDATION):
-            removed.append(Removed(sentence.start, sentence.end, sentence.text, reason))
+        if reason:
+            remove(sentence.start, sentence.end, reason)
             continue
         for clause in judge(sentence.text):
             start, end = sentence.start + clause.start, sentence.start + clause.end
             verdict = clause.verdict
-            if verdict == FINDING and domain and domain.is_normal([_plain(report[start:end])]):
+            if verdict == FINDING and domain and domain.is_normal([_plain(plain.text[start:end])]):
                 verdict = NORMAL
             if verdict == FINDING:
                 kept.append((start, end))
             else:
-                removed.append(Removed(start, end, report[start:end], verdict))
-    texts = [_plain(report[start:end]) for start, end in kept]
+                remove(start, end, verdict)
+    texts = [_plain(plain.text[start:end]) for start, end in kept]
     firsts = repeats(texts, threshold)
-    removed += [
-        Removed(*span, report[slice(*span)], DUPLICATE) for span, first in zip(kept, firsts) if first is not None
-    ]
+    for span, first in zip(kept, firsts):
+        if first is not None:
+            remove(*span, DUPLICATE)
     removed.sort(key=lambda part: part.start)
     items = [text for text, first in zip(texts, firsts) if first is None]
-    spans: list[tuple[int, int] | None] = [span for span, first in zip(kept, firsts) if first is None]
+    spans: list[tuple[int, int] | None] = [plain.span(*span) for span, first in zip(kept, firsts) if first is None]
     is_normal = not items and any(part.reason in (ABSENT, NORMAL) for part in removed)
     if is_normal:
         item = normal_item(domain)

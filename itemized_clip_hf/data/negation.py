@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from . import fields
+
 FINDING = "finding"
 ABSENT = "absent"
 NORMAL = "normal"
@@ -16,7 +18,7 @@ NO_CONTENT = "no content"
 REASONS = (ABSENT, NORMAL, TECHNIQUE, RECOMMENDATION, COMPARISON, NO_CONTENT)
 
 _EDGES = " \t\r\n\"“”',;:•"
-_CONTRAST = "but|however|although|though|whereas|yet|nevertheless"
+_CONTRAST = "but|however|although|though|whereas|yet|nevertheless|despite|in spite of"
 _EXCEPTION = "(?:with the )?except(?:ion of| for)?|apart from|other than|aside from|in addition to"
 _OPENING = re.compile(
     rf"(?:(?:and|while|also|(?:{_EXCEPTION})(?: (?:this|these|that|it|them|those))?|with|in addition|{_CONTRAST})\b[\s,]*)+",
@@ -29,13 +31,15 @@ _BREAK = re.compile(
     rf"|(?P<strong>;|(?:[,:]\s+|{_GAP})(?:{_CONTRAST}|{_EXCEPTION}|please)\b)|(?P<rest>(?:[,:]\s+|{_GAP})otherwise\b)"
     rf"|(?P<negation>(?:,\s+|{_GAP})(?:and|with)\s+(?={_THERE}(?:no|without)\b)|,\s*(?={_THERE}(?:no|without|neither)\b)"
     rf"|{_GAP}(?=without\b))"
+    rf"|(?P<dash>{_GAP}[-–—]+\s+)"
     rf"|(?P<weak>(?:,\s+|{_GAP})and\s+|,\s+)"
 )
 _LABEL = re.compile(r"notes?|conclusions?|results?|comments?|addendum|also|in addition")
 # After "no hydrocephalus," such words begin something that is there, unless an "or" says that the list goes on.
 _DENIAL = re.compile(r"[\s,]*(?:and )?no\b")
 _ANEW = re.compile(
-    r"\s*(?:\d|an?\b|mild|moderate|severe|minimal|old|chronic|stable|unchanged|persistent|known)(?!.*\bn?or\b)"
+    r"\s*(?:\d|an?\b|mild|moderate|severe|minimal|old|chronic|stable|unchanged|persistent|known|small|tiny|trace|large|multiple|several"
+    r"|few)(?!.*\bn?or\b)"
 )
 _NO_SUBJECT = re.compile(
     r"\s*(?:is|are|was|were|has|have|which|that|who|whose|where|some of which|the largest of which)\b"
@@ -43,6 +47,26 @@ _NO_SUBJECT = re.compile(
 _LEAD = re.compile(
     r"\s*(?:in|at|on|within|from|for|around|along|near|under|between|among|through|by|again|also|however|otherwise|specifically"
     r"|as a result)\b"
+)
+_OPENS_WITH_DENIAL = re.compile(r"\W*(?:there (?:is|are|was|were) )?(?:no|without|negative for|free of)\b")
+_SUSPECTED = re.compile(
+    r"(?:should|must|has to|have to|needs? to) be (?:\w+ )?(?:considered|excluded|ruled out|kept in mind|thought of|suspected)"
+)
+_RULED_OUT = re.compile(
+    r"(?:(?<!to )(?<!should )(?<!must )(?<!cannot )\bbe |\b(?:is|are|was|were|been|being) )?(?:\w+ly )?"
+    r"(?:ruled[- ]out|excluded|eliminated)\b(?! (?:from|by))"
+)
+# "No increase in ..." denies where it speaks of an organ, and affirms where it speaks of a lesion.
+_NO_GROWTH = re.compile(
+    r"\b(?:no|without(?: an?| any)?) (?:(?:\w+ly )?(?:significant|marked|obvious|definite|clear|interval"
+    r"|apparent|considerable|further|additional"
+    r"|major|substantial|appreciable|measurable|visible|relevant|evident|evidence of|signs? of"
+    r"|new) )*(?:interval |size |volume )?"
+    r"(?:increase|decrease|reduction|enlargement|growth|expansion|extension|widening|shrinkage)\b"
+)
+_OF_SIZE = re.compile(
+    r"\s*(?:in (?:the |its |their )?(?:(?:size|number|extent|volume|dimensions?|diameter)(?:\s*(?:and|or|/)\s*)?)+\s*"
+    r"(?:$|[.,;]|(?:compared|since|from|when|was|is|were|has|in the interval)\b)|(?:compared|since|from)\b)"
 )
 _ADVISED = re.compile("evaluat|follow|correlat|clinic|control|differential|examin|verif|compar|recommend")
 _UNCHANGED = re.compile("chang|differen|progress|regress|improve|previous|prior|old")
@@ -70,6 +94,8 @@ class _Rules:
     negations: re.Pattern
     verbs: re.Pattern
     hidden: re.Pattern
+    lesions: re.Pattern
+    organs: re.Pattern
     technique: re.Pattern
     unjudged: re.Pattern
     recommendation: re.Pattern
@@ -77,6 +103,7 @@ class _Rules:
     filler: re.Pattern
     affirmed: re.Pattern
     denied: re.Pattern
+    denied_quality: re.Pattern
     lacks: re.Pattern
     within_limits: re.Pattern
     removed_organ: re.Pattern
@@ -106,19 +133,24 @@ def _rules() -> _Rules:
         negations=re.compile(whole("negations")),
         verbs=re.compile(whole("verbs")),
         hidden=re.compile(rf"\b{any_of('not_a_negation')}\b"),
+        lesions=re.compile(whole("lesions")),
+        organs=re.compile(rf"\b{organs}\b"),
         technique=re.compile(any_of("technique")),
         unjudged=re.compile(any_of("unjudged")),
         recommendation=re.compile(any_of("recommendation")),
         comparison=re.compile(any_of("comparison")),
         filler=re.compile(rf"(?:(?:{any_of('filler')}|\d+)(?:[\s,.:;-]+|$))+"),
-        affirmed=re.compile(rf"\b{auxiliary}(?: (?!not\b|no\b)\w+){{0,2}}? {seen}\b"),
+        affirmed=re.compile(rf"(?<!not )(?<!n't )(?<!n’t )\b{auxiliary}(?: (?!not\b|no\b)\w+){{0,2}}? {seen}\b"),
         denied=re.compile(
-            rf"\b{auxiliary}(?: not|n't|n’t)\b(?: \w+){{0,2}}? {seen}\b|\bcan ?not be {seen}\b|^not {seen}\b"
-            rf"|\bno longer (?:\w+ )?{seen}\b|\b{auxiliary} not (?:\w+ )?{any_of('not_abnormal')}\b"
+            rf"\b{auxiliary}(?: not|n't|n’t)\b(?: \w+){{0,2}}? {seen}\b"
+            rf"|\b(?:can ?|could ?)(?:not|n't|n’t) be {seen}\b|^not {seen}\b"
+            rf"|\bno longer (?:\w+ )?{seen}\b"
             r"|\b(?:disappeared|resolved|vanished)\b"
         ),
+        denied_quality=re.compile(rf"\b{auxiliary} ?(?:not|n't|n’t) (?:\w+ )?{any_of('not_abnormal')}\b"),
         lacks=re.compile(
-            rf"\b(?:do|does|did) not (?:show|have|contain|reveal|demonstrate|include)\b|\b{link}(?: \w+ly)? without\b"
+            rf"\b(?:do|does|did) ?(?:not|n't|n’t) (?:show|have|contain|reveal|demonstrate|include)\b"
+            rf"|\bfail(?:s|ed)? to (?:show|reveal|demonstrate)\b|\b{link}(?: \w+ly)? without\b"
         ),
         within_limits=re.compile(
             rf"\b{link}(?: \w+)? within (?:the )?(?:normal limits|limits of normal)"
@@ -143,8 +175,32 @@ def judge(sentence: str) -> tuple[Clause, ...]:
     the images were made, advice or a bare comparison; neighbouring clauses of the same verdict are joined.
     """
     text = "".join(" " if c.isspace() else c.lower() if len(c.lower()) == 1 else c for c in sentence)
+    text = re.sub(r"\bw/o(?! (?:iv )?contrast)", "no ", text)
+    box = fields.read_box(text)
+    if box:
+        return tuple(_ticked(text, *box))
+    field = _FIELD_VERDICTS.get(fields.read_field(text.strip(_EDGES), _rules().abnormal, _rules().organs) or "")
+    if field:
+        return tuple(_joined([Clause(0, len(text), field)], sentence))
     clauses = [clause for start, end in _statements(text) for clause in _clauses(text, start, end)]
     return tuple(_joined(clauses, sentence))
+
+
+_FIELD_VERDICTS = {fields.DENIED: ABSENT, fields.NORMAL: NORMAL, fields.UNSTATED: NO_CONTENT}
+
+
+def _ticked(text: str, state: str, rest: str) -> Iterator[Clause]:
+    """An entry with a box to tick; what an empty box stands before is denied if it is a finding, and says nothing otherwise."""
+    start = max(0, text.find(rest))
+    end = start + len(rest) if rest in text else len(text)
+    clauses = judge(rest)
+    found = any(clause.verdict == FINDING for clause in clauses)
+    if state == fields.DENIED:
+        yield Clause(start, end, ABSENT if found else NO_CONTENT)
+    elif rest in text:
+        yield from (Clause(start + clause.start, start + clause.end, clause.verdict) for clause in clauses)
+    else:
+        yield Clause(start, end, FINDING if found or not clauses else clauses[0].verdict)
 
 
 def names_abnormality(word: str) -> bool:
@@ -154,7 +210,14 @@ def names_abnormality(word: str) -> bool:
 
 def _hide(text: str) -> str:
     """The text without what only looks like a negation; same length."""
-    return _rules().hidden.sub(lambda found: "_" * len(found[0]), text)
+    rules = _rules()
+    text = rules.hidden.sub(lambda found: "_" * len(found[0]), text)
+    return _NO_GROWTH.sub(lambda found: "_" * len(found[0]) if _of_lesion(text[found.end() :]) else found[0], text)
+
+
+def _of_lesion(text: str) -> bool:
+    """Whether what did not grow is a lesion, or something named before: "no increase in the size of the aneurysm"."""
+    return bool(_OF_SIZE.match(text) or _rules().lesions.search(re.split(r"[,;]|\b(?:and|but|with) ", text)[0]))
 
 
 def _depths(text: str) -> list[int]:
@@ -177,6 +240,12 @@ def _pieces(text: str, masked: str) -> list[tuple[int, int, bool]]:
         if depths[found.start()] or not before.strip():
             continue
         if kind == "colon" and not _introduces(before, masked[found.end() :]):
+            continue
+        if kind == "dash" and not (
+            _OPENS_WITH_DENIAL.match(before)
+            and rules.abnormal.search(before)
+            and not rules.verbs.search(masked, found.end())
+        ):
             continue
         if kind == "rest" and rules.ends_with_verb.search(before):  # "lungs are otherwise clear"
             continue
@@ -294,6 +363,11 @@ def _verdict(clause: str) -> str:
     abnormal = rules.abnormal.search(masked)
     if rules.removed_organ.search(clause.strip(_EDGES)):
         return FINDING
+    field = _FIELD_VERDICTS.get(fields.read_field(text, rules.abnormal, rules.organs) or "")
+    if field:
+        return field
+    if abnormal and _SUSPECTED.search(text):
+        return FINDING
     advice = rules.recommendation.search(text)
     if advice and not rules.affirmed.search(text[: advice.start()]):
         return RECOMMENDATION
@@ -309,7 +383,7 @@ def _verdict(clause: str) -> str:
     unchanged = rules.hidden.search(text)
     if not abnormal and (rules.comparison.search(text) or (unchanged and _UNCHANGED.search(unchanged[0]))):
         return COMPARISON
-    return NO_CONTENT if rules.filler.fullmatch(text) else FINDING
+    return NO_CONTENT if rules.filler.fullmatch(text.strip("_ ")) else FINDING
 
 
 def _affirmed(text: str) -> bool:
@@ -331,6 +405,16 @@ def _is_absent(text: str) -> bool:
     if not _affirmed(text):
         if any(not rules.relative.search(text[: found.start()]) for found in rules.denied.finditer(text)):
             return True
+        quality = rules.denied_quality.search(text)
+        if (
+            quality
+            and not rules.lesions.search(text[: quality.start()])
+            and not rules.relative.search(text[: quality.start()])
+        ):
+            return True
+    ruled_out = _RULED_OUT.search(text)
+    if ruled_out and rules.abnormal.search(text[: ruled_out.start()]) and not _SUSPECTED.search(text):
+        return True
     lacks = rules.lacks.search(text)
     absent = re.search(r"\babsent\b", text)
     if absent and (rules.abnormal.search(text, 0, absent.start()) or "patholog" in text[: absent.start()]):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from ..domains import Domain, load_domain
 from .itemize import SIDES, TELLING_WORDS, content_words, itemize_report, normal_item, related, repeats
+from .markup import plain_text
 from .negation import ABSENT, NORMAL, judge
 from .sentences import split_sentences
 
@@ -228,6 +229,7 @@ class _Report:
 
     def __init__(self, report: str, domain: Domain | None):
         self.domain = domain
+        report = plain_text(report).text
         self.itemized = itemize_report(report, domain)
         self.words = content_words(report)
         self.measures = _measures(report)

@@ -1,42 +1,37 @@
 """Reports -> sentences with their places in the report; knows lists, headings, abbreviations, decimals and quotes."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from .headings import heading_starts, match_heading, sections_of
+from .lists import BEFORE_NUMBERS, list_marks
 
 TITLES = tuple("dr prof assist assoc mr mrs ms st".split())
 BEFORE_ANYTHING = (*TITLES, *"vs e.g i.e eg ie approx cf et.al al resp incl excl viz".split())
-BEFORE_NUMBERS = tuple("no nos nr fig figs img im se ser ca c p pp vol sec".split())
 BEFORE_LOWER_CASE = tuple(
-    "etc lab max min avg diam lat ant post sup inf med bilat mm cm ml cc hu mg kg yr yrs mo wk".split()
+    "etc lab max min avg diam lat ant post sup inf med bilat bil mm cm ml cc hu mg kg yr yrs mo wk rt lt neg susp prob poss "
+    "art aa vv fx hx incr decr sm lg mod sev".split()
 )
+SIDES = ("l", "r", "lt", "rt")  # "L. ICA", "Rt. Hilum"
 SENTENCE_STARTS = tuple("the there no it its this these an a both all bilateral findings impression".split())
-COUNTED = (
-    *"segment segments level type grade stage group category phase zone station rib ribs section image and or to".split(),
-    *BEFORE_NUMBERS,
-)
-SECTIONS = {
-    "findings": "findings finding result results report description",
-    "impression": "impression impressions conclusion conclusions opinion diagnosis summary",
-    "technique": "technique procedure protocol examination exam method",
-    "comparison": "comparison comparisons",
-    "indication": "indication indications history clinical reason",
-    "recommendation": "recommendation recommendations",
-}
-_SECTION_OF = {word: section for section, words in SECTIONS.items() for word in words.split()}
-_HEADING = re.compile(
-    rf"\s*(?P<word>{'|'.join(_SECTION_OF)})(?: (?:history|information|data|indication|for (?:the )?exam(?:ination)?))?\s*:\s*",
-    re.IGNORECASE,
-)
-_BULLET = re.compile(r"[•·▪◦]+|(?:(?<=\n)|^)[ \t]*[*\-–—](?=\s)")
-_NUMBER = re.compile(r"(?:(?<=\s)|^)\(?(?P<number>\d{1,2})[.)](?:[ \t]+(?=[\w\"“])|(?=[A-Z]))")
 _QUOTE = re.compile("[\"“”]|''")
 _LINE_END = re.compile(r"\n\s*")
-_FULL_STOP = re.compile(r"[.!?]+[\"”')\]]*(?=\s|$)|(?<=[a-z)])\.(?=[A-Z][a-z])")
+_FULL_STOP = re.compile(r"[.!?]+[\"”')\]>]*(?=\s|$)|(?<=[a-z)])\.(?=[A-Z][a-z])")
 _WORD_BEFORE = re.compile(r"[\w.]*\w$")
 _LEFT_OPEN = re.compile(
-    r"(?:,|\b(?:the|a|an|of|in|on|at|to|and|or|with|by|for|from|is|are|was|were|left|right))$", re.I
+    r"(?:,|\b(?:the|an?|of|in|on|at|to|and|n?or|with|by|for|from|is|are|was|were|be|no|not|without|any|evidence"
+    r"|suspicious|focal|acute|significant|new))$",
+    re.IGNORECASE,
 )
-_EDGES = " \t\r\n\"“”'•·▪◦;,"
+_GOES_ON = re.compile(
+    r"(?:of|in|on|at|to|and|n?or|with|without|by|for|from|than|as|which|that|is|are|was|were|has|have|had|be|been|could|can|may"
+    r"|compatible|consistent|suggest\w+|measuring|seen|noted|observed|detected|identified|present)\b(?!\s*:)",
+    re.IGNORECASE,
+)
+_FIELD = re.compile(r"[A-Z][\w /-]{2,40}:\s")
+_WRAPPED = 50  # characters: shorter lines are entries, not wrapped text
+_EDGES = " \t\r\n\"“”'•·▪◦;,|>"
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Sentence:
     """
     Args:
         start, end: place in the report in characters; `report[start:end] == text`.
-        section: heading it stands under (a key of `SECTIONS`), or None.
+        section: heading it stands under (a key of `headings.SECTIONS`), or None.
     """
 
     start: int
@@ -62,21 +57,22 @@ def split_sentences(report: str) -> list[Sentence]:
     """
     if not isinstance(report, str):
         raise TypeError(f"expected the text of a report as a string, found {type(report).__name__}.")
-    cuts = sorted({*_marks(report), *_quotes(report), *_line_ends(report)})
-    sentences: list[Sentence] = []
+    headings = [(place, place) for place in heading_starts(report)]
+    cuts = sorted({*list_marks(report), *_quotes(report), *_line_ends(report), *headings})
+    pieces: list[tuple[int, int, str | None]] = []
     section = None
     start = 0
     for mark_start, mark_end in [*cuts, (len(report), len(report))]:
         for begin, end in _full_stops(report, start, max(start, mark_start)):
-            heading = _HEADING.match(report, begin, end)
-            while heading:
-                section, begin = _SECTION_OF[heading["word"].lower()], heading.end()
-                heading = _HEADING.match(report, begin, end)
+            while heading := match_heading(report, begin, end):
+                section, begin = heading
             begin, end = _trim(report, begin, end)
             if any(map(str.isalnum, report[begin:end])):
-                sentences.append(Sentence(begin, end, report[begin:end], section))
+                pieces.append((begin, end, section))
+                section = None
         start = max(start, mark_end)
-    return sentences
+    sections = sections_of(report, pieces)
+    return [Sentence(start, end, report[start:end], name) for (start, end, _), name in zip(pieces, sections)]
 
 
 def _full_stops(text: str, start: int, end: int):
@@ -107,6 +103,8 @@ def _continues(text: str, begin: int, stop: re.Match, end: int) -> bool:
     found = _WORD_BEFORE.search(text, begin, stop.start())
     word = found[0].lower() if found else ""
     next_word = re.split(r"\W", following, maxsplit=1)[0].lower()
+    if _abbreviates(text[begin : stop.start()], word, following, next_word):
+        return True
     if word in BEFORE_ANYTHING:
         return True
     if word in BEFORE_NUMBERS:
@@ -120,23 +118,16 @@ def _continues(text: str, begin: int, stop: re.Match, end: int) -> bool:
     return bool(re.search(rf"\b(?:{'|'.join(TITLES)})\. +[A-Z]$", text[begin : stop.start()], re.I))
 
 
-def _marks(text: str):
-    """Bullets, and numbers of lists that count up from 1."""
-    yield from (found.span() for found in _BULLET.finditer(text))
-    expected = 1
-    for found in _NUMBER.finditer(text):
-        number = int(found["number"])
-        before = text[: found.start()].rstrip()
-        first = not before or before[-1] == ":" or "\n" in text[len(before) : found.start()]
-        starts = first or before[-1] in '.!?;"“”•·)'
-        last = before.split()[-1].lower().rstrip(".") if before else ""
-        if number not in (1, expected) or (last in COUNTED and not first):
-            continue
-        if not text[found.end()].isupper() and not first and not (starts and number > 1):
-            continue  # "a size of 1. 5 cm"
-        if starts or number > 1:
-            expected = number + 1
-            yield found.span()
+def _abbreviates(before: str, word: str, following: str, next_word: str) -> bool:
+    """Whether a single letter or a side stands before the full stop: "R. lower lobe", "C. difficile", "in the L. ICA"."""
+    if next_word in SENTENCE_STARTS or not (len(word) == 1 and word.isalpha() or word in SIDES):
+        return False
+    if following[0].islower():
+        return True
+    opens = not before[: -len(word)].strip() or re.search(
+        r"\b(?:the|in|of|at|on|and|or|to|from|with|an?)\s$", before[: -len(word)], re.I
+    )
+    return word in SIDES and bool(opens)
 
 
 def _quotes(text: str):
@@ -149,12 +140,31 @@ def _quotes(text: str):
             yield found.span()
 
 
-def _line_ends(text: str):
+def _line_ends(text: str) -> Iterator[tuple[int, int]]:
+    """Line ends at which a sentence or an entry ends; runs of spaces before a capital stand for a lost line end."""
+    width = max(map(len, text.split("\n")))
+    capitals = not any(map(str.islower, text))
     for found in _LINE_END.finditer(text):
-        before, right = text[: found.start()].rstrip(), text[found.end() : found.end() + 1]
-        ended = before[-1:] in ("", ".", "!", "?", ":", '"', "”")
-        if ended or not right or found[0].count("\n") > 1 or (right.isupper() and not _LEFT_OPEN.search(before)):
+        before = text[text.rfind("\n", 0, found.start()) + 1 : found.start()].rstrip()
+        following = text[found.end() : found.end() + 80].split("\n")[0]
+        if found[0].count("\n") > 1 or not following or before[-1:] in ("", ".", "!", "?", ":", '"', "”"):
             yield found.span()
+        elif _FIELD.match(following):
+            yield found.span()
+        elif not _LEFT_OPEN.search(before) and not _wrapped(before, following, width, capitals):
+            yield found.span()
+    for found in re.finditer(r"(?<=\S) {3,}(?=[A-Z])", text):
+        if not _LEFT_OPEN.search(text[max(0, found.start() - 20) : found.start()]):
+            yield found.span()
+
+
+def _wrapped(before: str, following: str, width: int, capitals: bool) -> bool:
+    """Whether a sentence goes on in the next line: its first word would not have fitted into this one."""
+    if following[0].isupper() and not capitals:
+        return bool(re.search(r"\b(?:left|right)$", before) and re.match(r"[A-Z]{2,}", following))
+    if _GOES_ON.match(following):
+        return True
+    return width >= _WRAPPED and len(before) + 1 + len(following.split()[0]) > 0.85 * width
 
 
 def _trim(text: str, start: int, end: int) -> tuple[int, int]:
