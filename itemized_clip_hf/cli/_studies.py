@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from itemized_clip_hf.data.open import Warnings, require_usable
+from itemized_clip_hf.data.open import Warnings, known_codes, require_usable
 from itemized_clip_hf.data.reader import read_file
 from itemized_clip_hf.data.records import read_records, study_name
 from itemized_clip_hf.data.study import Scan, Study, Unreadable
@@ -104,10 +104,10 @@ class Opener:
         accept: codes of `data.checks` that are no reason to refuse a scan.
     """
 
-    def __init__(self, volume_index: int | None = None, domain: str | None = None, accept: tuple[str, ...] = ()):
+    def __init__(self, volume_index: int | None = None, domain: str | None = None, accept: Collection[str] = ()):
         self.volume_index = volume_index
         self.domain = domain
-        self.accept = accept
+        self.accept = known_codes(accept)
         self.warn = Warnings(partial(click.echo, err=True))
 
     def __call__(self, record: dict):

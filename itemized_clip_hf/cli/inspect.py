@@ -25,11 +25,16 @@ def command(paths, inputs, domain, accept, volume_index, verbose, as_json):
     """
     from itemized_clip_hf.cli._studies import Inputs
     from itemized_clip_hf.data.checks import LEVELS, check_study
+    from itemized_clip_hf.data.open import known_codes
     from itemized_clip_hf.data.reader import read_study
+    from itemized_clip_hf.domains import load_domain
     from itemized_clip_hf.evaluation.text_table import format_table
 
     if not (*paths, *inputs):
         raise click.UsageError("name at least one file, folder or list.")
+    accept = known_codes(accept)
+    if domain is not None:
+        load_domain(domain)
     results, rows, worst = [], [], 0
     for record in Inputs((*paths, *inputs)):
         try:

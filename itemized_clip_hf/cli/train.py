@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import click
 
-from itemized_clip_cli import device_option, json_option, parse_settings, tokenizer_option
+from itemized_clip_cli import accept_option, device_option, json_option, parse_settings, tokenizer_option
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -58,6 +58,7 @@ def leaving_at_signals():
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training argument, e.g. max_steps=100; repeat."
 )
+@accept_option
 @click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the output folder.")
 @device_option
 @json_option
@@ -74,6 +75,7 @@ def command(
     items_column,
     images_column,
     settings,
+    accept,
     resume,
     device,
     as_json,
@@ -86,6 +88,8 @@ def command(
     on from it.
     """
     overrides = parse_settings(settings)
+    if accept:
+        overrides["accept"] = list(accept)
     if device == "cpu":
         overrides["use_cpu"] = True
     elif device != "auto":

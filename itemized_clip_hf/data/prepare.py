@@ -28,6 +28,7 @@ from ..version import __version__
 from .cells import as_items, as_labels, holds_list, is_nothing
 from .checks import check_study
 from .files import hold_output, whole_file, write_text
+from .open import known_codes
 from .reader import read_study
 from .records import Records, read_records, refuse_repeats
 from .storage import preset_of, scan_features, store_scan
@@ -111,6 +112,7 @@ def plan_studies(
     Raises:
         ValueError: an id stands twice, a column is missing, or no study has both images and items.
     """
+    known_codes(settings.get("accept", ()))
     found = _join(studies, reports, id_column, items_column)
     facts = load_domain(domain)
     rows: list[dict] = []

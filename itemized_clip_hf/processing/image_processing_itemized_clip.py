@@ -332,7 +332,9 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
                 f"reading {os.fspath(scan)} needs the package: pip install 'itemized-clip-hf[volumes]' and import it, or pass "
                 "an array."
             )
-        return type(self).reader(scan, settings.get("domain", self.domain), tuple(settings.get("accept") or ()))
+        accept = settings.get("accept") or ()
+        accept = (accept,) if isinstance(accept, str) else tuple(accept)
+        return type(self).reader(scan, settings.get("domain", self.domain), accept)
 
     def _process_scan(self, name, scan, settings, generator) -> list[ProcessedScan]:
         if settings["scan_size"][0] == 1:

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..data.cells import neutralize
 from ..data.items import choose_items, sample_diverse
+from ..data.open import known_codes
 from ..data.truth_values import read_truth_value
 from ..processing.image_processing_itemized_clip import ProcessedScan
 
@@ -29,6 +30,7 @@ class ItemizedCLIPCollator:
         diverse_sampling: arguments of `sample_diverse`; plain items if None.
         join_items: makes one text of all items of a study and a generator (None in evaluation), for objectives that take
             one text per study; `max_items` and `diverse_sampling` then have no effect.
+        accept: codes of the checks that a scan is used in spite of; the image processor's own if None.
         is_normal: rule on the items of a study, for studies that do not say it themselves.
         quarantine: file that lists what could not be read: study, or study and scan, and reason. A bad scan is left out of its
             study, a study without a scan or an item is left out of its batch.
@@ -42,6 +44,7 @@ class ItemizedCLIPCollator:
     max_items: int = 7
     max_scans: int = 10
     scan_fill: str = "mask"
+    accept: list[str] | None = None
     diverse_sampling: dict | None = None
     is_normal: Callable[[list[str]], bool] | None = None
     quarantine: str | Path | None = None
@@ -51,6 +54,7 @@ class ItemizedCLIPCollator:
     def __post_init__(self):
         if self.scan_fill not in ("mask", "repeat"):
             raise ValueError(f"scan_fill is {self.scan_fill!r}, expected 'mask' or 'repeat'.")
+        known_codes(self.accept or ())
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         """Batch of examples, or of what `prepare` made of them."""
@@ -118,7 +122,10 @@ class ItemizedCLIPCollator:
             elif isinstance(study, (list, tuple)):
                 study = [study[i] for i in self._choose(len(study), generator)]
             scans = self.processor.image_processor.process_study(
-                study, generator, on_error=lambda name, error: self.report(f"{example.get('id')}/{name}", error)
+                study,
+                generator,
+                on_error=lambda name, error: self.report(f"{example.get('id')}/{name}", error),
+                **({} if self.accept is None else {"accept": self.accept}),
             )
             scans = [scans[i] for i in self._choose(len(scans), generator)]
         if self.scan_fill == "repeat":

@@ -47,6 +47,7 @@ def build_collator(args: ItemizedCLIPTrainingArguments, processor, domain) -> It
         max_items=args.max_items,
         max_scans=args.max_scans,
         scan_fill=args.scan_fill,
+        accept=args.accept,
         diverse_sampling=cast(dict | None, args.diverse_sampling),
         is_normal=domain.is_normal if domain else None,
         quarantine=Path(cast(str, args.output_dir)) / "quarantine.csv",

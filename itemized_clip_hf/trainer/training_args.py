@@ -35,6 +35,7 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
         muon_learning_rate, muon_weight_decay (`float`): train the weights of linear layers by Muon with these
             (`trainer/muon.py`) and the rest by AdamW; steps are of AdamW's size, so the rates are of its order.
         hub_license (`str`): licence of the weights, as the Hub calls it; `push_to_hub` needs it, or a `card.yaml` with it.
+        accept (`list[str]`): codes of the checks that a scan is used in spite of, as `itemized-clip inspect` gives them.
         diverse_sampling (`dict`): `{"max_merged": 3, "consecutive_prob": 0.5}` for 2-D captions.
     """
 
@@ -47,6 +48,7 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     max_items: int = 7
     max_scans: int = 10
     scan_fill: str = "mask"
+    accept: list[str] | None = None
     diverse_sampling: dict | str | None = None
     resident_pictures: bool = False
     save_minutes: float | None = None

@@ -137,10 +137,8 @@ def by_training_list(domain, files, folder, model, processor, accept):
     from itemized_clip_hf.trainer.collator import ItemizedCLIPCollator
 
     quarantine = folder / f"quarantine-{len(accept)}.csv"
-    processor.image_processor.accept = accept
-    collator = ItemizedCLIPCollator(processor, quarantine=quarantine)
+    collator = ItemizedCLIPCollator(processor, quarantine=quarantine, accept=accept)
     collator(list(read_records(folder / "list.jsonl")))
-    processor.image_processor.accept = ()
     with quarantine.open(newline="") as file:
         rows = {row["study"].split("/")[0]: row["reason"] for row in csv.DictReader(file)}
     return {code: rows.get(code) for code in files}
@@ -342,3 +340,24 @@ def test_pages_of_a_picture_are_not_dropped_in_silence(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         processor(str(tmp_path / "pages.tiff"))
     assert any("holds 2 pages" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [
+        ("inspect", ["--accept", "not_raw"]),
+        ("inspect", ["--domain", "banana"]),
+        ("prepare", ["--accept", "not_raw", "--domain", "brain-mri", "-o", "out"]),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(tmp_path, monkeypatch, verb, arguments):
+    import importlib
+
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "a.nii.gz", head() + 1000)
+    (tmp_path / "list.jsonl").write_text(json.dumps({"id": "a", "images": "a.nii.gz", "items": ITEMS[:1]}))
+    command = importlib.import_module(f"itemized_clip_hf.cli.{verb}").command
+    done = CliRunner().invoke(command, ["-i", "list.jsonl", *arguments])
+    assert isinstance(done.exception, ValueError) and (
+        "not-raw" in str(done.exception) or "banana" in str(done.exception)
+    )

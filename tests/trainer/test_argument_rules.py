@@ -31,7 +31,7 @@ output_dir per_device_train_batch_size max_steps learning_rate warmup_steps weig
 gradient_accumulation_steps dataloader_drop_last seed use_cpu logging_strategy logging_steps save_strategy save_steps
 ddp_timeout ddp_backend ddp_find_unused_parameters fsdp fsdp_config deepspeed push_to_hub hub_token hub_private_repo
 hub_model_id hub_strategy hub_always_push hub_revision report_to disable_tqdm local_rank
-objective objective_weights freeze_text freeze_vision lora cached_micro_batch_size max_items max_scans scan_fill
+objective objective_weights freeze_text freeze_vision lora cached_micro_batch_size max_items max_scans scan_fill accept
 diverse_sampling resident_pictures save_minutes muon_learning_rate muon_weight_decay hub_license
 """.split()
 
