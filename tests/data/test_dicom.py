@@ -43,6 +43,7 @@ from pydicom.uid import (  # noqa: E402
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor  # noqa: E402
 from itemized_clip_hf.data.dicom import read_dicom  # noqa: E402
+from itemized_clip_hf.data.open import REFUSALS  # noqa: E402
 from itemized_clip_hf.data.reader import read_file  # noqa: E402
 from itemized_clip_hf.data.study import Scan  # noqa: E402
 
@@ -68,7 +69,7 @@ def assert_true_inside(scan: Scan, share=0.4):
 def pixels(scan: Scan, **settings) -> dict[str, torch.Tensor]:
     domain = "brain-mri" if scan.modality == "MR" else "head-ct"
     settings = {"scan_size": [8, 24, 24], "in_plane_size": 28, **settings}
-    processor = ItemizedCLIPImageProcessor.from_domain(domain, **settings)
+    processor = ItemizedCLIPImageProcessor.from_domain(domain, accept=REFUSALS, **settings)
     return {one.name: one.pixel_values for one in processor.process_study(scan)}
 
 

@@ -306,3 +306,17 @@ def test_a_study_in_python_is_one_visit_too(tmp_path, kind):
     assert processor({"T1": zips[0], "T2": zips[0]})["scan_mask"].sum() == 2
     with pytest.raises(ValueError, match="the images are of several"):
         processor({"T1": zips[0], "T2": zips[1]})
+
+
+@pytest.mark.parametrize(("signed", "padding"), [(False, 63536), (False, 0xF000), (True, -2000)])
+def test_padding_in_bits_beyond_the_stored_ones_is_air(tmp_path, signed, padding):
+    """12 bits stored, the margin filled with a word of 16: dcm2niix masks it to tissue of +1,072 HU."""
+    made = make_series(make_grid(), signed=signed, intercept=0.0 if signed else -1024.0)
+    for one in made:
+        words = np.frombuffer(one.PixelData, "<i2" if signed else "<u2").reshape(one.Rows, one.Columns).copy()
+        words[:3] = padding
+        set_fields(one, {"BitsStored": 12, "HighBit": 11, "PixelPaddingValue": padding})
+        one.PixelData = words.tobytes()
+    (scan,) = read_dicom(save(made, tmp_path / "s")).scans.values()
+    margin = scan.array[:, :3] if scan.array.shape[1] == made[0].Rows else scan.array[..., :3]
+    assert (margin <= -1000).all() and (scan.array[:, 3:] > -1000).all()

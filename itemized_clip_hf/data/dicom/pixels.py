@@ -95,7 +95,8 @@ def _read_pixels(file: DicomFile) -> tuple[np.ndarray, Any]:
             for frame in pydicom.encaps.generate_frames(pixels, number_of_frames=frames):
                 if _coded_size(frame) != (int(dataset.Rows), int(dataset.Columns), 1):
                     raise Unusable("its compressed pixels do not have the size that its header gives")
-        return dataset.pixel_array, dataset
+        words = _whole_words(dataset, pixels, expected)
+        return (dataset.pixel_array if words is None else words), dataset
     except Unusable:
         raise
     except Exception as error:
@@ -103,6 +104,24 @@ def _read_pixels(file: DicomFile) -> tuple[np.ndarray, Any]:
             f"its pixels cannot be decoded: they are cut off, damaged, or not in the stated transfer syntax "
             f"({type(error).__name__})"
         ) from None
+
+
+def _whole_words(dataset, pixels: bytes, expected: int) -> np.ndarray | None:
+    """
+    Uncompressed pixels of 16 bits with the bits beyond `BitsStored`, which pydicom clears and padding may be written in; None
+    for others.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    words = (
+        not syntax.is_compressed and int(dataset.BitsAllocated) == 16 and int(dataset.get("SamplesPerPixel", 1)) == 1
+    )
+    if not words or "PixelData" not in dataset or len(pixels) < expected or not expected:
+        return None
+    order, kind = "<" if syntax.is_little_endian else ">", "i" if dataset.get("PixelRepresentation") else "u"
+    array = np.frombuffer(pixels, f"{order}{kind}2", expected // 2).astype(f"{kind}2")
+    frames = int(dataset.get("NumberOfFrames", 1) or 1)
+    shape = (int(dataset.Rows), int(dataset.Columns))
+    return array.reshape(shape if frames == 1 else (frames, *shape))
 
 
 def _state_syntax(dataset) -> None:
