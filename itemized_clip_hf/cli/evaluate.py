@@ -156,7 +156,7 @@ def command(
                 f"{sorted(set(chosen) & set(common))} have options of their own", param_hint="--set"
             )
         results = run_task(protocol_name, loaded, processor, data, **common, **chosen)
-        results["model"] |= say_origin(loaded, model)
+        results["model"] |= say_origin(model)
         write_text(target, json.dumps(results, indent=1) + "\n")
         click.echo(json.dumps(results, indent=1) if as_json else format_task(results))
         return
@@ -180,7 +180,7 @@ def command(
         **common,
     )
     results = evaluation.results
-    results["model"] |= say_origin(loaded, model)
+    results["model"] |= say_origin(model)
     results["variant"] = variant
     results["model_index"] = model_index(results, Path(results["model"]["name"]).name)
     write_text(target, json.dumps(results, indent=1) + "\n")

@@ -67,7 +67,7 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, ac
         if not items:
             items = [texts[0] for texts in choose_prompts((), None, loaded.config.domain).values()]
         folder = place / unique(file_name(name, "study"), folders)
-        facts = {"id": name, "model": say_origin(loaded, model), "made_of": hash_text([about, name, items])}
+        facts = {"id": name, "model": say_origin(model), "made_of": hash_text([about, name, items])}
         entries = known_maps(folder, facts["made_of"])
         try:
             if entries is None:

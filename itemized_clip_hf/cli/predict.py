@@ -75,7 +75,7 @@ def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, 
     for note in notes:
         click.echo(note, err=True)
     if as_json:
-        results = {"model": say_origin(loaded, model), "results": scoring.as_rows()}
+        results = {"model": say_origin(model), "results": scoring.as_rows()}
         click.echo(json.dumps({**results, **({"metrics": metrics} if metrics else {})}, indent=1))
     else:
         print_scores(scoring, metrics, output)

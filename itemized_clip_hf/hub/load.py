@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from ..data.tokenizer import load_tokenizer
@@ -63,11 +64,13 @@ def split_revision(name: str, revision: str | None = None) -> tuple[str, str | N
     return own, stated
 
 
-def say_origin(model, asked: str) -> dict[str, str]:
+def say_origin(asked: str) -> dict[str, str]:
     """Name of a model, and, of one from the Hub, the revision that was asked for and the commit that it is."""
     name, revision = split_revision(asked)
-    commit = getattr(model.config, "_commit_hash", None)
-    known = {"name": name, "revision": revision, "commit": None if Path(name).exists() else commit}
+    local = Path(name).exists() or name.startswith(UNTRAINED)
+    cached = None if local else try_to_load_from_cache(name, "config.json", revision=revision)
+    commit = Path(cached).parent.name if isinstance(cached, str) else None  # .../snapshots/COMMIT/config.json
+    known = {"name": name, "revision": revision, "commit": commit}
     return {key: value for key, value in known.items() if value is not None}
 
 
