@@ -65,6 +65,11 @@ _CHOICE = re.compile(
 DENIED, NORMAL, UNSTATED, AS_GIVEN = "denied", "normal", "unstated", "as given"
 
 
+def is_attribute(word: str) -> bool:
+    """Whether a word in lower case names a property of a lesion rather than a lesion: "enhancement"."""
+    return bool(_ATTRIBUTE.match(word))
+
+
 def is_missing(text: str) -> bool:
     """Whether a text stands for a report that is not there: "nan", "N/A", "Not given."."""
     return bool(MISSING.fullmatch(text))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from . import fields
+from . import affirmed, fields
 
 FINDING = "finding"
 ABSENT = "absent"
@@ -51,7 +51,9 @@ _LEAD = re.compile(
 _OPENS_WITH_DENIAL = re.compile(r"\W*(?:there (?:is|are|was|were) )?(?:no|without|negative for|free of)\b")
 _SUSPECTED = re.compile(
     r"(?:should|must|has to|have to|needs? to) be (?:\w+ )?(?:considered|excluded|ruled out|kept in mind|thought of|suspected)"
+    r"|(?:^|\b(?:to|and|please|or) )(?:rule out|exclude|r/o)\b"
 )
+_COMPLAINT = re.compile(r"(?:(?:the )?(?:patient|pt|he|she|mother|father|family)\b[\w ]{0,30}?)?\bden(?:y|ies|ied)\b")
 _RULED_OUT = re.compile(
     r"(?:(?<!to )(?<!should )(?<!must )(?<!cannot )\bbe |\b(?:is|are|was|were|been|being) )?(?:\w+ly )?"
     r"(?:ruled[- ]out|excluded|eliminated)\b(?! (?:from|by))"
@@ -324,6 +326,9 @@ def _only_says_where(text: str) -> bool:
 def _clauses(text: str, start: int, end: int) -> Iterator[Clause]:
     """One statement with its verdict, parted once more where it names an abnormality beside normality or advice."""
     verdict = _verdict(text[start:end])
+    if verdict == ABSENT:
+        yield from _denied(text, start, end)
+        return
     advice = verdict == RECOMMENDATION
     rules = _rules()
     cue = rules.recommendation if advice else rules.normal
@@ -344,6 +349,19 @@ def _clauses(text: str, start: int, end: int) -> Iterator[Clause]:
                 yield Clause(start + cut, end, FINDING)
                 return
     yield Clause(start, end, verdict)
+
+
+def _denied(text: str, start: int, end: int) -> Iterator[Clause]:
+    """A statement of absence, parted where something begins that is there."""
+    rules = _rules()
+    for stop, begin in affirmed.places(_hide(text[start:end]), rules.abnormal, rules.verbs):
+        if _verdict(text[start : start + stop]) == ABSENT:
+            yield Clause(start, start + stop, ABSENT)
+            closing = text.find(")", start + begin, end) if text[start + stop] == "(" else -1
+            closing = closing if not re.search(r"\w", text[closing:end]) else -1
+            yield Clause(start + begin, closing if closing > 0 else end, FINDING)
+            return
+    yield Clause(start, end, ABSENT)
 
 
 def _names_only(text: str, this: re.Pattern, other: re.Pattern) -> bool:
@@ -371,6 +389,8 @@ def _verdict(clause: str) -> str:
     advice = rules.recommendation.search(text)
     if advice and not rules.affirmed.search(text[: advice.start()]):
         return RECOMMENDATION
+    if _COMPLAINT.match(text):
+        return NO_CONTENT
     if _is_absent(masked):
         return ABSENT
     unjudged = rules.unjudged.search(text)

@@ -86,3 +86,78 @@ def test_the_frame_of_a_report_is_no_item():
 def test_a_missing_report_is_not_normal(report):
     result = itemize_report(report)
     assert (result.items, result.is_normal) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("report", "item"),
+    [
+        ("No cardiomegaly with bilateral small effusions.", "bilateral small effusions."),
+        ("No pneumothorax, left effusion.", "left effusion."),
+        ("No pneumothorax and left effusion.", "left effusion."),
+        ("No pneumothorax, effusion on the left.", "effusion on the left."),
+        ("No pneumothorax (left effusion).", "left effusion"),
+        ("No pneumothorax, possible left effusion.", "possible left effusion."),
+        ("No pneumothorax is seen with small left effusion.", "small left effusion."),
+        ("Pneumothorax is not seen, left effusion.", "left effusion."),
+        ("No acute infarct with a 5 mm aneurysm.", "a 5 mm aneurysm."),
+        ("There is no consolidation, bibasilar atelectasis.", "bibasilar atelectasis."),
+        ("Negative for fracture with left knee effusion.", "left knee effusion."),
+        ("No acute process, chronic infarct in the left frontal lobe.", "chronic infarct in the left frontal lobe."),
+        ("No pneumothorax however left effusion.", "left effusion."),
+    ],
+)
+def test_what_follows_a_denial_stays_if_it_says_where_or_how_large(report, item):
+    result = itemize_report(report)
+    assert result.items == [item] and not result.is_normal
+    assert report[slice(*result.spans[0])] == item
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "No pneumothorax, effusion or consolidation.",
+        "No pneumothorax, pleural effusion, or left lung nodule.",
+        "No left effusion, right effusion or pneumothorax.",
+        "No right and left pleural effusion.",
+        "No pneumothorax, effusion, and consolidation.",
+        "No fracture with displacement.",
+        "No mass with mild enhancement.",
+        "No lymph node with a short axis larger than 1 cm was observed.",
+        "No mass, left lung nodule was seen.",
+    ],
+)
+def test_lists_of_denied_findings_stay_denied(report):
+    result = itemize_report(report)
+    assert result.is_normal and [part.reason for part in result.removed] == ["absent"]
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "Malignancy should be excluded.",
+        "Rule out malignancy.",
+        "Please exclude neoplasm.",
+        "Tuberculosis must be excluded.",
+        "CT is recommended to rule out malignancy.",
+    ],
+)
+def test_what_has_to_be_excluded_is_an_uncertain_item(report):
+    assert itemize_report(report).items == [report]
+    assert not itemize_report(f"No effusion. {report}").is_normal
+
+
+@pytest.mark.parametrize(
+    "report", ["Malignancy was ruled out.", "No evidence of malignancy.", "CT rules out pneumonia."]
+)
+def test_what_was_excluded_is_absent(report):
+    assert itemize_report(report).is_normal
+
+
+@pytest.mark.parametrize(
+    "report",
+    ["Patient denies pain.", "Pt denies chest pain, cough or fever.", "Denies trauma.", "She denied any injury."],
+)
+def test_what_a_patient_denies_is_no_normal_study(report):
+    result = itemize_report(report)
+    assert (result.items, result.is_normal) == ([], False)
+    assert itemize_report(f"{report} No effusion.").is_normal
