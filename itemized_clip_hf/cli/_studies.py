@@ -15,6 +15,7 @@ from itemized_clip_hf.data.study import Scan, Study, Unreadable
 from itemized_clip_hf.data.tables import TABLE_SUFFIXES
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.processing.image_processing_itemized_clip import PICTURE_SUFFIXES
+from itemized_clip_hf.specs import read_prompts
 
 
 class Inputs:
@@ -183,12 +184,7 @@ class OpenOneByOne:
 def choose_prompts(prompts: tuple[str, ...], prompt_file: str | None, domain: str | None) -> dict[str, list[str]]:
     """Prompts of the command line, of a file (JSON or YAML: label -> texts, or a list), or of the model's domain."""
     if prompt_file:
-        import yaml
-
-        loaded = yaml.safe_load(Path(prompt_file).read_text())
-        if isinstance(loaded, list):
-            return {text: [text] for text in loaded}
-        return {label: [texts] if isinstance(texts, str) else list(texts) for label, texts in loaded.items()}
+        return read_prompts(prompt_file)
     if prompts:
         return {text: [text] for text in prompts}
     known = load_domain(domain).prompts if domain else {}

@@ -57,17 +57,15 @@ def command(checkpoint, domain, output, tokenizer, config, into, accept, overwri
 
 def read_architecture(path: str, domain: str):
     """Arguments of `ItemizedCLIPConfig` in a file, over those of the domain."""
-    from pathlib import Path
-
-    import yaml
     from huggingface_hub.errors import StrictDataclassError
 
     from itemized_clip_hf import ItemizedCLIPConfig
     from itemized_clip_hf.domains import load_domain
     from itemized_clip_hf.recipes import merge
+    from itemized_clip_hf.specs import conform, read_written
 
-    text = Path(path).read_text()
-    changes = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)  # YAML takes 1e-12 for a word
+    changes = read_written(path)
+    conform(changes, dict, path)
     try:
         return ItemizedCLIPConfig(**merge(load_domain(domain).architecture, changes))
     except (StrictDataclassError, TypeError) as error:

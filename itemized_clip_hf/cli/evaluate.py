@@ -105,8 +105,6 @@ def command(
     Tasks without a label table take the place of a protocol: retrieval (captions as COCO's or Karpathy's JSON, or a list),
     items (a list of studies with items: completeness and separability), segmentation (a list with `mask`).
     """
-    import yaml
-
     from itemized_clip_hf.cli._studies import Opener
     from itemized_clip_hf.data.files import hold_output, write_text
     from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
@@ -114,6 +112,7 @@ def command(
     from itemized_clip_hf.evaluation.report import draw_evaluation, format_results, model_index
     from itemized_clip_hf.evaluation.tasks import TASKS, format_task, run_task
     from itemized_clip_hf.hub.load import UNTRAINED, load, say_origin
+    from itemized_clip_hf.specs import read_prompts
 
     task = protocol_name in TASKS
     given = {
@@ -172,7 +171,7 @@ def command(
         protocol,
         data,
         labels=named or None,
-        prompts=yaml.safe_load(Path(prompt_file).read_text()) if prompt_file else None,
+        prompts=read_prompts(prompt_file) if prompt_file else None,
         id_column=id_column,
         validation=validation,
         validation_labels=validation_labels,

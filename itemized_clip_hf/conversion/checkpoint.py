@@ -86,7 +86,24 @@ def read_state_dict(source) -> dict[str, torch.Tensor]:
     strangers = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if not state or strangers:
         raise ValueError(f"this is not a state dict: {len(state)} entries, not tensors: {strangers[:5]}.")
+    for name, tensor in state.items():
+        _check_tensor(name, tensor)
     return {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
+
+
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Weights are plain tensors of real numbers that the file holds, every one."""
+    found = None
+    if tensor.layout != torch.strided:
+        found = f"sparse ({tensor.layout})"
+    elif tensor.is_quantized:
+        found = f"quantized ({tensor.dtype})"
+    elif tensor.is_meta or tensor.is_complex():
+        found = "without values" if tensor.is_meta else f"of complex numbers ({tensor.dtype})"
+    elif tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 1 << 28):
+        found = f"of shape {tuple(tensor.shape)}, more than the file holds of it"
+    if found:
+        raise ValueError(f"the weight {name} is {found}, expected an ordinary tensor of real numbers.")
 
 
 class Keys:

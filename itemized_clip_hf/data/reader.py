@@ -1,9 +1,7 @@
 """Files and folders of every known kind -> scans and studies; masks are not taken for scans."""
 
 import os
-import re
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 from . import nifti
+from .itk import read_itk
 from .study import Scan, Study
 
 ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
@@ -177,92 +176,6 @@ def mask_reason(array: np.ndarray, most_values: int = 16) -> str | None:
     return (
         f"it holds {len(values)} different values, all of them integers ({', '.join(f'{v:g}' for v in values[:6])} ...)"
     )
-
-
-def read_itk(path: str | os.PathLike) -> Scan:
-    """NRRD and MetaImage files, through SimpleITK."""
-    try:
-        import SimpleITK
-    except ImportError:
-        raise ImportError("NRRD and MHA files need SimpleITK: pip install 'itemized-clip-hf[itk]'.") from None
-    path = Path(path)
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        size = [float(count) for count in reader.GetSize()]
-        if reader.GetNumberOfComponents() != 1 or len(size) < 3 or min(size[:3]) < 2 or max([1, *size[3:]]) > 1:
-            raise ValueError(
-                f"{path.name} has {reader.GetNumberOfComponents()} x {size}; expected one volume of single numbers."
-            )
-        if 8 * np.prod(size) > 2 * nifti.MAX_BYTES:
-            raise ValueError(f"{path.name} would take more than {nifti.MAX_BYTES >> 30} GiB: its header is damaged.")
-        _verify_compressed(path, reader)
-        image = reader.Execute()
-    except (RuntimeError, EOFError, zlib.error):
-        raise ValueError(f"{path.name} cannot be read: it is truncated, damaged or of another kind.") from None
-    direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:3, :3]
-    spacing = np.array(image.GetSpacing()[:3])
-    affine = np.eye(4)
-    affine[:3, :3] = direction * spacing
-    affine[:3, 3] = image.GetOrigin()[:3]
-    if not nifti.is_usable_affine(affine):
-        raise ValueError(f"{path.name} has no usable geometry (its affine is singular, not finite, or not in mm).")
-    affine = np.diag([-1.0, -1, 1, 1]) @ affine @ nifti.DEPTH_FIRST
-    array = SimpleITK.GetArrayFromImage(image)
-    array = array.reshape(array.shape[-3:])
-    if array.dtype.kind not in "iuf":
-        raise ValueError(f"{path.name} holds values of type {array.dtype}, expected one number per voxel.")
-    kind = path.suffix[1:].upper()
-    notes = {} if _states_orientation(path, reader) else {"orientation-unknown": "its header gives no orientation"}
-    return Scan(array, affine, path.stem, str(path), history=[f"{kind} file read through SimpleITK"], notes=notes)
-
-
-def _states_orientation(path: Path, reader) -> bool:
-    """Whether the header says how the axes lie; ITK silently takes them along the scanner's otherwise."""
-    if path.suffix.lower() == ".nrrd":
-        return "NRRD_space" in reader.GetMetaDataKeys()
-    return re.search(rb"(?m)^(TransformMatrix|Rotation|Orientation) *=", _itk_header(path)) is not None
-
-
-def _itk_header(path: Path) -> bytes:
-    """The text before the voxels."""
-    with path.open("rb") as file:
-        start = file.read(1 << 16)
-    end = re.search(rb"\r?\n\r?\n" if path.suffix.lower() == ".nrrd" else rb"ElementDataFile *=[^\n]*\n?", start)
-    return start[: end.end()] if end else start
-
-
-def _verify_compressed(path: Path, reader) -> None:
-    """ITK goes on with what it could inflate of damaged voxels: their checksum and size are looked at here."""
-    header = _itk_header(path)
-    if path.suffix.lower() == ".nrrd":
-        compressed = re.search(rb"(?mi)^encoding: *gz", header)
-        apart = re.search(rb"(?mi)^(data ?file|byte ?skip|line ?skip):", header)
-        voxels, start, window_bits = None if apart else path, len(header), 31
-    else:
-        compressed = re.search(rb"(?m)^CompressedData *= *True", header)
-        where = re.search(rb"ElementDataFile *= *([^\r\n]*)", header)
-        name = where[1].decode(errors="replace").strip() if where else "LOCAL"
-        local = name.upper() == "LOCAL"
-        voxels, start, window_bits = path if local else path.parent / name, len(header) if local else 0, 47
-    if not compressed or voxels is None or not voxels.is_file():
-        return
-    left = int(np.prod([float(count) for count in reader.GetSize()])) * reader.GetNumberOfComponents()
-    left *= _ITK_BYTES.get(reader.GetPixelIDValue(), 0)
-    if not left:
-        return
-    with voxels.open("rb") as file:
-        file.seek(start)
-        stream = nifti.Inflate(file, window_bits)
-        while left > 0 and (piece := stream.read(min(left, 1 << 24))):
-            left -= len(piece)
-        if left or stream.read(1):
-            raise RuntimeError
-
-
-# Bytes of a voxel by SimpleITK's numbers of pixel types: (un)signed integers of 8 to 64 bits, then two floats.
-_ITK_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 8, 7: 8, 8: 4, 9: 8}
 
 
 def read_tensor(path: str | os.PathLike) -> Scan:

@@ -254,5 +254,10 @@ def load_parquet(files: list[Path], leave_out: Collection[str] = ()):
 
         kept = {file: [name for name in pq.read_schema(file).names if name not in leave_out] for file in files}
         return [row for file, columns in kept.items() for row in pq.read_table(file, columns=columns).to_pylist()]
-    table = _datasets().Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
+    datasets = _datasets()
+    try:
+        table = datasets.Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError, TypeError, KeyError) as error:
+        reason = str(error.__cause__ or error).splitlines()[:1]
+        raise ValueError(f"{files[0].name} cannot be read as parquet: {(reason or ['damaged'])[0][:200]}") from None
     return table.remove_columns([name for name in table.column_names if name in leave_out])

@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from ..specs import build, read_written
 
 _FOLDER = Path(__file__).parent
 
@@ -26,13 +29,13 @@ class Domain:
 
     name: str
     title: str
-    image: dict
-    text: dict
-    objective: dict
-    architecture: dict
-    normal_rule: dict = field(default_factory=dict)
-    baselines: dict = field(default_factory=dict)
-    labels: dict = field(default_factory=dict)
+    image: dict[str, Any]
+    text: dict[str, Any]
+    objective: dict[str, Any]
+    architecture: dict[str, Any]
+    normal_rule: dict[str, list[str]] = field(default_factory=dict)
+    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    labels: dict[str, str | list[str]] = field(default_factory=dict)
 
     def is_normal(self, items: list[str]) -> bool:
         """Whether the items say that there is nothing to find (spec 7.1)."""
@@ -65,9 +68,22 @@ def load_domain(name: str) -> Domain:
     path = _FOLDER / f"{name}.yaml"
     if name not in available_domains():
         raise ValueError(f"unknown domain {name!r}; known: {available_domains()}.")
-    import yaml
+    return build(Domain, read_written(path), path.name, name=name)
 
-    return Domain(name=name, **yaml.safe_load(path.read_text()))
+
+def read_domain(path: Path) -> Domain:
+    """
+    A domain's file, its settings and its architecture checked too.
+
+    Raises:
+        ValueError: it is no YAML, or what it says is no domain.
+    """
+    from .schema import check_domain
+
+    content = read_written(path)
+    domain = build(Domain, content, path.name, name=path.stem)
+    check_domain(domain, path.name)
+    return domain
 
 
 class Presets(Mapping):

@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..data.tables import TABLE_SUFFIXES, read_table
 from ..data.truth_values import read_truth_value
 from ..domains import load_domain
 from ..recipes import merge
+from ..specs import build, check_keys, conform, describe, read_text, read_written
 from .zero_shot import fold, match_class
 
 _FOLDER = Path(__file__).parent / "protocols"
@@ -68,25 +69,25 @@ class Protocol:
     name: str
     title: str = ""
     domain: str | None = None
-    findings: Any = None
-    classes: Any = None
-    prompts: dict = field(default_factory=dict)
+    findings: list[str] | dict[str, str | list[str] | None] | None = None
+    classes: list[str] | dict[str, str | list[str] | None] | None = None
+    prompts: dict[str, str | list[str]] = field(default_factory=dict)
     needs_prompts: bool = False
     best_prompt: bool = False
-    tasks: dict = field(default_factory=dict)
-    columns: dict = field(default_factory=dict)
-    readers: dict = field(default_factory=dict)
-    ignored_classes: list = field(default_factory=list)
-    renamed_classes: dict = field(default_factory=dict)
+    tasks: dict[str, list[str]] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
+    readers: dict[str, str | list[str]] = field(default_factory=dict)
+    ignored_classes: list[str] = field(default_factory=list)
+    renamed_classes: dict[str, str] = field(default_factory=dict)
     threshold_points: int | None = None
     headline: str | None = None
-    tables: dict = field(default_factory=lambda: {"": "*labels*.csv"})
-    lists: list = field(default_factory=list)
-    exclude: list = field(default_factory=list)
-    array_spacing: list | None = None
+    tables: dict[str, str] = field(default_factory=lambda: {"": "*labels*.csv"})
+    lists: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+    array_spacing: list[float] | None = None
     scan_name: str = "{name}"
-    published: dict = field(default_factory=dict)
-    variants: dict = field(default_factory=dict)
+    published: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self):
         if (self.findings is None) == (self.classes is None):
@@ -96,11 +97,50 @@ class Protocol:
         strange = sorted({c for members in self.tasks.values() for c in members} - set(self.names))
         if strange:
             raise ValueError(f"protocol {self.name}: its tasks name {strange}, which are no classes of it.")
+        self._check_values()
+
+    def _check_values(self):
+        """Raises where a value is of the right type, but none that a protocol can have."""
+        where = f"protocol {self.name}"
+        if not self.names or len(set(self.names)) < len(self.names) or not all(name.strip() for name in self.names):
+            raise ValueError(f"{where}: its findings or classes are none, blank, or stand twice: {self.names[:5]}.")
+        if self.domain is not None:
+            load_domain(self.domain)
+        try:
+            self.scan_name.format(name="", last="")
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError):
+            raise ValueError(
+                f"{where}: scan_name is {self.scan_name!r}, expected text with {{name}} or {{last}}."
+            ) from None
+        for pattern in (*self.tables.values(), *self.lists):
+            if not pattern.strip() or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+                raise ValueError(f"{where}: {pattern!r} is no pattern of files inside the data's folder.")
+        if self.readers:
+            check_keys(self.readers, ("prefix", "columns"), f"{where}: readers")
+            conform(self.readers.get("prefix"), str, f"{where}: readers: prefix")
+            conform(self.readers.get("columns"), list[str], f"{where}: readers: columns")
+        spacing = self.array_spacing
+        if spacing is not None and (len(spacing) != 3 or not all(0 < step < 1000 for step in spacing)):
+            raise ValueError(f"{where}: array_spacing is {spacing}, expected three positive numbers of mm.")
+        if self.array_spacing is not None and (
+            self.domain is None or not load_domain(self.domain).image.get("orientation")
+        ):
+            raise ValueError(f"{where}: array_spacing needs a domain with an orientation.")
+        if self.threshold_points is not None and not 2 <= self.threshold_points <= 10**7:
+            raise ValueError(f"{where}: threshold_points is {self.threshold_points}, expected at least 2.")
+        for name, prompts in ({**own, **self.prompts} if isinstance(own := self._own, dict) else self.prompts).items():
+            texts = [prompts] if isinstance(prompts, str) else prompts
+            if texts is not None and not (texts and all(text.strip() for text in texts)):
+                raise ValueError(f"{where}: {name!r} has no prompt, or a blank one.")
+
+    @property
+    def _own(self):
+        return self.findings if self.findings is not None else self.classes
 
     @property
     def names(self) -> list[str]:
         """Findings or classes, in their order."""
-        return list(self.findings if self.findings is not None else self.classes)
+        return list(self._own)
 
     def choose_prompts(self, given: Mapping[str, Any] | None = None) -> Prompts:
         """
@@ -112,7 +152,7 @@ class Protocol:
         Raises:
             ValueError: a name has none, or prompts are given for a name that is not in the protocol.
         """
-        own = self.findings if self.findings is not None else self.classes
+        own = self._own
         sources = [dict(given or {}), self.prompts, own if isinstance(own, dict) else {}]
         if not self.needs_prompts and self.domain is not None:
             sources.append(load_domain(self.domain).prompts)
@@ -154,8 +194,6 @@ def load_protocol(name_or_path: str | os.PathLike, variant: str | None = None) -
     Args:
         variant: one of its variants, e.g. `released`, which repeats what the released code does.
     """
-    import yaml
-
     path = Path(name_or_path)
     if not path.is_file():
         path = _FOLDER / f"{name_or_path}.yaml"
@@ -163,20 +201,19 @@ def load_protocol(name_or_path: str | os.PathLike, variant: str | None = None) -
         raise ValueError(
             f"there is no protocol {str(name_or_path)!r}; choose one of {available_protocols()} or a YAML file."
         )
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is no YAML: {error}") from None
-    known = {f.name for f in fields(Protocol)} - {"name"}
-    if not isinstance(content, dict) or set(content) - known:
-        unknown = sorted(set(content) - known) if isinstance(content, dict) else content
-        raise ValueError(f"{path.name} is no protocol: unknown keys {unknown}; it may have {sorted(known)}.")
-    if variant is not None:
-        variants = content.pop("variants", {})
-        if variant not in variants:
-            raise ValueError(f"protocol {path.stem} has no variant {variant!r}; it has {sorted(variants)}.")
-        content = merge(content, variants[variant])
-    return Protocol(name=path.stem, **content)
+    content = read_written(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is no protocol: it holds {describe(content)}, expected keys such as findings.")
+    variants = content.get("variants", {})
+    conform(variants, dict[str, dict[str, Any]], f"{path.name}: variants")
+    own = {key: value for key, value in content.items() if key != "variants"}
+    built = {None: build(Protocol, content, path.name, name=path.stem)}
+    for name, changes in variants.items():
+        changed = merge(own, changes)
+        built[name] = build(Protocol, changed, f"{path.name}: variant {name}", name=path.stem)
+    if variant not in built:
+        raise ValueError(f"protocol {path.stem} has no variant {variant!r}; it has {sorted(variants)}.")
+    return built[variant]
 
 
 @dataclass
@@ -264,7 +301,7 @@ def _read_lists(folder: Path, protocol: Protocol) -> set[str] | None:
             f"{folder} has lists of studies, but none of the form {missing}: protocol {protocol.name} pools all."
         )
     files = [file for matches in found.values() for file in matches]
-    ids = {study_name(line.strip()).lower() for file in files for line in file.read_text().splitlines() if line.strip()}
+    ids = {study_name(line.strip()).lower() for file in files for line in read_text(file).splitlines() if line.strip()}
     return ids or None
 
 
@@ -320,7 +357,8 @@ def _read_findings(protocol: Protocol, file: str, rows: list[dict], ids: list[st
             table[:, number] = [_truth(row.get(by_fold[fold(wanted)]), file, wanted, i) for row, i in zip(rows, ids)]
             continue
         readers = [
-            f"{start}{wanted.removeprefix(protocol.readers['prefix'])}" for start in protocol.readers.get("columns", ())
+            f"{start}{wanted.removeprefix(str(protocol.readers['prefix']))}"
+            for start in protocol.readers.get("columns", ())
         ]
         if readers and all(fold(reader) in by_fold for reader in readers):
             votes = [[_truth(row.get(by_fold[fold(r)]), file, r, i) for r in readers] for row, i in zip(rows, ids)]

@@ -16,10 +16,26 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..modeling.configuration_itemized_clip import SCORINGS
+from ..specs import conform, describe, read_json
+from .check_folder import explain, tensor_shapes
+
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PRESETS = {"vision": ("vision_model",), "text": ("text_model",), "both": ("vision_model", "text_model")}
 TRAINABLE = ("item_pooler", "visual_projection", "text_projection", "logit_scale", "logit_bias")
 
+_ADAPTER_KINDS = {
+    "r": int,
+    "lora_alpha": float,
+    "lora_dropout": float,
+    "target_modules": str | list[str] | None,
+    "base_model_name_or_path": str | None,
+    "inference_mode": bool,
+    "fan_in_fan_out": bool,
+    "modules_to_save": list[str] | None,
+    "rank_pattern": dict[str, int] | None,
+    "alpha_pattern": dict[str, float] | None,
+}
 _NAME = "default"
 _PREFIX = "base_model.model."
 _TOWERS = ("vision_model.", "text_model.")
@@ -134,9 +150,20 @@ def load_adapter_weights(model: Any, folder: str | Path) -> None:
     """
     state = model.state_dict()
     present = {_PREFIX + name.replace(f".{_NAME}.", "."): name for name in state}
+    if not (Path(folder) / WEIGHTS_FILE).is_file():
+        raise FileNotFoundError(f"there is no {WEIGHTS_FILE} in {folder}.")
+    tensor_shapes(Path(folder) / WEIGHTS_FILE)
     weights = load_file(Path(folder) / WEIGHTS_FILE)
     with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
-        model.config.scoring = (file.metadata() or {}).get("scoring", model.config.scoring)
+        scoring = (file.metadata() or {}).get("scoring", model.config.scoring)
+    if scoring not in SCORINGS:
+        raise ValueError(f"{folder}: {WEIGHTS_FILE} says scoring {scoring[:40]!r}, expected one of {list(SCORINGS)}.")
+    damaged = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if damaged:
+        raise ValueError(
+            f"{folder}: {len(damaged)} of its weights hold values that are not finite, e.g. {damaged[:3]}."
+        )
+    model.config.scoring = scoring
     strangers = [k for k in weights if k not in present and not k.startswith(f"{_PREFIX}objective_module.")]
     missing = [name for name in present if ".lora_" in name and name not in weights]
     wrong = [k for k in weights if k in present and weights[k].shape != state[present[k]].shape]
@@ -148,11 +175,32 @@ def load_adapter_weights(model: Any, folder: str | Path) -> None:
     model.load_state_dict({present[name]: tensor for name, tensor in weights.items() if name in present}, strict=False)
 
 
+def read_adapter_config(folder: str | Path):
+    """
+    peft's configuration of a folder of adapters.
+
+    Raises:
+        ValueError: it is damaged, of another kind than LoRA, or has settings that no adapters can have.
+    """
+    path = Path(folder) / CONFIG_FILE
+    content = read_json(path, dict)
+    if content.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: peft_type is {describe(content.get('peft_type'))}, expected 'LORA'.")
+    for name, kind in _ADAPTER_KINDS.items():
+        if name in content:
+            conform(content[name], kind, f"{path}: {name}")
+    if not 1 <= content.get("r", 8) <= 4096 or not 0 <= content.get("lora_dropout", 0) < 1:
+        raise ValueError(
+            f"{path}: r is {content.get('r')} and lora_dropout {content.get('lora_dropout')}, expected 1 to 4096 and a share."
+        )
+    return explain(str(folder), CONFIG_FILE, require_peft().PeftConfig.from_pretrained, str(folder))
+
+
 def attach_adapters(model: Any, folder: str | Path) -> None:
     """Adapters of a folder, and what else was trained with them, on its base model, in place."""
     peft = require_peft()
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    peft.inject_adapter_in_model(config, model, _NAME)
+    config = read_adapter_config(folder)
+    explain(str(folder), CONFIG_FILE, peft.inject_adapter_in_model, config, model, _NAME)
     load_adapter_weights(model, folder)
 
 
@@ -178,7 +226,7 @@ def is_adapter_folder(folder: str | Path) -> bool:
 def find_base(folder: str | Path) -> str:
     """The base model of adapters: where it was when they were saved, or `base` beside them or above."""
     folder = Path(folder)
-    recorded = require_peft().PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    recorded = read_adapter_config(folder).base_model_name_or_path
     nearby = [folder / "base", folder.parent / "base"]
     if recorded is not None and not Path(recorded).is_absolute():
         nearby = [*nearby, folder / recorded]

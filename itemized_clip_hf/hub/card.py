@@ -16,6 +16,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..domains import Domain, load_domain
+from ..domains.schema import check_image_settings
+from ..modeling.configuration_itemized_clip import SCORINGS
+from ..specs import build, check_section, read_json, read_text, read_written
 from .card_text import clean_name, escape, escape_line
 
 FACTS, CARD = "card.yaml", "README.md"
@@ -23,6 +26,12 @@ UNKNOWN_LICENSE = "unknown"
 PIPELINES = {True: "zero-shot-image-classification", False: "zero-shot-study-classification"}
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
+_PAPER = {"benchmark": str, "metric": str, "value": float, "source": str, "comparison": str}
+_MEASURED = {
+    **{name: str for name in ("benchmark", "dataset", "table", "metric", "data_sha256")},
+    **{"studies": int | None, "value": float, "low": float, "high": float},
+}
+_TEXT = {"context_length": int, "lowercase": bool, "tokenizer": str}
 _COUNTS = {"mean_rank", "median_rank", "worst_rank", "MLL", "mean rank"}
 """Metrics that are no shares."""
 
@@ -66,8 +75,8 @@ class CardFacts:
     access: str = ""
     population: str = ""
     training: dict[str, Any] = field(default_factory=dict)
-    paper: list[dict] = field(default_factory=list)
-    measured: list[dict] = field(default_factory=list)
+    paper: list[dict[str, Any]] = field(default_factory=list)
+    measured: list[dict[str, Any]] = field(default_factory=list)
     converted: dict[str, Any] = field(default_factory=dict)
     intended_use: list[str] = field(default_factory=list)
     out_of_scope: list[str] = field(default_factory=list)
@@ -81,17 +90,31 @@ class CardFacts:
 
     @classmethod
     def read(cls, path: str | Path) -> "CardFacts":
-        """From a YAML file; unknown keys are errors."""
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        """
+        From a YAML file.
+
+        Raises:
+            ValueError: unknown or missing keys, or a value that is no fact of a card.
+        """
+        content = read_written(path)
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds no facts of a card: expected keys such as name and domain.")
-        unknown = sorted(set(content) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise ValueError(f"{path}: unknown keys {unknown}; facts are {list(cls.__dataclass_fields__)}.")
-        missing = sorted({"name", "domain"} - set(content))
-        if missing:
-            raise ValueError(f"{path} lacks {missing}.")
-        return cls(**{name: value for name, value in content.items() if value is not None})
+        facts = build(cls, {name: value for name, value in content.items() if value is not None}, str(path))
+        facts.check(str(path))
+        return facts
+
+    def check(self, where: str) -> None:
+        """Raises a ValueError where a value is none that a card can show."""
+        if not self.name.strip() or len(self.name) > 200 or not self.name.isprintable():
+            raise ValueError(f"{where}: name is {self.name[:80]!r}, expected ORG/NAME.")
+        load_domain(self.domain)
+        for part, kinds, needed in (("paper", _PAPER, ("source",)), ("measured", _MEASURED, ())):
+            for number, row in enumerate(getattr(self, part)):
+                check_section(row, kinds, f"{where}: {part}[{number}]", ("benchmark", "metric", "value", *needed))
+        check_image_settings({**load_domain(self.domain).image, **self.image}, f"{where}: image")
+        check_section(self.text, _TEXT, f"{where}: text")
+        if self.scoring not in SCORINGS:
+            raise ValueError(f"{where}: scoring is {self.scoring!r}, expected one of {list(SCORINGS)}.")
 
     def write(self, path: str | Path) -> None:
         kept = {name: value for name, value in asdict(self).items() if value not in ("", [], {})}
@@ -152,7 +175,7 @@ def _plain(value: Any) -> Any:
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, dict, 64 << 20) if path.exists() else {}
 
 
 def measured_figures(results: Mapping[str, Any]) -> list[dict]:
@@ -322,8 +345,8 @@ def add_results(facts: CardFacts, files: Iterable[str | Path], model_sha256: str
         model_sha256: of the model that the card is for; results of another one are refused.
     """
     for path in files:
-        results = json.loads(Path(path).read_text())
-        if "protocol" not in results or "model" not in results:
+        results = read_json(path, dict, 64 << 20)
+        if "protocol" not in results or not isinstance(results.get("model"), dict):
             raise ValueError(f"{path} holds no results of `itemized-clip evaluate`.")
         found, domain = results["model"]["sha256"], results["model"].get("domain")
         if model_sha256 is not None and found != model_sha256 or domain not in (None, facts.domain):
@@ -347,7 +370,7 @@ def is_edited(folder: str | os.PathLike) -> bool:
     card, facts = Path(folder) / CARD, Path(folder) / FACTS
     if not card.exists():
         return False
-    return not facts.exists() or CardFacts.read(facts).rendered != hash_text(card.read_text(encoding="utf-8"))
+    return not facts.exists() or CardFacts.read(facts).rendered != hash_text(read_text(card))
 
 
 def hash_text(text: str) -> str:

@@ -13,6 +13,7 @@ from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .adapters import attach_adapters, find_base, is_adapter_folder, merge_adapters
+from .check_folder import check_finite, check_model_folder, check_processor_folder, check_shapes, explain
 
 UNTRAINED = "untrained:"
 
@@ -93,13 +94,30 @@ def load_model(
         raise FileNotFoundError(
             f"{name} is no model folder: it has no config.json. Checkpoints (.pt) have to be converted first."
         )
-    config = AutoConfig.from_pretrained(name, revision=revision or "main")
+    if Path(name).is_dir():
+        check_model_folder(Path(name))
+    config = explain(name, "config.json", AutoConfig.from_pretrained, name, revision=revision or "main")
     if config.model_type != ItemizedCLIPConfig.model_type:
         raise ValueError(
             f"{name} holds a model of type {config.model_type!r}, expected {ItemizedCLIPConfig.model_type!r}: this is not an "
             "ItemizedCLIP checkpoint."
         )
-    return AutoModel.from_pretrained(name, dtype=dtype, revision=revision or "main")
+    if Path(name).is_dir():
+        check_shapes(Path(name), lambda: ItemizedCLIPModel(config))
+    model = explain(name, "weights", AutoModel.from_pretrained, name, dtype=dtype, revision=revision or "main")
+    check_finite(model, name)
+    return model
+
+
+def load_processor(name: str, revision: str | None = None) -> ItemizedCLIPProcessor:
+    """The processor of a folder or name."""
+    if Path(name).is_dir():
+        check_processor_folder(Path(name))
+    settings = {"revision": revision or "main"}
+    processor = explain(name, "processor or tokenizer", AutoProcessor.from_pretrained, name, **settings)
+    if not isinstance(processor, ItemizedCLIPProcessor):
+        raise ValueError(f"{name}: its processor is a {type(processor).__name__}, expected an ItemizedCLIPProcessor.")
+    return processor
 
 
 def load(
@@ -122,7 +140,8 @@ def load(
         revision: branch, tag or commit of a model of the Hub.
 
     Raises:
-        ValueError: if the folder holds a model of another architecture, or is to have a revision.
+        ValueError: the folder holds a model of another architecture, is to have a revision, or a file of it is damaged (file,
+            field, expected).
     """
     name, revision = split_revision(str(model), revision)
     if name.startswith(UNTRAINED):
@@ -135,9 +154,14 @@ def load(
         loaded, processor = build_untrained(domain, load_tokenizer(tokenizer, context))
         return loaded.eval().to(pick_device(device)), processor
     loaded = load_model(name, dtype, base, keep_adapters, revision)
-    processor = AutoProcessor.from_pretrained(name, revision=revision or "main")
+    processor = load_processor(name, revision)
     if tokenizer is not None:
         processor.tokenizer = load_tokenizer(tokenizer, processor.tokenizer.model_max_length)
     if tokenizer is not None or is_adapter_folder(name):
         processor.check_model(loaded.config)
+    largest, known = max(processor.tokenizer.get_vocab().values(), default=-1), loaded.config.text_config.vocab_size
+    if largest >= known:
+        raise ValueError(
+            f"{name}: its tokenizer has the id {largest}, its text tower {known} entries: they do not belong together."
+        )
     return loaded.eval().to(pick_device(device)), processor

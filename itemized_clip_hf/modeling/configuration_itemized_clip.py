@@ -8,12 +8,48 @@ POSITION_EMBEDDING_TYPES = ("sincos", "learned")
 TEXT_POOLING = ("auto", "first", "eos", "mean")
 SCORINGS = ("items", "global")
 
+MOST = {
+    "hidden_size": 1 << 16,
+    "num_hidden_layers": 512,
+    "num_attention_heads": 1024,
+    "intermediate_size": 1 << 18,
+    "num_channels": 1024,
+    "image_size": 1 << 14,
+    "patch_size": 1 << 14,
+    "max_num_scans": 1 << 12,
+    "scan_name_hidden_size": 1 << 14,
+    "scan_name_num_layers": 512,
+    "scan_name_num_heads": 1024,
+    "scan_name_intermediate_size": 1 << 16,
+    "projection_dim": 1 << 16,
+    "num_pooler_heads": 1024,
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 20,
+}
+"""Largest values of sizes: more is a damaged file, and would take all memory."""
+MOST_TOKENS = 1 << 20
+
+
+def _check_sizes(config, where):
+    for name, most in MOST.items():
+        value = getattr(config, name, None)
+        if isinstance(value, (int, float)) and not 1 <= value <= most:
+            raise ValueError(f"{where}{name} is {value}, expected a whole number from 1 to {most}.")
+
+
+def _check_shares(config, where, names):
+    for name in names:
+        value = getattr(config, name, None)
+        if isinstance(value, (int, float)) and not 0 <= value <= 1:
+            raise ValueError(f"{where}{name} is {value}, expected a share from 0 to 1.")
+
 
 def _grid(name, value):
     if isinstance(value, int):
         value = [1, value, value]
-    value = list(value)
-    if len(value) != 3 or min(value) < 1:
+    value = list(value) if isinstance(value, (list, tuple)) else [value]
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in value)
+    if len(value) != 3 or not whole or min(value) < 1 or max(value) > MOST[name]:
         raise ValueError(f"{name} must be [depth, height, width] of positive voxel counts, got {value}.")
     return value
 
@@ -76,6 +112,18 @@ class ItemizedCLIPVisionConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks what single fields cannot; called by the library on construction."""
+        _check_sizes(self, "vision_config: ")
+        _check_shares(self, "vision_config: ", ("attention_dropout", "drop_path_rate", "patch_dropout"))
+        if not 0 < self.layer_norm_eps < 1 or not 0 < self.initializer_range < 100:
+            raise ValueError(
+                f"layer_norm_eps is {self.layer_norm_eps} and initializer_range {self.initializer_range}, expected small "
+                "positive numbers."
+            )
+        tokens = self.grid_size[0] * self.grid_size[1] * self.grid_size[2]
+        if tokens > MOST_TOKENS:
+            raise ValueError(
+                f"image_size {self.image_size} makes {tokens} tokens of a scan, at most {MOST_TOKENS} are."
+            )
         if any(size % patch for size, patch in zip(self.image_size, self.patch_size)):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
         if len(self.attention_scopes) != self.num_hidden_layers:
@@ -164,6 +212,13 @@ class ItemizedCLIPConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks what single fields cannot; called by the library on construction."""
+        _check_sizes(self, "")
+        _check_sizes(self.text_config, "text_config: ")
+        if not abs(self.logit_scale_init_value) < 100 or not abs(self.logit_bias_init_value) < 1e4:
+            raise ValueError(
+                f"logit_scale_init_value is {self.logit_scale_init_value} and logit_bias_init_value {self.logit_bias_init_value}"
+                ": expected a logarithm and a bias of ordinary size."
+            )
         if self.projection_dim % self.num_pooler_heads:
             raise ValueError(
                 f"projection_dim {self.projection_dim} is not divisible by num_pooler_heads {self.num_pooler_heads}."

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .geometry_itemized_clip import axis_spacing, permutation, reorient, scaling, shift
 from .sequence_names_itemized_clip import encode_scan_name
+from .settings_itemized_clip import check_settings
 
 try:
     from PIL import Image, ImageOps
@@ -177,6 +178,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         self.windows = _in_order(self.windows, self.presets.get(self.domain or "", {}).get("windows"))
         if self.fit not in FITS:
             raise ValueError(f"fit is {self.fit!r}, expected one of {list(FITS)}.")
+        check_settings({name: getattr(self, name, None) for name in DECISIVE + ("train_crop_scale",)})
         if self.fit == "slices" and max(self.scan_size[1:]) > self.in_plane_size:
             raise ValueError(
                 f"in_plane_size is {self.in_plane_size}, less than the {list(self.scan_size[1:])} voxels that are cut from it."

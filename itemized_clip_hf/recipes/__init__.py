@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..domains import load_domain
+from ..specs import build, check_keys, conform, describe, read_written
 
 _FOLDER = Path(__file__).parent
 
@@ -24,13 +26,13 @@ class Recipe:
     """
 
     domain: str
-    model: dict = field(default_factory=dict)
-    image: dict = field(default_factory=dict)
-    tokenizer: dict | None = None
-    training: dict = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    image: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, int] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
     global_batch_size: int | None = None
     cache_pictures: int | None = None
-    variants: dict = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     note: str = ""
 
     def variant(self, name: str) -> "Recipe":
@@ -76,24 +78,39 @@ def available_recipes() -> list[str]:
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """A recipe of the package by name, or any YAML file; a file may start from another with `base: NAME`."""
-    import yaml
+    """
+    A recipe of the package by name, or any YAML file; a file may start from another with `base: NAME`.
+
+    Raises:
+        ValueError: there is none, it is no YAML, or it or one of its variants says what no recipe can (file, key, expected).
+    """
+    return _read_recipe(name_or_path, ())
+
+
+def _read_recipe(name_or_path: str, above: tuple[str, ...]) -> Recipe:
+    from .schema import check_recipe
 
     path = Path(name_or_path)
-    if not path.exists():
+    if not path.is_file():
         path = _FOLDER / f"{name_or_path}.yaml"
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(f"there is no recipe {name_or_path!r}; choose one of {available_recipes()} or a YAML file.")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is no YAML: {error}") from None
+    if str(path.resolve()) in above:
+        raise ValueError(f"{path.name} starts from itself: `base` names a recipe that names it again.")
+    content = read_written(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} is no recipe: expected keys such as domain and training.")
+        raise ValueError(
+            f"{path.name} is no recipe: it holds {describe(content)}, expected keys such as domain and training."
+        )
+    known = Recipe.__dataclass_fields__
+    check_keys(content, [*known, "base"], path.name, "a recipe has")
     base = content.pop("base", None)
+    for name in ("model", "image", "training"):
+        if name in content:
+            conform(content[name], dict[str, Any], f"{path.name}: {name}")
     if base is not None:
-        content = merge_recipes({**vars(load_recipe(base)), "variants": {}}, content)
-    unknown = sorted(set(content) - set(Recipe.__dataclass_fields__))
-    if unknown:
-        raise ValueError(f"{path.name}: unknown keys {unknown}; a recipe has {sorted(Recipe.__dataclass_fields__)}.")
-    return Recipe(**content)
+        conform(base, str, f"{path.name}: base")
+        content = merge_recipes({**vars(_read_recipe(base, (*above, str(path.resolve())))), "variants": {}}, content)
+    recipe = build(Recipe, content, path.name)
+    check_recipe(recipe, path.name)
+    return recipe

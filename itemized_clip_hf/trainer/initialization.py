@@ -56,6 +56,11 @@ def initialize(model: ItemizedCLIPModel, source: str | Path, accept_license: boo
     if not any(name.startswith(_TOWERS) for name in fitting):
         reasons = "; ".join(sorted(differing.values())[:3]) or "it has other names"
         raise ValueError(f"nothing in {source} fits the layers of the model: {reasons}.")
+    damaged = sorted(name for name, tensor in fitting.items() if not torch.isfinite(tensor).all())
+    if damaged:
+        raise ValueError(
+            f"{source}: {len(damaged)} of its weights hold values that are not finite, e.g. {damaged[:3]}."
+        )
     model.load_state_dict(fitting, strict=False)
     fresh = summarize([name for name in target if name not in fitting], list(target))
     logger.warning(f"{source}: {len(fitting)} of {len(target)} tensors loaded")

@@ -222,7 +222,8 @@ def test_the_card_of_a_training(tmp_path, make_model, tokenizer):
     data = [{"id": f"S{i}", "images": {"T1": torch.rand(8, 16, 16)}, "items": ITEMS[:2]} for i in range(8)]
     run = tmp_path / "run"
     run.mkdir()
-    before = {"name": "org/mine", "domain": "brain-mri", "population": "adults", "measured": [{"benchmark": "B"}]}
+    measured = [{"benchmark": "B", "metric": "auc", "value": 0.5}]
+    before = {"name": "org/mine", "domain": "brain-mri", "population": "adults", "measured": measured}
     (run / "card.yaml").write_text(yaml.safe_dump(before))
     settings = {**TRAINING, "max_steps": 2, "per_device_train_batch_size": 4, "freeze_text": "except_layernorm"}
 

@@ -1,0 +1,77 @@
+"""Which settings of the image processor make sense: what comes from a damaged file is refused in words."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MAX_VOXELS = 1 << 28
+"""Most voxels of a scan as a model takes it."""
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: a setting is not of a kind that images can be processed with (setting, found, expected).
+    """
+    size: Any = settings.get("scan_size")
+    if not _numbers(size, 3) or not all(isinstance(n, int) and n > 0 for n in size) or math.prod(size) > MAX_VOXELS:
+        _refuse("scan_size", size, f"[depth, height, width] of at most {MAX_VOXELS:,} voxels")
+    for name, most in (("in_plane_size", 1 << 14), ("num_channels", 64)):
+        value = settings.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            _refuse(name, value, f"a whole number from 1 to {most}")
+    spacing = settings.get("spacing")
+    if spacing is not None and (not _numbers(spacing, 3) or not all(1e-3 <= step <= 1e3 for step in spacing)):
+        _refuse("spacing", spacing, "three positive numbers of mm, or nothing")
+    orientation = settings.get("orientation")
+    if orientation is not None and not _is_orientation(orientation):
+        _refuse("orientation", orientation, "three letters such as RPI, or nothing")
+    percentiles = settings.get("percentiles")
+    if percentiles is not None and (not _numbers(percentiles, 2) or not 0 <= percentiles[0] < percentiles[1] <= 100):
+        _refuse("percentiles", percentiles, "two rising numbers from 0 to 100, or nothing")
+    share = settings.get("train_crop_scale")
+    if share is not None and (not _numbers(share, 2) or not 0 < share[0] <= share[1] <= 1):
+        _refuse("train_crop_scale", share, "two rising shares from 0 to 1, or nothing")
+    _check_windows(settings.get("windows"))
+    _check_statistics(settings)
+
+
+def _check_windows(windows) -> None:
+    if windows is None:
+        return
+    if not isinstance(windows, Mapping) or not windows:
+        _refuse("windows", windows, "name -> [lowest, highest], or nothing")
+    for name, window in windows.items():
+        if not isinstance(name, str) or not _numbers(window, 2) or not window[0] < window[1]:
+            _refuse(f"windows {name!r}", window, "[lowest, highest] HU")
+
+
+def _check_statistics(settings: Mapping[str, Any]) -> None:
+    for name in ("image_mean", "image_std"):
+        values = settings.get(name)
+        listed = [values] if isinstance(values, (int, float)) else values
+        if listed is not None and (not _numbers(listed) or name == "image_std" and not all(v > 0 for v in listed)):
+            _refuse(name, values, "a finite number per channel" + (", above 0" if name == "image_std" else ""))
+    factor = settings.get("rescale_factor")
+    if factor is not None and not _numbers([factor]):
+        _refuse("rescale_factor", factor, "a finite number")
+
+
+def _numbers(values, count: int | None = None) -> bool:
+    if not isinstance(values, (list, tuple)) or not values or count not in (None, len(values)):
+        return False
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return len(numbers) == len(values) and all(abs(v) < 1e9 for v in numbers)
+
+
+def _is_orientation(letters) -> bool:
+    if not isinstance(letters, str) or len(letters) != 3:
+        return False
+    return all(any(letter in pair for letter in letters) for pair in ("RL", "AP", "SI")) and set(letters) <= set(
+        "RLAPSI"
+    )
+
+
+def _refuse(name: str, found, expected: str):
+    shown = repr(found)
+    raise ValueError(f"{name} is {shown if len(shown) < 80 else shown[:77] + '...'}, expected {expected}.")

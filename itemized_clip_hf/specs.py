@@ -1,0 +1,321 @@
+"""
+One strict reader for the YAML and JSON that people write: recipes, domains, protocols, cards, prompt files.
+
+A file is text in UTF-8, of bounded size and depth, every key stands once; what it holds is checked against the annotations of
+the dataclass that it becomes. Every fault is a ValueError that names the file, the key, what was found and what was expected.
+"""
+
+import difflib
+import functools
+import json
+import math
+import os
+import re
+import types
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Built = TypeVar("Built")
+
+MAX_BYTES = 4 << 20
+MAX_DEPTH = 32
+MAX_VALUES = 200_000
+
+_DAMAGE = (ValueError, TypeError, OverflowError, AttributeError, KeyError, IndexError)
+
+
+def read_text(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> str:
+    """
+    Text of a file.
+
+    Raises:
+        OSError: it cannot be opened; ValueError: it is too large, not in UTF-8, or holds NUL bytes.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path.name} is a folder, expected a text file.")
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{path.name} has more than {max_bytes:,} bytes, which is the limit for such a file.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is no text in UTF-8 (byte {error.start}); save it as UTF-8.") from None
+    if "\0" in text:
+        raise ValueError(f"{path.name} holds NUL bytes; expected text in UTF-8.")
+    return text
+
+
+def read_written(path: str | os.PathLike) -> Any:
+    """What a YAML file, or a file whose name ends in `.json`, holds."""
+    path = Path(path)
+    content = read_json(path) if path.suffix.lower() == ".json" else parse_yaml(read_text(path), path.name)
+    _bound(content, path.name)
+    return content
+
+
+def read_json(path: str | os.PathLike, kind: type = object, max_bytes: int = MAX_BYTES) -> Any:
+    """
+    What a JSON file holds.
+
+    Args:
+        kind: `dict` or `list` where only one will do.
+    """
+    path = Path(path)
+    return parse_json(read_text(path, max_bytes), path.name, kind)
+
+
+def parse_json(text: str, where: str, kind: type = object) -> Any:
+    """A JSON text; keys that stand twice are refused."""
+    try:
+        content = json.loads(text, object_pairs_hook=functools.partial(_pairs, where=where))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is no JSON: {error.msg} (line {error.lineno}, column {error.colno}).") from None
+    except RecursionError:
+        raise ValueError(f"{where} is no usable JSON: it is nested too deep.") from None
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except ValueError:
+        raise ValueError(f"{where} is no usable JSON: it holds a number of too many digits.") from None
+    if not isinstance(content, kind):
+        expected = "an object" if kind is dict else "a list"
+        raise ValueError(f"{where} holds {describe(content)}, expected {expected}.")
+    return content
+
+
+class _Refused(ValueError):
+    """What is wrong, in words of ours."""
+
+
+def _pairs(pairs: list[tuple[str, Any]], where: str) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Refused(f"{where}: the key {_short(twice)} stands more than once.")
+    return content
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """
+    A YAML text. Keys that stand twice are refused, dates stay words, and `1e-4` is a number, as in JSON.
+    """
+    import yaml
+
+    try:
+        return yaml.load(text, _yaml_loader())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise ValueError(f"{where} is no YAML: {error.problem or error.context}{place}.") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is no YAML: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise ValueError(f"{where} is no usable YAML: it is nested too deep.") from None
+    except _DAMAGE:
+        raise ValueError(f"{where} is no usable YAML: one of its values is none of that kind.") from None
+
+
+@functools.cache
+def _yaml_loader() -> type:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                    if key.value in seen:
+                        raise yaml.constructor.ConstructorError(
+                            None, None, f"the key {_short(key.value)} stands more than once", key.start_mark
+                        )
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    number = re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$")
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return Loader
+
+
+def _bound(content: Any, where: str) -> None:
+    """Refuses what aliases or nesting make larger than any such file has to be, and numbers that are none."""
+    left, level, depth = MAX_VALUES, [content], 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{where} is nested more than {MAX_DEPTH} deep.")
+        below: list = []
+        for value in level:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{where} holds {value}, expected finite numbers.")
+            if isinstance(value, dict):
+                strange = [name for name in value if not isinstance(name, str)]
+                if strange:
+                    raise ValueError(
+                        f"{where}: the key {describe(strange[0])} is no name; put it in quotes if it is meant."
+                    )
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, set)) else ()
+            left -= len(inner)
+            if left < 0:
+                raise ValueError(f"{where} holds more than {MAX_VALUES:,} values.")
+            below.extend(inner)
+        level, depth = below, depth + 1
+
+
+def describe(value: Any) -> str:
+    """A value for a message, cut, with its type."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, (dict, list, tuple, set)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{_short(value)} ({type(value).__name__})"
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a huge number"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_keys(found: Collection[str], known: Collection[str], where: str, what: str = "known are") -> None:
+    """Raises where keys are unknown, and names the nearest known one of each."""
+    unknown = sorted(set(found) - set(known), key=str)
+    if not unknown:
+        return
+    nearest = {name: difflib.get_close_matches(str(name), list(known), 1) for name in unknown[:5]}
+    hints = ", ".join(f"{match[0]!r} instead of {_short(name)}" for name, match in nearest.items() if match)
+    shown = f"[{', '.join(map(_short, unknown[:5]))}]" + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+    listed = f"; {what} {sorted(known)}" if len(known) <= 40 else ""
+    raise ValueError(f"{where}: unknown keys {shown}{f' (perhaps {hints})' if hints else ''}{listed}.")
+
+
+def check_section(content: Any, kinds: Mapping[str, Any], where: str, required: Collection[str] = ()) -> None:
+    """
+    Checks a dictionary against name -> annotation.
+
+    Raises:
+        ValueError: it is none, has unknown keys, lacks one, or a value is of another type.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} is {describe(content)}, expected keys such as {', '.join(list(kinds)[:3])}.")
+    check_keys(content, kinds, where)
+    missing = sorted(set(required) - set(content))
+    if missing:
+        raise ValueError(f"{where} lacks {missing}.")
+    for name, value in content.items():
+        conform(value, kinds[name], f"{where}: {name}")
+
+
+def hints_of(kind: type) -> dict[str, Any]:
+    """Annotations of a class; those that name what is not imported there are left unchecked."""
+    try:
+        return get_type_hints(kind)
+    except NameError:
+        return {name: Any for parent in kind.__mro__ for name in getattr(parent, "__annotations__", {})}
+
+
+def build(kind: type[Built], content: Any, where: str, **given: Any) -> Built:
+    """
+    A dataclass from what a file holds, checked against its annotations.
+
+    Args:
+        given: arguments that do not come from the file and may not stand there.
+    """
+    hints = hints_of(kind)
+    known = {f.name: hints[f.name] for f in fields(kind) if f.name not in given}  # type: ignore[arg-type]
+    needed = [
+        f.name
+        for f in fields(kind)  # type: ignore[arg-type]
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in given
+    ]
+    check_section(content, known, where, needed)
+    return kind(**given, **content)
+
+
+def conform(value: Any, kind: Any, where: str) -> None:
+    """Raises a ValueError where a value is not of the type that an annotation says."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        _conform_to_one(value, arguments, where)
+    elif origin in (list, tuple, Collection) or kind in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where} is {describe(value)}, expected a list.")
+        inner = [argument for argument in arguments if argument is not Ellipsis]
+        for number, entry in enumerate(value if inner else ()):
+            conform(entry, inner[0], f"{where}[{number}]")
+    elif origin in (dict, Mapping) or kind is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is {describe(value)}, expected names with values.")
+        for name, entry in value.items() if arguments else ():
+            conform(name, arguments[0], f"{where}: the name {_short(name)}")
+            conform(entry, arguments[1], f"{where}.{str(name)[:40]}")
+    elif origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where} is {describe(value)}, expected one of {list(arguments)}.")
+    elif not _is_of(value, kind):
+        raise ValueError(f"{where} is {describe(value)}, expected {spell_kind(kind)}.")
+
+
+def _conform_to_one(value: Any, kinds: tuple, where: str) -> None:
+    faults = []
+    for kind in kinds:
+        try:
+            return conform(value, kind, where)
+        except ValueError as error:
+            faults.append(str(error))
+    inside = [fault for fault in faults if not fault.startswith(f"{where} is ")]
+    expected = " or ".join(dict.fromkeys(map(spell_kind, kinds)))
+    raise ValueError(inside[0] if inside else f"{where} is {describe(value)}, expected {expected}.")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if kind is Any or not isinstance(kind, type):
+        return True
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    return isinstance(value, kind)
+
+
+def spell_kind(kind: Any) -> str:
+    """An annotation in words."""
+    words: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "nothing",
+    }
+    words |= {list: "a list", dict: "names with values", tuple: "a list"}
+    found = words.get(get_origin(kind) or kind)
+    return found or str(getattr(kind, "__name__", kind))
+
+
+def read_prompts(path: str | os.PathLike) -> dict[str, list[str]]:
+    """
+    Prompts of a YAML or JSON file: label -> prompt or prompts, or a list of prompts, which are their own labels.
+
+    Raises:
+        ValueError: no such thing, no prompt at all, or one that is blank or no text.
+    """
+    path = Path(path)
+    content = read_written(path)
+    if not isinstance(content, (dict, list)) or not content:
+        raise ValueError(
+            f"{path.name} holds {describe(content)}, expected label -> prompt or prompts, or a list of prompts."
+        )
+    if isinstance(content, list):
+        conform(content, list[str], path.name)
+        content = {text: text for text in content}
+    prompts = {label: [texts] if isinstance(texts, str) else texts for label, texts in content.items()}
+    for label, texts in prompts.items():
+        conform(texts, list[str], f"{path.name}: the prompts of {_short(label)}")
+        if not texts or not all(text.strip() for text in texts):
+            raise ValueError(f"{path.name}: {_short(label)} has no prompt, or a blank one.")
+    return prompts
