@@ -292,7 +292,7 @@ def spell_kind(kind: Any) -> str:
         bool: "true or false",
         type(None): "nothing",
     }
-    words |= {list: "a list", dict: "names with values", tuple: "a list"}
+    words |= {type(None): "nothing", list: "a list", dict: "names with values", tuple: "a list"}
     found = words.get(get_origin(kind) or kind)
     return found or str(getattr(kind, "__name__", kind))
 

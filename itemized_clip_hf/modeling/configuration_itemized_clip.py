@@ -216,8 +216,8 @@ class ItemizedCLIPConfig(PreTrainedConfig):
         _check_sizes(self.text_config, "text_config: ")
         if not abs(self.logit_scale_init_value) < 100 or not abs(self.logit_bias_init_value) < 1e4:
             raise ValueError(
-                f"logit_scale_init_value is {self.logit_scale_init_value} and logit_bias_init_value {self.logit_bias_init_value}"
-                ": expected a logarithm and a bias of ordinary size."
+                f"logit_scale_init_value is {self.logit_scale_init_value} and logit_bias_init_value "
+                f"{self.logit_bias_init_value}: expected a logarithm and a bias of ordinary size."
             )
         if self.projection_dim % self.num_pooler_heads:
             raise ValueError(
