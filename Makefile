@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check bench fuzz clean
 
 demo: $(READY)
 	$(BIN)/itemized-clip demo -o demo-output
@@ -30,6 +30,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/itemize.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/claims.py
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py -o fuzz.jsonl --cases 10000
 
 # torch is pinned first and by itself: an unpinned torch would bring gigabytes of GPU libraries to a machine without one.
 $(READY): pyproject.toml constraints.txt

@@ -237,8 +237,10 @@ def build(kind: type[Built], content: Any, where: str, **given: Any) -> Built:
     return kind(**given, **content)
 
 
-def conform(value: Any, kind: Any, where: str) -> None:
-    """Raises a ValueError where a value is not of the type that an annotation says."""
+def conform(value: Any, kind: Any, where: str, huge: bool = False) -> None:
+    """Raises a ValueError where a value is not of the type that an annotation says; `huge` whole numbers are an exception."""
+    if huge and type(value) is int and value > 0:
+        return
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         _conform_to_one(value, arguments, where)

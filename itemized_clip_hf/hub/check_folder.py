@@ -106,6 +106,8 @@ def check_processor_folder(folder: Path) -> None:
                 vocabulary = model.get("vocab") if isinstance(model, dict) else None
                 if isinstance(vocabulary, dict):
                     _check_ids(vocabulary, f"{folder / name}: model.vocab")
+            elif name == "tokenizer_config.json":
+                conform(content.get("model_max_length", 0), int, f"{folder / name}: model_max_length", huge=True)
             elif name in ("vocab.json", "added_tokens.json"):
                 _check_ids(content, str(folder / name))
 
