@@ -31,6 +31,7 @@ _ADAPTER_KINDS = {
     "target_modules": str | list[str] | None,
     "base_model_name_or_path": str | None,
     "inference_mode": bool,
+    "megatron_config": type(None),
     "fan_in_fan_out": bool,
     "modules_to_save": list[str] | None,
     "rank_pattern": dict[str, int] | None,
