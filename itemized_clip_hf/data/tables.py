@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def _read_text(path: Path) -> str:
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
             return data.decode("utf-16")
         return data.decode("utf-8-sig")
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
             f"{path.name} is no text in UTF-8 ({type(error).__name__}): save it as UTF-8, e.g. 'CSV UTF-8' in Excel."
         ) from None
@@ -89,8 +90,8 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: no JSON ({error}).") from None
-    except RecursionError:
-        raise ValueError(f"{where}: JSON that is nested too deep.") from None
+    except (RecursionError, ValueError):
+        raise ValueError(f"{where}: JSON that is nested too deep, or holds a number of too many digits.") from None
 
 
 def _images_of(folder: Path, name: str) -> str:
