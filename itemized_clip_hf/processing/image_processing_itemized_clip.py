@@ -175,10 +175,10 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
+        check_settings({name: getattr(self, name, None) for name in DECISIVE + ("train_crop_scale",)})
         self.windows = _in_order(self.windows, self.presets.get(self.domain or "", {}).get("windows"))
         if self.fit not in FITS:
             raise ValueError(f"fit is {self.fit!r}, expected one of {list(FITS)}.")
-        check_settings({name: getattr(self, name, None) for name in DECISIVE + ("train_crop_scale",)})
         if self.fit == "slices" and max(self.scan_size[1:]) > self.in_plane_size:
             raise ValueError(
                 f"in_plane_size is {self.in_plane_size}, less than the {list(self.scan_size[1:])} voxels that are cut from it."

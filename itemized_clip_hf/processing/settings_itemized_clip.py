@@ -39,9 +39,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def _check_windows(windows) -> None:
     if windows is None:
         return
-    if not isinstance(windows, Mapping) or not windows:
+    pairs = list(windows.items()) if isinstance(windows, Mapping) else windows
+    listed = isinstance(pairs, (list, tuple)) and all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs)
+    if not listed or not pairs:
         _refuse("windows", windows, "name -> [lowest, highest], or nothing")
-    for name, window in windows.items():
+    for name, window in pairs:
         if not isinstance(name, str) or not _numbers(window, 2) or not window[0] < window[1]:
             _refuse(f"windows {name!r}", window, "[lowest, highest] HU")
 
