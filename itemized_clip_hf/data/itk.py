@@ -12,6 +12,8 @@ from .study import Scan
 
 MAX_HEADER = 1 << 16
 MAX_LINE = 4096
+MAX_FIELD = 500
+"""Bytes of a line that SimpleITK may quote in a message, for which it keeps about 1,000."""
 
 _NRRD_BYTES = {
     **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
@@ -57,8 +59,15 @@ class _Header:
             raise ValueError(
                 f"{self.name} cannot be read: a line of its header has {longest:,} bytes, more than the limit of {MAX_LINE:,}."
             )
+        quoted = [line for line in lines if not re.match(rb"content:|[^:]*:=|#", line)]
+        if len(max(quoted, key=len, default=b"")) > MAX_FIELD:
+            raise ValueError(
+                f"{self.name} cannot be read: a field of its header has more than {MAX_FIELD} bytes, it is damaged."
+            )
         if self.nrrd and not re.match(rb"NRRD000\d", self.text):
             raise ValueError(f"{self.name} cannot be read: it does not begin as NRRD files do (NRRD000...).")
+        if not self.nrrd and re.search(rb"(?m)^[ \t]*(Name|Comment)[ \t]*=[^\n]{241}", self.text):
+            raise ValueError(f"{self.name} cannot be read: Name or Comment of its header has more than 240 bytes.")
         self.fields: dict[str, str] = {}
         for line in lines:
             key, found, value = line.partition(b":" if self.nrrd else b"=")

@@ -11,6 +11,8 @@ from safetensors import safe_open
 from ..specs import MAX_BYTES, conform, describe, read_json
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+MOST_WEIGHT = 1e10
+"""Weights beyond it are damaged: one flipped bit makes them, and scores that are no numbers."""
 _TOKENIZER_BYTES = 256 << 20
 _JSON_FILES = {
     "processor_config.json": MAX_BYTES,
@@ -121,10 +123,14 @@ def _check_ids(vocabulary: dict[str, Any], where: str) -> None:
 def check_finite(module: torch.nn.Module, where: str) -> None:
     """Raises where a weight is no finite number."""
     damaged = [
-        name for name, value in module.named_parameters() if not value.is_meta and not torch.isfinite(value).all()
+        name
+        for name, value in module.named_parameters()
+        if not value.is_meta and not value.detach().abs().max() < MOST_WEIGHT
     ]
     if damaged:
-        raise ValueError(f"{where}: {len(damaged)} weights hold values that are not finite, e.g. {damaged[:3]}.")
+        raise ValueError(
+            f"{where}: {len(damaged)} weights hold values that are not finite or beyond {MOST_WEIGHT:g}, e.g. {damaged[:3]}."
+        )
 
 
 def explain(where: str, what: str, call: Callable, *arguments, **settings) -> Any:
