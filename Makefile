@@ -28,6 +28,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/itemize.py
+	$(BIN)/python benchmarks/sentences.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/claims.py
 

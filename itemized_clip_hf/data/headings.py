@@ -9,7 +9,7 @@ SECTIONS = {
         r"(?:(?:ct|mri?|chest|imaging|radiolog\w+|radiographic|other|additional|incidental|key|main|positive|pertinent|abdominal"
         r"|thoracic|brain|head|lung) ){0,2}findings?(?: (?:and|&) impressions?| ?/ ?impressions?)?"
         r"|results?|(?:radiology )?reports?"
-        r"|description|observations?|interpretation|narrative|wet read|body of (?:the )?report"
+        r"|description|observations?|interpretation|narrative|wet read|(?:final )?addend(?:um|a)|body of (?:the )?report"
     ),
     "impression": (
         r"(?:(?:final|overall|radiolog\w+|ct|mri?|main) )?(?:impressions?|conclusions?|opinions?"

@@ -17,6 +17,7 @@ from .negation import (
     judge,
     names_abnormality,
 )
+from .rows import name_fields
 from .sentences import split_sentences
 
 DUPLICATE = "duplicate"
@@ -95,7 +96,7 @@ def itemize_report(report: str, domain: str | Domain | None = None, threshold: f
     """
     if isinstance(domain, str):
         domain = load_domain(domain)
-    plain = plain_text(report)
+    plain = name_fields(plain_text(report))
     kept: list[tuple[int, int]] = []
     removed: list[Removed] = []
 

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 _LINE_END = r"\r\r\n|\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029¶↵⏎␤]"
@@ -95,20 +95,23 @@ def _rtf(found: re.Match) -> str:
     return {"line": "\n", "tab": "\t", "quote": "'", "bullet": "•", "space": " "}.get(found.lastgroup or "", "")
 
 
-def _replaced(plain: PlainText, pattern: re.Pattern, replace: Callable[[re.Match], str]) -> PlainText:
-    parts: list[str] = []
+def replace(plain: PlainText, parts: Iterable[tuple[int, int, str]]) -> PlainText:
+    """The text with other words at some places, given in order as (start, end, words)."""
+    texts: list[str] = []
     places: list[tuple[int, int]] = []
     last = 0
-    for found in pattern.finditer(plain.text):
-        new = replace(found)
-        if new == found[0]:
-            continue
-        parts += [plain.text[last : found.start()], new]
-        places += [plain.span(i, i + 1) for i in range(last, found.start())]
-        places += [plain.span(*found.span())] * len(new)
-        last = found.end()
-    if last == 0 and not parts:
+    for start, end, new in parts:
+        texts += [plain.text[last:start], new]
+        places += [plain.span(i, i + 1) for i in range(last, start)]
+        places += [plain.span(start, end)] * len(new)
+        last = end
+    if not texts:
         return plain
-    parts.append(plain.text[last:])
+    texts.append(plain.text[last:])
     places += [plain.span(i, i + 1) for i in range(last, len(plain.text))]
-    return PlainText("".join(parts), places)
+    return PlainText("".join(texts), places)
+
+
+def _replaced(plain: PlainText, pattern: re.Pattern, words: Callable[[re.Match], str]) -> PlainText:
+    parts = ((*found.span(), words(found)) for found in pattern.finditer(plain.text))
+    return replace(plain, [part for part in parts if part[2] != plain.text[part[0] : part[1]]])

@@ -27,7 +27,7 @@ _OPENING = re.compile(
 _THERE = "(?:there (?:is|are|was|were) )?"
 _GAP = r"(?<!\s)\s+"  # looked for at its first character only: long runs of spaces would take quadratic time
 _BREAK = re.compile(
-    rf"(?P<colon>:(?!\s+(?:{_CONTRAST}|{_EXCEPTION}|please|otherwise)\b))"
+    rf"(?P<colon>:(?!(?<=\d:)\d)(?!\s+(?:{_CONTRAST}|{_EXCEPTION}|please|otherwise)\b))"
     rf"|(?P<strong>;|(?:[,:]\s+|{_GAP})(?:{_CONTRAST}|{_EXCEPTION}|please)\b)|(?P<rest>(?:[,:]\s+|{_GAP})otherwise\b)"
     rf"|(?P<negation>(?:,\s+|{_GAP})(?:and|with)\s+(?={_THERE}(?:no|without)\b)|,\s*(?={_THERE}(?:no|without|neither)\b)"
     rf"|{_GAP}(?=without\b))"

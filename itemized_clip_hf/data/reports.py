@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .cells import is_nothing
 from .records import ID_COLUMNS, IMAGE_COLUMNS, load_parquet
 from .tables import TABLE_SUFFIXES, read_table
 
@@ -89,10 +90,10 @@ def read_sources(
 
 
 def _texts(value, place: str, kind: str) -> list[str]:
-    if value is None or value == "":
+    if value is None or value == "" or (isinstance(value, float) and value != value):
         return []
     if isinstance(value, str):
-        return [value] if value.strip() else []
+        return [value] if value.strip() and not is_nothing(value) else []
     if kind == "captions" and isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value):
         return [text for text in value if text.strip()]
     expected = "a string or a list of strings" if kind == "captions" else "a string"
