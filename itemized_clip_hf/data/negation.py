@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from . import affirmed, fields
+from .rules import hide, load_rules
 
 FINDING = "finding"
 ABSENT = "absent"
@@ -58,18 +58,6 @@ _RULED_OUT = re.compile(
     r"(?:(?<!to )(?<!should )(?<!must )(?<!cannot )\bbe |\b(?:is|are|was|were|been|being) )?(?:\w+ly )?"
     r"(?:ruled[- ]out|excluded|eliminated)\b(?! (?:from|by))"
 )
-# "No increase in ..." denies where it speaks of an organ, and affirms where it speaks of a lesion.
-_NO_GROWTH = re.compile(
-    r"\b(?:no|without(?: an?| any)?) (?:(?:\w+ly )?(?:significant|marked|obvious|definite|clear|interval"
-    r"|apparent|considerable|further|additional"
-    r"|major|substantial|appreciable|measurable|visible|relevant|evident|evidence of|signs? of"
-    r"|new) )*(?:interval |size |volume )?"
-    r"(?:increase|decrease|reduction|enlargement|growth|expansion|extension|widening|shrinkage)\b"
-)
-_OF_SIZE = re.compile(
-    r"\s*(?:in (?:the |its |their )?(?:(?:size|number|extent|volume|dimensions?|diameter)(?:\s*(?:and|or|/)\s*)?)+\s*"
-    r"(?:$|[.,;]|(?:compared|since|from|when|was|is|were|has|in the interval)\b)|(?:compared|since|from)\b)"
-)
 _ADVISED = re.compile("evaluat|follow|correlat|clinic|control|differential|examin|verif|compar|recommend")
 _UNCHANGED = re.compile("chang|differen|progress|regress|improve|previous|prior|old")
 
@@ -87,86 +75,6 @@ class Clause:
     verdict: str
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """Patterns made of the words in `negation.yaml`."""
-
-    abnormal: re.Pattern
-    normal: re.Pattern
-    negations: re.Pattern
-    verbs: re.Pattern
-    hidden: re.Pattern
-    lesions: re.Pattern
-    organs: re.Pattern
-    technique: re.Pattern
-    unjudged: re.Pattern
-    recommendation: re.Pattern
-    comparison: re.Pattern
-    filler: re.Pattern
-    affirmed: re.Pattern
-    denied: re.Pattern
-    denied_quality: re.Pattern
-    lacks: re.Pattern
-    within_limits: re.Pattern
-    removed_organ: re.Pattern
-    relative: re.Pattern
-    ends_with_verb: re.Pattern
-
-
-@lru_cache
-def _rules() -> _Rules:
-    import yaml
-
-    words = yaml.safe_load((Path(__file__).parent / "negation.yaml").read_text(encoding="utf-8"))
-    words = {name: re.split(r",\s+", value) if isinstance(value, str) else value for name, value in words.items()}
-
-    def any_of(name: str) -> str:
-        return rf"(?:{'|'.join(words[name])})"
-
-    def whole(name: str) -> str:
-        return rf"\b{any_of(name)}(?![\w-]*\w)"
-
-    seen, organs = any_of("seen"), any_of("organs")
-    link = "(?:is|are|was|were|appears?|seems?|remains?)"
-    auxiliary = "(?:is|are|was|were|be|been|being|has|have|had|could|can|does|do|did)"
-    return _Rules(
-        abnormal=re.compile(whole("abnormal")),
-        normal=re.compile(whole("normal")),
-        negations=re.compile(whole("negations")),
-        verbs=re.compile(whole("verbs")),
-        hidden=re.compile(rf"\b{any_of('not_a_negation')}\b"),
-        lesions=re.compile(whole("lesions")),
-        organs=re.compile(rf"\b{organs}\b"),
-        technique=re.compile(any_of("technique")),
-        unjudged=re.compile(any_of("unjudged")),
-        recommendation=re.compile(any_of("recommendation")),
-        comparison=re.compile(any_of("comparison")),
-        filler=re.compile(rf"(?:(?:{any_of('filler')}|\d+)(?:[\s,.:;-]+|$))+"),
-        affirmed=re.compile(rf"(?<!not )(?<!n't )(?<!n’t )\b{auxiliary}(?: (?!not\b|no\b)\w+){{0,2}}? {seen}\b"),
-        denied=re.compile(
-            rf"\b{auxiliary}(?: not|n't|n’t)\b(?: \w+){{0,2}}? {seen}\b"
-            rf"|\b(?:can ?|could ?)(?:not|n't|n’t) be {seen}\b|^not {seen}\b"
-            rf"|\bno longer (?:\w+ )?{seen}\b"
-            r"|\b(?:disappeared|resolved|vanished)\b"
-        ),
-        denied_quality=re.compile(rf"\b{auxiliary} ?(?:not|n't|n’t) (?:\w+ )?{any_of('not_abnormal')}\b"),
-        lacks=re.compile(
-            rf"\b(?:do|does|did) ?(?:not|n't|n’t) (?:show|have|contain|reveal|demonstrate|include)\b"
-            rf"|\bfail(?:s|ed)? to (?:show|reveal|demonstrate)\b|\b{link}(?: \w+ly)? without\b"
-        ),
-        within_limits=re.compile(
-            rf"\b{link}(?: \w+)? within (?:the )?(?:normal limits|limits of normal)"
-            r"(?: (?:in|for|of) [\w ]+)?\W*$"
-        ),
-        removed_organ=re.compile(
-            rf"^(?:the |both |left |right |bilateral )*{organs} (?:is|are|was|were|could|can) ?not (?:be )?{seen}\b"
-            r"|\bnot \w+ ?\(?(?:post ?|secondary to )?(?:\w+ )?(?:operat|surg|resect|cholecystectom)"
-        ),
-        relative=re.compile(r"\b(?:that|which|who|whose(?: \w+){1,2}|where\b[^,;]*)\s+$"),
-        ends_with_verb=re.compile(whole("verbs") + r"\s*$"),
-    )
-
-
 @lru_cache(maxsize=1 << 14)
 def judge(sentence: str) -> tuple[Clause, ...]:
     """
@@ -181,7 +89,7 @@ def judge(sentence: str) -> tuple[Clause, ...]:
     box = fields.read_box(text)
     if box:
         return tuple(_ticked(text, *box))
-    field = _FIELD_VERDICTS.get(fields.read_field(text.strip(_EDGES), _rules().abnormal, _rules().organs) or "")
+    field = _FIELD_VERDICTS.get(fields.read_field(text.strip(_EDGES), load_rules().abnormal, load_rules().organs) or "")
     if field:
         return tuple(_joined([Clause(0, len(text), field)], sentence))
     clauses = [clause for start, end in _statements(text) for clause in _clauses(text, start, end)]
@@ -207,19 +115,7 @@ def _ticked(text: str, state: str, rest: str) -> Iterator[Clause]:
 
 def names_abnormality(word: str) -> bool:
     """Whether the word, in lower case, is among the names of abnormal things and deviations."""
-    return bool(_rules().abnormal.fullmatch(word))
-
-
-def _hide(text: str) -> str:
-    """The text without what only looks like a negation; same length."""
-    rules = _rules()
-    text = rules.hidden.sub(lambda found: "_" * len(found[0]), text)
-    return _NO_GROWTH.sub(lambda found: "_" * len(found[0]) if _of_lesion(text[found.end() :]) else found[0], text)
-
-
-def _of_lesion(text: str) -> bool:
-    """Whether what did not grow is a lesion, or something named before: "no increase in the size of the aneurysm"."""
-    return bool(_OF_SIZE.match(text) or _rules().lesions.search(re.split(r"[,;]|\b(?:and|but|with) ", text)[0]))
+    return bool(load_rules().abnormal.fullmatch(word))
 
 
 def _depths(text: str) -> list[int]:
@@ -233,7 +129,7 @@ def _depths(text: str) -> list[int]:
 
 def _pieces(text: str, masked: str) -> list[tuple[int, int, bool]]:
     """(start, end, whether a mere comma or "and" stands before it) of everything between possible breaks."""
-    rules = _rules()
+    rules = load_rules()
     depths = _depths(text)
     pieces = []
     start, weak = 0, False
@@ -265,7 +161,7 @@ def _pieces(text: str, masked: str) -> list[tuple[int, int, bool]]:
 
 def _introduces(before: str, after: str) -> bool:
     """Whether a colon parts a remark from a statement; "Liver: normal" stays whole."""
-    rules = _rules()
+    rules = load_rules()
     if rules.technique.search(before) or not re.search("[a-z]", before) or _LABEL.fullmatch(before.strip(_EDGES)):
         return True
     return bool(rules.abnormal.search(before) and re.match(r"\s*(?:no|without)\b", after))
@@ -273,8 +169,8 @@ def _introduces(before: str, after: str) -> bool:
 
 def _statements(text: str) -> list[tuple[int, int]]:
     """Places of the statements of a sentence: pieces without a verb of their own stay with the statement they belong to."""
-    rules = _rules()
-    masked = _hide(text)
+    rules = load_rules()
+    masked = hide(text)
     pieces = _pieces(text, masked)
     statements: list[tuple[int, int]] = []
     complete = False  # whether the last statement has its verb
@@ -306,7 +202,7 @@ def _statements(text: str) -> list[tuple[int, int]]:
 
 def _is_subject_of_next(text: str, masked: str, pieces) -> bool:
     """Whether the first piece names an abnormality of which a later one says something: "plaques and thickening are seen"."""
-    rules = _rules()
+    rules = load_rules()
     start, end, _ = pieces[0]
     if rules.verbs.search(masked, start, end) or not rules.abnormal.search(masked, start, end):
         return False
@@ -320,7 +216,7 @@ def _is_subject_of_next(text: str, masked: str, pieces) -> bool:
 
 def _only_says_where(text: str) -> bool:
     """Whether the words only say where or how: "In the upper lobe"."""
-    return bool(_LEAD.match(text) and not _rules().verbs.search(text) and not text.endswith("with"))
+    return bool(_LEAD.match(text) and not load_rules().verbs.search(text) and not text.endswith("with"))
 
 
 def _clauses(text: str, start: int, end: int) -> Iterator[Clause]:
@@ -330,9 +226,9 @@ def _clauses(text: str, start: int, end: int) -> Iterator[Clause]:
         yield from _denied(text, start, end)
         return
     advice = verdict == RECOMMENDATION
-    rules = _rules()
+    rules = load_rules()
     cue = rules.recommendation if advice else rules.normal
-    masked = _hide(text[start:end])
+    masked = hide(text[start:end])
     if verdict in (NORMAL, RECOMMENDATION, FINDING) and cue.search(masked) and rules.abnormal.search(masked):
         depths = _depths(text[start:end])
         cuts = [cut.start() for cut in re.finditer(r",\s|\s(?:and|with)\s", masked) if not depths[cut.start()]]
@@ -353,8 +249,8 @@ def _clauses(text: str, start: int, end: int) -> Iterator[Clause]:
 
 def _denied(text: str, start: int, end: int) -> Iterator[Clause]:
     """A statement of absence, parted where something begins that is there."""
-    rules = _rules()
-    for stop, begin in affirmed.places(_hide(text[start:end]), rules.abnormal, rules.verbs):
+    rules = load_rules()
+    for stop, begin in affirmed.places(hide(text[start:end]), rules.abnormal, rules.verbs):
         if _verdict(text[start : start + stop]) == ABSENT:
             yield Clause(start, start + stop, ABSENT)
             closing = text.find(")", start + begin, end) if text[start + stop] == "(" else -1
@@ -370,14 +266,14 @@ def _names_only(text: str, this: re.Pattern, other: re.Pattern) -> bool:
 
 def _verdict(clause: str) -> str:
     """Verdict of one clause in lower case."""
-    rules = _rules()
+    rules = load_rules()
     text = re.sub(r"\([^)]*\)", lambda found: "_" * len(found[0]), clause).strip(_EDGES + ".!?")
     opening = _OPENING.match(text)
     if opening:
         text = text[opening.end() :]
     if not re.search("[a-z]", text):
         return FINDING if rules.abnormal.search(clause) else NO_CONTENT
-    masked = _hide(text)
+    masked = hide(text)
     abnormal = rules.abnormal.search(masked)
     if rules.removed_organ.search(clause.strip(_EDGES)):
         return FINDING
@@ -408,20 +304,20 @@ def _verdict(clause: str) -> str:
 
 def _affirmed(text: str) -> bool:
     """Whether the clause says of its own subject that it is seen."""
-    rules = _rules()
+    rules = load_rules()
     return any(not rules.relative.search(text[: found.start()]) for found in rules.affirmed.finditer(text))
 
 
 def _says_so(text: str, at: int) -> bool:
     """Whether the words at this place are what the clause says, rather than a remark on something that it names as seen."""
-    rules = _rules()
+    rules = load_rules()
     seen = _affirmed(text) or re.match(r"(?:.*\b)?there (?:is|are|was|were)\b", text)
     return not seen and bool(rules.verbs.search(text)) and not rules.relative.search(text[:at])
 
 
 def _is_absent(text: str) -> bool:
     """Whether the clause denies what it names."""
-    rules = _rules()
+    rules = load_rules()
     if not _affirmed(text):
         if any(not rules.relative.search(text[: found.start()]) for found in rules.denied.finditer(text)):
             return True
