@@ -27,7 +27,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/step.py --compare
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/prepare.py
-	$(BIN)/python benchmarks/itemize.py
+	$(BIN)/python benchmarks/itemize.py --data ../shared/data/reports
 	$(BIN)/python benchmarks/sentences.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/claims.py

@@ -138,12 +138,14 @@ def is_volume(path: Path) -> bool:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file starts as DICOM files do."""
+    """Whether a file starts as DICOM files do, or as one without preamble may; the DICOM reader has the last word."""
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            start = file.read(132)
     except OSError:
         return False
+    bare = len(start) == 132 and start[:2] in (b"\x02\0", b"\x08\0") and start[3] == 0
+    return start[128:] == b"DICM" or bare
 
 
 def _read_dicom(path: Path) -> Study:

@@ -60,7 +60,10 @@ class Records:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = dict(self.rows[index])
+        try:
+            row = dict(self.rows[index])
+        except UnicodeDecodeError:
+            raise ValueError(f"row {index + 1} of the list holds text that is not UTF-8: it is damaged.") from None
         record: dict[str, Any] = {"id": self._name(row.get(self.id_column), index) if self.id_column else str(index)}
         if self.images_column is not None and row.get(self.images_column) is not None:
             record["images"] = self._open(row[self.images_column])

@@ -215,14 +215,15 @@ def test_a_row_too_many_is_no_padding(tmp_path):
         read_dicom(save(made, tmp_path / "s"))
 
 
+@pytest.mark.parametrize("suffix", [".dcm", ""])
 @pytest.mark.parametrize("implicit", [True, False])
-def test_data_sets_without_preamble(tmp_path, implicit):
+def test_data_sets_without_preamble(tmp_path, implicit, suffix):
     (tmp_path / "s").mkdir()
     for number, one in enumerate(make_series(make_grid())):
         bare = Dataset(one)
-        path = tmp_path / "s" / f"{number}.dcm"
+        path = tmp_path / "s" / f"{number}{suffix}"
         bare.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
-    (scan,) = read_dicom(tmp_path / "s").scans.values()
+    (scan,) = read_file(tmp_path / "s").scans.values()
     np.testing.assert_allclose(scan.array, truth(scan), atol=0.51)
 
 
