@@ -297,8 +297,11 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             except (OSError, ValueError) as error:
                 if on_error is None:
                     raise
-                on_error(name, error)
+                is_path = isinstance(source, (str, os.PathLike))
+                on_error(os.path.basename(os.fspath(source)) if name is None and is_path else name, error)
                 last_error = error
+        if last_error is not None and len(scans) == 1:
+            raise last_error
         if not processed:
             raise ValueError(f"none of the {len(scans)} scans of the study could be used; the last error: {last_error}")
         sources = [scan.source for scan in processed if hasattr(scan.source, "require_visit_of")]
