@@ -115,7 +115,8 @@ def _whole_words(dataset, pixels: bytes, expected: int) -> np.ndarray | None:
     words = (
         not syntax.is_compressed and int(dataset.BitsAllocated) == 16 and int(dataset.get("SamplesPerPixel", 1)) == 1
     )
-    if not words or "PixelData" not in dataset or len(pixels) < expected or not expected:
+    words = words and "PixelData" in dataset and 0 < int(dataset.get("BitsStored") or 0) <= 16
+    if not words or not 0 < expected <= len(pixels):
         return None
     order, kind = "<" if syntax.is_little_endian else ">", "i" if dataset.get("PixelRepresentation") else "u"
     array = np.frombuffer(pixels, f"{order}{kind}2", expected // 2).astype(f"{kind}2")
