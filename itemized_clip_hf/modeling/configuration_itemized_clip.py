@@ -114,7 +114,7 @@ class ItemizedCLIPVisionConfig(PreTrainedConfig):
         """Checks what single fields cannot; called by the library on construction."""
         _check_sizes(self, "vision_config: ")
         _check_shares(self, "vision_config: ", ("attention_dropout", "drop_path_rate", "patch_dropout"))
-        if not 0 < self.layer_norm_eps < 1 or not 0 < self.initializer_range < 100:
+        if not 0 < self.layer_norm_eps <= 1 or not 0 < self.initializer_range < 100:
             raise ValueError(
                 f"layer_norm_eps is {self.layer_norm_eps} and initializer_range {self.initializer_range}, expected small "
                 "positive numbers."

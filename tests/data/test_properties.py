@@ -9,6 +9,7 @@ import torch
 nibabel = pytest.importorskip("nibabel")
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor  # noqa: E402
+from itemized_clip_hf.data.open import REFUSALS  # noqa: E402
 from itemized_clip_hf.data.reader import read_file  # noqa: E402
 
 AFFINE = np.array([[-4.0, 0.3, 0.2, 70.0], [0.25, 4.5, -0.4, -80.0], [-0.3, 0.35, 9.0, -50.0], [0, 0, 0, 1]])
@@ -24,7 +25,7 @@ LANDMARKS = {"right": (45.0, 12.0, 8.0), "front": (-8.0, 55.0, -6.0), "top": (14
 
 
 def processor_of(domain: str) -> ItemizedCLIPImageProcessor:
-    return ItemizedCLIPImageProcessor.from_domain(domain, **SETTINGS[domain])
+    return ItemizedCLIPImageProcessor.from_domain(domain, accept=REFUSALS, **SETTINGS[domain])
 
 
 def points_of(affine: np.ndarray, shape) -> np.ndarray:
@@ -119,7 +120,7 @@ def test_outer_faces_of_a_whole_scan_stay_in_place(tmp_path, domain):
     """Without crop or padding, the corners of the token grid are the corners of the file."""
     affine = np.diag([-4.0, 4.0, 9.0, 1.0]) + np.array([[0, 0, 0, 50.0], [0, 0, 0, -60], [0, 0, 0, -20], [0, 0, 0, 0]])
     settings = {"fit": "stretch", "spacing": None, "thickest_axis_first": False}
-    processor = ItemizedCLIPImageProcessor.from_domain(domain, **{**SETTINGS[domain], **settings})
+    processor = ItemizedCLIPImageProcessor.from_domain(domain, accept=REFUSALS, **{**SETTINGS[domain], **settings})
     scan = processor.process_study(save(tmp_path / "scan.nii", volume(2, affine), affine))[0]
     for grid in ((1, 1, 1), (2, 3, 3), (16, 48, 48)):
         to_mm = scan.token_affine(grid)
@@ -142,7 +143,9 @@ def test_landmarks_lie_where_the_source_affine_says(tmp_path, domain, landmark, 
     half_a_voxel = np.linalg.norm(source.spacing) / 2
     assert np.linalg.norm((source.affine @ [*peak, 1])[:3] - place) <= half_a_voxel
     processor = ItemizedCLIPImageProcessor.from_domain(
-        domain, **{**SETTINGS[domain], "percentiles": [0, 100], "windows": None, "do_normalize": False}
+        domain,
+        accept=REFUSALS,
+        **{**SETTINGS[domain], "percentiles": [0, 100], "windows": None, "do_normalize": False},
     )
     scan = processor.process_study(path)[0]
     seen = scan.pixel_values[0].numpy().astype(float)

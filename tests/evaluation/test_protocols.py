@@ -18,6 +18,7 @@ pytest.importorskip("sklearn")
 nibabel = pytest.importorskip("nibabel")
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor  # noqa: E402
+from itemized_clip_hf.data.open import REFUSALS  # noqa: E402
 from itemized_clip_hf.evaluation.evaluate import evaluate_protocol, open_record  # noqa: E402
 from itemized_clip_hf.evaluation.metrics import auroc  # noqa: E402
 from itemized_clip_hf.evaluation.protocol import Protocol, available_protocols, load_protocol  # noqa: E402
@@ -41,7 +42,7 @@ class Planted:
             domain=domain, scoring="items", name_or_path="planted", projection_dim=len(names) + 1
         )
         self.device = torch.device("cpu")
-        self.image_processor = ItemizedCLIPImageProcessor.from_domain(domain, **image)
+        self.image_processor = ItemizedCLIPImageProcessor.from_domain(domain, accept=REFUSALS, **image)
         self.tokenizer = SimpleNamespace(get_vocab=lambda: {})
         self.texts = [text for name in names for text in prompts[name]]
         self.owner = [number for number, name in enumerate(names) for _ in prompts[name]]

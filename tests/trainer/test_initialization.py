@@ -207,7 +207,7 @@ def test_train_from_weights_with_adapters_then_resume(tmp_path):
     rng = np.random.default_rng(0)
     lines = []
     for index in range(4):
-        np.save(tmp_path / f"{index}.npy", rng.normal(size=(8, 16, 16)).astype(np.float32))
+        np.save(tmp_path / f"{index}.npy", rng.normal(100, 30, (8, 16, 16)).astype(np.float32))
         lines.append({"id": str(index), "images": {"T1": f"{index}.npy"}, "items": ITEMS[: 1 + index % 3]})
     (tmp_path / "studies.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "recipe.yaml").write_text(RECIPE)

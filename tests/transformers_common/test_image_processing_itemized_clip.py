@@ -19,6 +19,8 @@ class PictureTester(ImageProcessingTester):
 
     def __init__(self, parent):
         preset = {**ItemizedCLIPImageProcessor.presets[self.domain], "domain": self.domain}
+        if preset.get("windows"):  # as they are saved
+            preset["windows"] = [[name, list(limits)] for name, limits in preset["windows"].items()]
         super().__init__(parent, **{**preset, "scan_size": self.scan_size})
 
     def _get_image_processing_classes(self):
