@@ -1,5 +1,6 @@
 """transformers' common image processor tests, for a preset of pictures and one of volumes."""
 
+import json
 import unittest
 
 import numpy as np
@@ -19,8 +20,6 @@ class PictureTester(ImageProcessingTester):
 
     def __init__(self, parent):
         preset = {**ItemizedCLIPImageProcessor.presets[self.domain], "domain": self.domain}
-        if preset.get("windows"):  # as they are saved
-            preset["windows"] = [[name, list(limits)] for name, limits in preset["windows"].items()]
         super().__init__(parent, **{**preset, "scan_size": self.scan_size})
 
     def _get_image_processing_classes(self):
@@ -65,6 +64,15 @@ class ItemizedCLIPImageProcessingTest(ImageProcessingTestMixin, unittest.TestCas
 
 class ItemizedCLIPVolumeProcessingTest(ItemizedCLIPImageProcessingTest):
     image_processor_tester_class = VolumeTester
+
+    def test_image_processor_to_json_string(self):
+        """The mixin's, but that windows are saved as pairs, in their order."""
+        settings = self.image_processor_dict
+        saved = {**settings, "windows": [[name, list(limits)] for name, limits in settings["windows"].items()]}
+        for image_processor_class in self.image_processing_classes.values():
+            written = json.loads(image_processor_class(**settings).to_json_string())
+            for name, value in saved.items():
+                self.assertEqual(written[name], value)
 
     @unittest.skip("a picture is no volume")
     def test_call_pil(self):
