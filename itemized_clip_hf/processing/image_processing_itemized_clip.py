@@ -319,27 +319,19 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
 
     def _load(self, scan, settings):
         """A picture, an array, or a scan or study that was opened and checked."""
-        if (
-            isinstance(scan, (str, os.PathLike))
-            and os.fspath(scan).lower().endswith(PICTURE_SUFFIXES)
-            and Image is not None
-        ):
+        is_path = isinstance(scan, (str, os.PathLike))
+        if Image is not None and is_path and os.fspath(scan).lower().endswith(PICTURE_SUFFIXES):
             return open_picture(scan)
         if Image is not None and isinstance(scan, Image.Image):
             return upright(scan)
-        is_path = isinstance(scan, (str, os.PathLike))
-        if not is_path and not _is_scan(scan):
-            return scan
-        if type(self).reader is None:
-            if not is_path:
-                return scan
+        if type(self).reader is not None and (is_path or _is_scan(scan)):
+            return type(self).reader(scan, settings.get("domain", self.domain), settings.get("accept") or ())
+        if is_path:
             raise ImportError(
                 f"reading {os.fspath(scan)} needs the package: pip install 'itemized-clip-hf[volumes]' and import it, or pass "
                 "an array."
             )
-        accept = settings.get("accept") or ()
-        accept = (accept,) if isinstance(accept, str) else tuple(accept)
-        return type(self).reader(scan, settings.get("domain", self.domain), accept)
+        return scan
 
     def _process_scan(self, name, scan, settings, generator) -> list[ProcessedScan]:
         if settings["scan_size"][0] == 1:
