@@ -255,12 +255,31 @@ def load_parquet(files: list[Path], leave_out: Collection[str] = ()):
     if find_spec("datasets") is None and find_spec("pyarrow") is not None:
         import pyarrow.parquet as pq
 
-        kept = {file: [name for name in pq.read_schema(file).names if name not in leave_out] for file in files}
-        return [row for file, columns in kept.items() for row in pq.read_table(file, columns=columns).to_pylist()]
+        rows: list[dict] = []
+        for file in files:
+            columns = [name for name in pq.read_schema(file).names if name not in leave_out]
+            table = pq.read_table(file, columns=columns)
+            _refuse_damaged_texts(table, file)
+            rows += table.to_pylist()
+        return rows
     datasets = _datasets()
     try:
         table = datasets.Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError, TypeError, KeyError) as error:
         reason = str(error.__cause__ or error).splitlines()[:1]
         raise ValueError(f"{files[0].name} cannot be read as parquet: {(reason or ['damaged'])[0][:200]}") from None
-    return table.remove_columns([name for name in table.column_names if name in leave_out])
+    table = table.remove_columns([name for name in table.column_names if name in leave_out])
+    _refuse_damaged_texts(table.data, files[0])
+    return table
+
+
+def _refuse_damaged_texts(table, file: Path) -> None:
+    """Raises where texts are not UTF-8: parquet does not check them, and they would fail when they are read, hours later."""
+    for name in table.column_names:
+        column = table.column(name)
+        if "binary" in str(column.type):  # voxels and pictures, which are large
+            continue
+        try:
+            column.validate(full=True)
+        except ValueError as error:
+            raise ValueError(f"{file.name}, column {name!r}: damaged ({str(error).splitlines()[0][:120]}).") from None

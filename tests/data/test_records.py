@@ -140,3 +140,18 @@ def test_relative_folders(write_volume, tmp_path, monkeypatch):
         assert all(Path(records[i]["images"]).exists() for i in range(len(records)))
     monkeypatch.chdir(tmp_path / "studies" / "a")
     assert read_records(".")[0]["id"] == "a"
+
+
+@pytest.mark.parametrize("reader", ["datasets", "pyarrow"])
+def test_texts_of_parquet_that_are_not_utf8_are_refused_at_once(reader, tmp_path, monkeypatch):
+    """Parquet stores any bytes as text; the column is named when the list is opened, not when its row is read."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = [pa.py_buffer(np.array([0, 2, 4], dtype="int32").tobytes()), pa.py_buffer(b"ab\xff\xfe")]
+    ids = pa.StringArray.from_buffers(2, texts[0], texts[1])
+    pq.write_table(pa.table({"id": ids, "items": [["a finding."], ["another."]]}), tmp_path / "list.parquet")
+    if reader == "pyarrow":
+        monkeypatch.setattr(
+            "itemized_clip_hf.data.records.find_spec", lambda name: None if name == "datasets" else True
+        )
+    with pytest.raises(ValueError, match="list.parquet, column 'id': damaged"):
+        read_records(tmp_path / "list.parquet")
