@@ -130,15 +130,19 @@ class ItemizedCLIPPipeline(Pipeline):
 
 class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
     """
-    The library's `zero-shot-image-classification` for all models, but that ItemizedCLIP's score each label by itself instead of
-    sharing one softmax among the labels, and take what `classify_studies` does.
+    `zero-shot-image-classification` of ItemizedCLIP: each label is scored by itself instead of sharing one softmax with the
+    others, and it takes what `classify_studies` does. Of every other model it makes the library's own pipeline.
     """
 
-    _load_processor = None  # type: ignore[assignment]
+    _load_processor = None  # type: ignore[assignment]  # the library's never loads one, and needs none
+
+    def __new__(cls, *args, **kwargs):
+        model = kwargs.get("model", args[0] if args else None)
+        if getattr(getattr(model, "config", None), "model_type", None) == "itemized_clip":
+            return super().__new__(cls)
+        return ZeroShotImageClassificationPipeline(*args, **kwargs)
 
     def __call__(self, image=None, candidate_labels=None, **kwargs):  # type: ignore[override]
-        if self.model.config.model_type != "itemized_clip":
-            return super().__call__(image, candidate_labels=candidate_labels, **kwargs)
         if self.processor is None:
             raise ValueError("the pipeline has no processor: pass the model's folder or name, or `processor=`.")
         if self.model.config.vision_config.image_size[0] > 1:

@@ -77,10 +77,11 @@ def test_pictures(saved, tmp_path):
     assert [r["score"] for r in both[0]] == pytest.approx([r["score"] for r in both[1]], abs=1e-6)
 
 
-def test_other_models_of_the_library_are_left_alone(tmp_path):
-    """A CLIP of the library shares one softmax among the labels, as before."""
+def test_other_models_get_the_library_s_own_pipeline():
+    """The class and the scores that they have without this package."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+    from transformers.pipelines import ZeroShotImageClassificationPipeline
 
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {**tower, "vocab_size": 12, "bos_token_id": 10, "eos_token_id": 11, "max_position_embeddings": 16}
@@ -90,9 +91,14 @@ def test_other_models_of_the_library_are_left_alone(tmp_path):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="pad", eos_token="end", unk_token="pad")
     images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    classify = pipeline("zero-shot-image-classification", model=clip, tokenizer=tokenizer, image_processor=images)
+    parts = {"model": clip, "tokenizer": tokenizer, "image_processor": images}
+    classify = pipeline("zero-shot-image-classification", **parts)
+    plain = ZeroShotImageClassificationPipeline(**parts, task="zero-shot-image-classification")
+    assert type(classify) is type(plain) and vars(classify).keys() == vars(plain).keys()
     picture = Image.fromarray(np.zeros((20, 20, 3), np.uint8))
-    results = classify(picture, candidate_labels=["dog", "cat", "a"], hypothesis_template="{} end")
+    labels = {"candidate_labels": ["dog", "cat", "a"], "hypothesis_template": "{} end"}
+    results = classify(picture, **labels)
+    assert results == plain(picture, **labels)
     assert sum(result["score"] for result in results) == pytest.approx(1)
 
 
