@@ -102,6 +102,7 @@ def check_study(study: Study, domain: str | None = None, accept: Iterable[str] =
     """Reports of all scans; then of the study, if there is something to say of it: repeats, missing and left out series."""
     reports = [check_scan(scan, domain, accept) for scan in study.scans.values()]
     problems: list[Problem] = []
+    _warn_of_stripped_neighbors(study, reports)
     for first, second in _repeats(list(study.scans.values())):
         found = f"{first} and {second} hold the same voxels"
         problems.append(
@@ -114,11 +115,27 @@ def check_study(study: Study, domain: str | None = None, accept: Iterable[str] =
             found = f"no series is named like {', '.join(missing)}"
             problems.append(Problem("missing-series", "note", found, "findings that only they show will be missed"))
     for what, reason in study.skipped:
-        problems.append(Problem("left-out", "note", f"{what}: {reason}", "nothing, unless it should have been used"))
+        if reason.startswith(_NO_LOSS):
+            level, advice = "note", "nothing, unless it should have been used"
+        else:
+            level, advice = "warn", "findings that only it shows will be missed: repair or convert it, or take it away"
+        problems.append(Problem("left-out", level, f"{what}: {reason}", advice))
     if problems:
         reports.append(Report(None, {}, problems))
     return reports
 
+
+_NO_LOSS = (
+    "it is a localiser",
+    "it is a projection",
+    "it is a secondary capture",
+    "it is no DICOM file",
+    "its modality is",
+    "another file holds the same image",
+    "another slice of the series holds the same image",
+    "a zip beside volume files",
+)
+"""Reasons for which something is left out of every study and nothing of the patient is missed."""
 
 _SERIES = {
     "T1": ("t1", "mprage", "bravo"),
@@ -191,9 +208,8 @@ def _check_intensities(scan: Scan, domain: str | None, add: Callable, facts: dic
             found = f"not raw intensities: values {low:.2f} to {high:.2f}, MR magnitudes are not negative"
             advice = "use the series before normalisation; or accept it, if skull and background are as in training"
             add("not-raw", "refuse", found, advice)
-        elif (sample == 0).mean() > 0.6 and _has_hard_edge(sample):
-            advice = "use the series with the skull, as in training, or expect other scores"
-            add("skull-stripped", "warn", "most voxels are exactly 0: it looks skull-stripped", advice)
+        elif _mostly_zero(sample) and _has_hard_edge(sample):
+            add("skull-stripped", "warn", "most voxels are exactly 0: it looks skull-stripped", _STRIPPED_ADVICE)
     elif domain is None and scan.modality is None and not _plausible_hu(sample):
         advice = "name the domain, for the checks of its units"
         if low < -0.02 * high:
@@ -279,6 +295,31 @@ def _plausible_hu(values: np.ndarray) -> bool:
 def _most_common(values: np.ndarray) -> float:
     counts, edges = np.histogram(values, bins=128)
     return float(edges[int(counts.argmax())])
+
+
+def _mostly_zero(values: np.ndarray) -> bool:
+    return float((values == 0).mean()) > 0.6
+
+
+def _warn_of_stripped_neighbors(study: Study, reports: list[Report]) -> None:
+    """One mask strips all series of a study, and shows in the contrast of some only: the others are told by its shape."""
+    scans = list(study.scans.values())
+    stripped = [
+        scan.array == 0
+        for scan, report in zip(scans, reports)
+        if any(problem.code == "skull-stripped" for problem in report.problems)
+    ]
+    for scan, report in zip(scans, reports) if stripped else ():
+        if any(problem.code == "skull-stripped" for problem in report.problems) or not _mostly_zero(scan.array):
+            continue
+        outside = scan.array == 0
+        same = [mask for mask in stripped if mask.shape == outside.shape and (mask == outside).mean() > 0.99]
+        if same:
+            found = "its zeros are those of a series of the study that looks skull-stripped"
+            report.problems.append(Problem("skull-stripped", "warn", found, _STRIPPED_ADVICE))
+
+
+_STRIPPED_ADVICE = "use the series with the skull, as in training, or expect other scores"
 
 
 def _has_hard_edge(sample: np.ndarray) -> bool:

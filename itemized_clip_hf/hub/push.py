@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import validate_repo_id
 
+from ..data.cells import restore
 from ..data.privacy import IDENTIFYING_FIELDS
 from .adapters import is_adapter_folder
 from .card import CARD, FACTS, UNKNOWN_LICENSE, CardFacts, card_text, facts_of_folder, is_edited, write_card
@@ -50,8 +51,22 @@ _SUSPECT = {
     "a long number": re.compile(r"(?<![\w.,])\d{7,}(?![\w.,]\d|\w)"),
     "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+"),
     "a header field of a patient": re.compile(
-        rf"\b(?:{'|'.join(IDENTIFYING_FIELDS)}|MRN|patient (?:name|id)|accession(?: number)?)\b\s*[:=]\s*\S",
+        rf"\b(?:{'|'.join(IDENTIFYING_FIELDS)}|MRN|patient(?:['’]?s)? (?:name|id|number)|accession(?: number)?)\b"
+        r"(?:\s*[:=]\s*\S|\s+(?-i:[A-Z]\S|\d))",
         re.IGNORECASE,
+    ),
+    "a patient's name": re.compile(r"\b[^\W\d_][\w'-]+\^[^\W\d_]"),
+    "a patient's number": re.compile(
+        r"\b(?:MRN|SSN|NHS(?: number)?)\b\W{0,3}(?:no\.?|number|is)?\W{0,3}\d{3}|\b\d{3}-\d{2}-\d{4}\b", re.IGNORECASE
+    ),
+    "a birthday": re.compile(
+        r"\b(?:born|birth(?: ?da(?:y|te))|date of birth|d\.?o\.?b\.?|geb(?:\.|oren)|n[ée]e? le|nacid[oa])(?!\w)"
+        r"\D{0,12}\d{1,4}[-/. ]",
+        re.IGNORECASE,
+    ),
+    "a name and an age": re.compile(
+        r"\b[^\W\d_a-z][^\W\d_A-Z]+(?: [A-Z]\.?)? [^\W\d_a-z][^\W\d_A-Z]+,? "
+        r"\(?(?:aged? )?\d{1,3}[- ]?(?:years?\b|y/?o\b|y\.|Jahre)"
     ),
     "somebody's folder": re.compile(r"/home/\w+|/Users/\w+|[A-Z]:\\Users\\\w+"),
 }
@@ -91,7 +106,7 @@ def study_ids(folder: str | os.PathLike) -> set[str]:
     ids: set[str] = set()
     for path in Path(folder).glob("quarantine*.csv"):
         with path.open(newline="", encoding="utf-8") as file:
-            ids |= {row[0].partition("/")[0] for row in csv.reader(file) if row and row[0] != "study"}
+            ids |= {restore(row[0]).partition("/")[0] for row in csv.reader(file) if row and row[0] != "study"}
     for path in Path(folder).glob("*.scores.jsonl"):
         lines = path.read_text(encoding="utf-8").splitlines()
         entries = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]

@@ -185,8 +185,10 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings as they are saved: windows in their order, and not what a caller accepts."""
-        written = super().to_dict()
+        """Settings as they are saved: lists, windows in their order, and not what a caller accepts."""
+        written = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in super().to_dict().items()
+        }
         written.pop("accept", None)
         if isinstance(written.get("windows"), Mapping):
             written["windows"] = [[name, list(limits)] for name, limits in written["windows"].items()]
@@ -427,6 +429,8 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     def _process_picture(self, scan, settings, generator) -> tuple[torch.Tensor, np.ndarray]:
         """(C, 1, H, W) and the index transform, with the picture as a (1, H, W) volume."""
         picture = _channels_first(scan, settings["num_channels"], settings["do_convert_rgb"])
+        if settings["do_rescale"] and picture.is_floating_point():
+            _warn_of_unit_interval(picture, "the picture", "multiplied by rescale_factor as if they were 0 to 255")
         _, old_height, old_width = picture.shape
         height, width = settings["scan_size"][1:]
         to_source = np.eye(4)
@@ -447,6 +451,10 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             to_source = to_source @ step
         pixel_values = picture.float()
         if settings["do_rescale"]:
+            if picture.is_floating_point():
+                _warn_of_unit_interval(
+                    pixel_values, "the picture", "multiplied by rescale_factor as if they were 0 to 255"
+                )
             pixel_values = pixel_values * settings["rescale_factor"]
         if settings["do_normalize"]:
             pixel_values = _normalize(pixel_values, settings)
@@ -516,6 +524,9 @@ def _intensities(volume: np.ndarray, label: str, scan, settings) -> tuple[dict[s
             f"{label} holds 8-bit values, which cannot be Hounsfield units. If it shows a window already, pass it as an array; "
             "else convert the original series again."
         )
+    if windows or settings["percentiles"] is None:
+        taken = "taken for HU" if windows else "multiplied by rescale_factor as if they were 0 to 255"
+        _warn_of_unit_interval(volume, label, taken)
     if windows and settings["fit"] != "slices":
         return {"": _tensor}, dict(windows)
     if windows:
@@ -527,6 +538,11 @@ def _intensities(volume: np.ndarray, label: str, scan, settings) -> tuple[dict[s
             low, high = float(volume.min()), float(volume.max())
         return {"": partial(_apply_window, limits=(low, high), epsilon=1e-8)}, nothing_left
     return {"": lambda voxels: _tensor(voxels).mul_(settings["rescale_factor"])}, nothing_left
+
+
+def _warn_of_unit_interval(values, label: str, taken: str) -> None:
+    if values.min() >= 0 and 0 < values.max() <= 1:
+        logger.warning(f"{label} holds values in [0, 1], which are {taken}; do_rescale=False leaves them as they are.")
 
 
 def _tensor(voxels) -> torch.Tensor:

@@ -99,8 +99,44 @@ def test_repeats_and_missing_series():
     assert report.scan is None and codes(report) == {
         "repeated-scan": "warn",
         "missing-series": "note",
-        "left-out": "note",
+        "left-out": "warn",
     }
+
+
+@pytest.mark.parametrize(
+    ("reason", "verdict"),
+    [
+        ("it is a localiser", "ok"),
+        ("its modality is SR, expected one of CT, MR (2 times)", "ok"),
+        ("it is a Siemens mosaic (many slices in one picture); convert the series to NIfTI with dcm2niix", "warn"),
+        ("it cannot be read: it is damaged (ValueError)", "warn"),
+    ],
+)
+def test_what_is_left_out_and_missed_is_a_warning(reason, verdict):
+    study = Study({"AX_T1": make_scan()}, skipped=[("DWI", reason)])
+    assert check_study(study)[-1].verdict == verdict
+
+
+def test_one_mask_over_a_study_is_one_verdict():
+    """A mask shows in the contrast of some series only."""
+    rng = np.random.default_rng(0)
+    shape = (50, 50, 50)
+    inside = np.linalg.norm(np.stack(np.indices(shape), -1) - 24.5, axis=-1) < 18
+    bright, dark = rng.uniform(400, 900, shape), rng.gamma(0.3, 200, shape) + 0.1
+    other = np.roll(inside, 6, axis=0)
+    study = Study(
+        {
+            "AX_T1": make_scan(np.where(inside, bright, 0)),
+            "AX_FLAIR": make_scan(np.where(inside, dark, 0)),
+            "AX_T2": make_scan(np.where(other, dark, 0)),
+        }
+    )
+    verdicts = ["skull-stripped" in codes(report) for report in check_study(study, "brain-mri")[:3]]
+    assert verdicts == [True, True, False]
+    assert ["skull-stripped" in codes(check_scan(scan, "brain-mri")) for scan in study.scans.values()][:2] == [
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(

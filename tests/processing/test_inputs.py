@@ -1,6 +1,7 @@
 """Forms of input, and what is said about bad ones."""
 
 import gzip
+import json
 
 import numpy as np
 import pytest
@@ -257,3 +258,30 @@ def test_constants_have_to_fit_the_channels():
     processor = ItemizedCLIPImageProcessor(num_channels=1, scan_size=[1, 16, 16])
     with pytest.raises(ValueError, match="3 values for 1 channels"):
         processor(np.zeros((16, 16), np.uint8))
+
+
+@pytest.mark.parametrize("domain", [None, "brain-mri", "chest-ct", "remote-sensing"])
+def test_settings_do_not_change_in_a_round_trip(domain):
+    processor = ItemizedCLIPImageProcessor.from_domain(domain) if domain else ItemizedCLIPImageProcessor()
+    saved = processor.to_dict()
+    again = ItemizedCLIPImageProcessor.from_dict(json.loads(json.dumps(saved))).to_dict()
+    assert again == saved and not any(isinstance(value, tuple) for value in saved.values())
+
+
+@pytest.mark.parametrize(
+    ("domain", "shape", "words"),
+    [("chest-ct", (8, 16, 16), "taken for HU"), ("remote-sensing", (3, 32, 32), "as if they were 0 to 255")],
+)
+def test_values_in_the_unit_interval_are_said(domain, shape, words, caplog):
+    """HU and 8-bit values are never all in [0, 1]: what was scaled before is taken as it is, with a word."""
+    processor = ItemizedCLIPImageProcessor.from_domain(domain)
+    scaled = np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)
+    with caplog.at_level("WARNING"):
+        processor(scaled)
+    assert "values in [0, 1]" in caplog.text and words in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        processor(scaled * 200)
+        processor(scaled, do_rescale=False)
+        ItemizedCLIPImageProcessor.from_domain("brain-mri")(np.random.default_rng(0).uniform(0, 1, (8, 16, 16)))
+    assert "[0, 1]" not in caplog.text
