@@ -29,6 +29,29 @@ volume_option = click.option("--volume-index", type=int, help="Which volume of a
 prompt_option = click.option(
     "-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="Item to look for; repeat."
 )
+scores_option = click.option(
+    "--scores",
+    type=click.Choice(["similarity", "logit", "probability"]),
+    default="similarity",
+    show_default=True,
+    help="What is written: the text-conditioned cosine similarity, which `evaluate` uses, too; the model's logit; or the "
+    "logit's sigmoid, which is not calibrated.",
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Numbers that the model works in. auto: those of its saved weights, which is float32 for models that were trained or "
+    "converted here; bf16: as in training on a GPU, faster there; scores differ from float32 in the third decimal.",
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Threads that read studies ahead while the model is at work; the results do not depend on it.",
+)
 
 accept_option = click.option(
     "--accept",

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -12,35 +13,65 @@ from itemized_clip_hf.data.tables import write_csv
 from itemized_clip_hf.data.truth_values import read_truth_value
 from itemized_clip_hf.evaluation.evaluate import hash_model, hash_processor, hash_text
 from itemized_clip_hf.evaluation.metrics import auroc, classification_summary
+from itemized_clip_hf.evaluation.quantity import DEFAULT, convert, describe, normalizes_pool_inputs
 from itemized_clip_hf.evaluation.score_file import ScoreFile
 from itemized_clip_hf.evaluation.text_table import format_table
 from itemized_clip_hf.evaluation.zero_shot import match_class, score_studies
+from itemized_clip_hf.hub.precision import describe_precision, working_precision
 
 MOST_COLUMNS = 10
 """Studies side by side; more get a line each."""
+
+FIRST_COLUMNS = ("id", "path", "quantity")
+"""Of the CSV file, before one column a label."""
 
 
 class Scoring:
     """
     Scores of all studies of the inputs.
 
+    Similarities are kept beside the CSV file while they are made, whatever is written of them in the end, so that no file mixes
+    quantities.
+
     Args:
-        target: CSV file; scores are kept beside it while they are made, and nowhere if it is None.
+        prompts: label -> prompts, whose embeddings are averaged.
+        target: CSV file; nothing is kept if it is None.
+        quantity: what is written, see `evaluation.quantity`.
+        precision: as in `hub.precision`.
+        num_workers: threads that read ahead.
     """
 
-    def __init__(self, model, processor, records: Inputs, prompts: dict, opener: Opener, target: Path | None):
+    def __init__(
+        self,
+        model,
+        processor,
+        records: Inputs,
+        prompts: dict,
+        opener: Opener,
+        target: Path | None,
+        quantity: str = DEFAULT,
+        precision: str = "auto",
+        num_workers: int = 0,
+    ):
         self.model, self.processor, self.prompts, self.opener = model, processor, prompts, opener
-        self.records = records
+        self.records, self.quantity, self.precision, self.num_workers = records, quantity, precision, num_workers
         self.labels = list(prompts)
         self.seen: list[dict] = []
-        described = {}
+        described: dict = {}
         if target is not None:
+            if taken := [label for label in self.labels if label in FIRST_COLUMNS]:
+                raise ValueError(
+                    f"{target.name} has columns {', '.join(FIRST_COLUMNS)}: call the label {taken[0]!r} otherwise."
+                )
             described = {
                 "model": hash_model(model),
                 "processor": hash_processor(processor),
                 "prompts": list(prompts.items()),
                 "studies": hash_text(records.fingerprint()),
                 "opened_with": {"volume_index": opener.volume_index, "accept": sorted(opener.accept)},
+                # What is left as it always was is not named: the files of earlier versions go on.
+                **({} if normalizes_pool_inputs(quantity) else {"pool_inputs": "not normalized"}),
+                **({"precision": "bf16"} if precision == "bf16" else {}),
             }
         self.kept = ScoreFile(None if target is None else target.with_name(f"{target.name}.scores.jsonl"), described)
 
@@ -59,54 +90,79 @@ class Scoring:
             else:
                 self.kept.add(names[number], row)
 
-        score_studies(
-            self.model,
-            self.processor,
-            studies,
-            self.prompts,
-            batch_size=batch_size,
-            progress=progress,
-            on_error=on_error,
-            on_bad_scan=lambda number, scan, error: click.echo(
-                f"{names[number]}, scan {scan} left out: {error}", err=True
-            ),
-            on_scores=on_scores,
-        )
+        with working_precision(self.model, self.precision):
+            score_studies(
+                self.model,
+                self.processor,
+                studies,
+                self.prompts,
+                batch_size=batch_size,
+                normalize_pool_inputs=normalizes_pool_inputs(self.quantity),
+                progress=progress,
+                on_error=on_error,
+                on_bad_scan=lambda number, scan, error: click.echo(
+                    f"{names[number]}, scan {scan} left out: {error}", err=True
+                ),
+                on_scores=on_scores,
+                num_workers=self.num_workers,
+            )
 
-    def table(self) -> np.ndarray:
-        """(S, M) scores in the order of the inputs, NaN where there are none."""
+    def similarities(self) -> np.ndarray:
+        """(S, M) in the order of the inputs, NaN where there are none."""
         nothing = np.full(len(self.labels), np.nan, dtype=np.float32)
         return np.stack([self.kept.scores.get(name, nothing) for name in self.records.ids])
 
-    def as_rows(self) -> list[dict]:
-        """`{"id", "scores"}` or `{"id", "error"}` of every study."""
-        return [
-            {"id": name, "scores": dict(zip(self.labels, self.kept.scores[name].tolist()))}
+    def table(self) -> np.ndarray:
+        """(S, M) of the quantity that is written, in the order of the inputs, NaN where there are none."""
+        return convert(self.model, self.similarities(), self.quantity)
+
+    def describe(self) -> str:
+        """What the scores are, for people."""
+        most = max(map(len, self.prompts.values()))
+        return f"{describe(self.quantity, most)}. Model in {describe_precision(self.model, self.precision)}."
+
+    def as_json(self) -> dict:
+        """What the scores are, and `results`: `{"id", "path", "scores"}` or `{"id", "path", "error"}` of every study."""
+        facts: dict[str, Any] = {"quantity": self.quantity, "precision": describe_precision(self.model, self.precision)}
+        several = {label: len(texts) for label, texts in self.prompts.items() if len(texts) > 1}
+        if several:
+            facts |= {"prompts_averaged": several, "averaged": "embeddings"}
+        results = [
+            {"id": name, "path": path, "scores": dict(zip(self.labels, row))}
             if name in self.kept
-            else {"id": name, "error": self.kept.errors.get(name, "")}
-            for name in self.records.ids
+            else {"id": name, "path": path, "error": self.kept.errors.get(name, "")}
+            for name, path, row in zip(self.records.ids, self.records.paths, self.table().tolist())
         ]
+        return {**facts, "results": results}
 
     def write(self, target: Path) -> None:
         """The CSV file; the scores beside it are then not needed any more."""
-        rows = [[name, *row] for name, row in zip(self.records.ids, self.table().tolist())]
+        known = zip(self.records.ids, self.records.paths, self.table().tolist())
+        rows = [[name, path, self.quantity, *row] for name, path, row in known]
         with whole_file(target) as temporary:
-            write_csv(temporary, [["id", *self.labels], *rows])
+            write_csv(temporary, [[*FIRST_COLUMNS, *self.labels], *rows])
         if self.kept.path is not None:
             self.kept.path.unlink(missing_ok=True)
 
 
 def print_scores(scoring: Scoring, metrics: dict, output: str | None) -> None:
-    ids, scores, labels = scoring.records.ids, scoring.table(), scoring.labels
+    ids, labels = scoring.records.ids, scoring.labels
+    scores = [[_show(value, scoring.quantity) for value in row] for row in scoring.table().tolist()]
     if len(ids) <= MOST_COLUMNS:
-        rows = [[label, *(float(row[j]) for row in scores)] for j, label in enumerate(labels)]
+        rows = [[label, *(row[j] for row in scores)] for j, label in enumerate(labels)]
         click.echo(format_table(["prompt", *ids], rows))
     elif output:
         click.echo(f"{len(ids)} studies scored: {output}")
     else:
-        click.echo(format_table(["study", *labels], [[name, *map(float, row)] for name, row in zip(ids, scores)]))
+        click.echo(format_table(["study", *labels], [[name, *row] for name, row in zip(ids, scores)]))
+    click.echo(scoring.describe())
     if metrics:
         click.echo(format_table(["metric", "value"], [[name, value] for name, value in metrics.items()]))
+
+
+def _show(value: float, quantity: str) -> str:
+    """Four digits behind the point; of probabilities, which may be tiny, three that count."""
+    return f"{value:.3g}" if quantity == "probability" else f"{value:.4f}"
 
 
 def label_metrics(

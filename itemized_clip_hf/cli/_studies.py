@@ -1,5 +1,7 @@
 """Studies named on the command line, read one at a time."""
 
+import os
+import threading
 from collections import Counter
 from collections.abc import Collection, Iterator
 from functools import partial
@@ -10,10 +12,11 @@ import click
 
 from itemized_clip_hf.data.open import Warnings, known_codes, require_usable
 from itemized_clip_hf.data.reader import read_file
-from itemized_clip_hf.data.records import read_records, study_name
+from itemized_clip_hf.data.records import Records, read_records, study_name
 from itemized_clip_hf.data.study import Scan, Study, Unreadable
 from itemized_clip_hf.data.tables import TABLE_SUFFIXES
 from itemized_clip_hf.domains import load_domain
+from itemized_clip_hf.evaluation.encode import Closed
 from itemized_clip_hf.processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 from itemized_clip_hf.specs import read_prompts
 
@@ -23,7 +26,8 @@ class Inputs:
     Records of all inputs, read one by one; a record that cannot be read holds the reason under `error`.
 
     Studies that are called the same get the names of their folder or list in front (`first/dicom`, `second/dicom`), or a number
-    behind where that does not tell them apart.
+    behind where that does not tell them apart. `paths` tells where each lies, from the folder on that holds all inputs: what
+    stands above may name a patient, and is known to who typed it.
     """
 
     def __init__(self, inputs: tuple[str, ...]):
@@ -35,19 +39,25 @@ class Inputs:
             for index in range(len(source))
         ]
         self.ids = tell_apart(named)
+        base = Path(os.path.commonpath([path.absolute().parent for path in self.inputs]))
+        self.paths = [
+            _below(base, place_of(source, index) or path.absolute())
+            for path, source in zip(self.inputs, self.sources)
+            for index in range(len(source))
+        ]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[dict]:
-        ids = iter(self.ids)
+        known = zip(self.ids, self.paths)
         for source in self.sources:
             for index in range(len(source)):
-                name = next(ids)
+                name, path = next(known)
                 try:
-                    yield {**source[index], "id": name}
+                    yield {**source[index], "id": name, "path": path}
                 except Exception as error:
-                    yield {"id": name, "error": str(error)}
+                    yield {"id": name, "path": path, "error": str(error)}
 
     def fingerprint(self) -> list:
         """Ids, and places, sizes and times of the inputs, as JSON; not their content."""
@@ -56,6 +66,24 @@ class Inputs:
             found = path.stat() if path.exists() else None
             facts.append([str(path.absolute()), *([found.st_size, found.st_mtime_ns] if found else [])])
         return [self.ids, facts]
+
+
+def place_of(source: Records, index: int) -> Path | None:
+    """The file or folder of a study, the folder that holds all of several; None where its images are part of a table."""
+    if hasattr(source.rows, "column_names"):
+        return None
+    try:
+        paths = source.paths_of(index)
+        leaves = list(paths.values()) if isinstance(paths, dict) else paths if isinstance(paths, list) else [paths]
+        return Path(os.path.commonpath(leaves)).absolute() if leaves and None not in leaves else None
+    except ValueError:
+        return None
+
+
+def _below(base: Path, path: Path) -> str:
+    """The path from a folder on; of one that lies elsewhere, the name."""
+    shown = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
+    return shown.encode("utf-8", "backslashreplace").decode()
 
 
 def _folders(path: Path, name: str) -> tuple[str, ...]:
@@ -109,7 +137,7 @@ class Opener:
         self.volume_index = volume_index
         self.domain = domain
         self.accept = known_codes(accept)
-        self.warn = Warnings(partial(click.echo, err=True))
+        self.warnings, self.lock = Warnings(partial(click.echo, err=True)), threading.Lock()
 
     def __call__(self, record: dict):
         if "error" in record:
@@ -135,7 +163,11 @@ class Opener:
         return {name: self._try(scan, f"{where}/{name}", self._check) for name, scan in opened.scans.items()}
 
     def _check(self, scan: Scan, where: str) -> Scan:
-        return require_usable(scan, self.domain, self.accept, where, self.warn)
+        return require_usable(scan, self.domain, self.accept, where, self._warn)
+
+    def _warn(self, report, where: str) -> None:
+        with self.lock:  # several threads may read
+            self.warnings(report, where)
 
     def _try(self, image, where: str, open_one=None):
         try:
@@ -153,7 +185,7 @@ def flatten(name: str, opened) -> list[tuple[str, Any]]:
 
 class OpenOneByOne:
     """
-    Iterates over the studies of records, opening each when its turn comes, and keeps what is needed afterwards.
+    Iterates over the studies of records, still closed, and keeps what is needed afterwards.
 
     Args:
         done: ids of studies that are not opened.
@@ -169,16 +201,13 @@ class OpenOneByOne:
     def __len__(self) -> int:
         return len(self.records) - len(self.done)
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator[Closed]:
         for record in self.records:
             self.seen.append({name: value for name, value in record.items() if name != "images"})
             if record["id"] in self.done:
                 continue
             self.names.append(record["id"])
-            try:
-                yield self.opener(record)
-            except Exception as error:
-                yield Unreadable(error)
+            yield Closed(partial(self.opener, record))
 
 
 def choose_prompts(prompts: tuple[str, ...], prompt_file: str | None, domain: str | None) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from itemized_clip_cli import (
     say_what_stays,
     tokenizer_option,
     volume_option,
+    workers_option,
 )
 
 
@@ -58,7 +59,8 @@ from itemized_clip_cli import (
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of a task, e.g. mode=accelerated."
 )
 @click.option("--skip-missing", is_flag=True, help="Evaluate without studies that have no images.")
-@click.option("--batch-size", default=8, show_default=True)
+@click.option("--batch-size", default=8, show_default=True, help="Studies of one pass through the model.")
+@workers_option
 @click.option("--resamples", default=1000, show_default=True, help="Of the bootstrap; 0: no intervals.")
 @click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
 @click.option(
@@ -86,6 +88,7 @@ def command(
     settings,
     skip_missing,
     batch_size,
+    workers,
     resamples,
     seed,
     plots,
@@ -100,7 +103,8 @@ def command(
 
     Protocols: ct-rate, rad-chestct, rsna, cq500, pub-brain-5, rsicd, um220k, or a YAML file of one's own with `findings` or
     `classes` and their prompts. The folder holds the label table and, at any depth, a file or folder per study. Scores are kept
-    in OUTPUT.scores.jsonl: a run that was killed goes on there (protocols and segmentation).
+    in OUTPUT.scores.jsonl: a run that was killed goes on there (protocols and segmentation). They are text-conditioned cosine
+    similarities, as the results say under `quantity`.
 
     Tasks without a label table take the place of a protocol: retrieval (captions as COCO's or Karpathy's JSON, or a list),
     items (a list of studies with items: completeness and separability), segmentation (a list with `mask`).
@@ -142,6 +146,7 @@ def command(
     common = {
         "scores_file": target.with_suffix(".scores.jsonl"),
         "batch_size": batch_size,
+        "num_workers": workers,
         "resamples": resamples,
         "seed": seed,
         "progress": not as_json,

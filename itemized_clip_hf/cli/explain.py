@@ -12,10 +12,12 @@ from itemized_clip_cli import (
     input_option,
     json_option,
     model_option,
+    precision_option,
     prompt_option,
     say_what_stays,
     tokenizer_option,
     volume_option,
+    workers_option,
 )
 
 
@@ -25,30 +27,39 @@ from itemized_clip_cli import (
 @prompt_option
 @click.option("-o", "--output", default="heat-maps", show_default=True, type=click.Path(file_okay=False))
 @click.option("--nearest", is_flag=True, help="Paint patches as blocks instead of interpolating between them.")
+@workers_option
+@precision_option
 @tokenizer_option
 @volume_option
 @accept_option
 @device_option
 @json_option
-def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, accept, device, as_json):
+def command(
+    inputs, model, prompts, output, nearest, workers, precision, tokenizer, volume_index, accept, device, as_json
+):
     """
     Write heat maps of items.
 
     Every study gets a folder with one PNG per item and, for scans with geometry, one NIfTI heat map per item and scan, which
-    has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean attention of a patch. maps.json in
-    the folder says which study and items it is of; a run that was stopped goes on behind the folders that have one.
+    has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean attention of a patch; no score is
+    shown, see predict. maps.json in the folder says which study and items it is of: a run that was stopped goes on behind the
+    folders that have one when the same command is run again.
     """
+    from functools import partial
+
     from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts
     from itemized_clip_hf.data.files import file_name, hold_output, is_about_output
+    from itemized_clip_hf.evaluation.encode import in_order
     from itemized_clip_hf.evaluation.evaluate import hash_model, hash_processor, hash_text
     from itemized_clip_hf.evaluation.text_table import format_table
     from itemized_clip_hf.hub.load import load, say_origin
+    from itemized_clip_hf.hub.precision import weights_dtype, working_precision
 
     records, place = Inputs(inputs), Path(output)
     place.mkdir(parents=True, exist_ok=True)
     click.get_current_context().with_resource(hold_output(place))
     say_what_stays(place)
-    loaded, processor = load(model, device, tokenizer)
+    loaded, processor = load(model, device, tokenizer, dtype=weights_dtype(precision))
     processor.image_processor.accept = accept
     open_images = Opener(volume_index, loaded.config.domain, accept)
     method = "nearest" if nearest else "linear"
@@ -60,27 +71,34 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, ac
         sorted(accept),
         method,
     ]
-    results, failed, folders = [], 0, set()
-    for record in records:
-        name = record["id"]
-        items = list(prompts) or record.get("items")
-        if not items:
-            items = [texts[0] for texts in choose_prompts((), None, loaded.config.domain).values()]
-        folder = place / unique(file_name(name, "study"), folders)
-        facts = {"id": name, "model": say_origin(model), "made_of": hash_text([about, name, items])}
-        entries = known_maps(folder, facts["made_of"])
+    if precision == "bf16":
+        about.append(precision)
+    folders: set[str] = set()
+
+    def studies():
+        for record in records:
+            items = list(prompts) or record.get("items")
+            if not items:
+                items = [texts[0] for texts in choose_prompts((), None, loaded.config.domain).values()]
+            folder = place / unique(file_name(record["id"], "study"), folders)
+            yield partial(ToExplain, record, items, folder, hash_text([about, record["id"], items]), open_images)
+
+    results, failed = [], 0
+    for study in in_order(studies(), workers):
         try:
+            entries = study.known
             if entries is None:
-                entries = explain_study(loaded, processor, open_images(record), name, items, folder, method)
-                write_maps(folder, facts, entries)
+                with working_precision(loaded, precision):
+                    entries = explain_study(loaded, processor, study, method)
+                write_maps(study.folder, {**study.facts, "model": say_origin(model)}, entries)
         except (OSError, ValueError) as error:
             if is_about_output(error):
                 raise
-            click.echo(f"{name}: {error}", err=True)
+            click.echo(f"{study.name}: {error}", err=True)
             failed += 1
             continue
-        results += entries
-        click.echo(f"{name}: {len(items)} items in {folder}", err=True)
+        results += [{"id": study.name, "path": study.path, **entry} for entry in entries]
+        click.echo(f"{study.name}: {len(study.items)} items in {study.folder}", err=True)
     if as_json:
         click.echo(json.dumps(results, indent=1))
     else:
@@ -90,20 +108,47 @@ def command(inputs, model, prompts, output, nearest, tokenizer, volume_index, ac
         raise click.ClickException(f"{failed} studies could not be explained")
 
 
-def explain_study(
-    model, processor, study, name: str, items: list[str], folder: Path, method: str
-) -> list[dict[str, Any]]:
+class ToExplain:
+    """
+    A study, what is asked of it, and what an earlier run wrote; where that is nothing, its images, or why they cannot be read.
+
+    Args:
+        record: with `id`, `path` and images.
+        folder: of its pictures and maps.
+        made_of: hash of all that these depend on.
+    """
+
+    def __init__(self, record: dict, items: list[str], folder: Path, made_of: str, open_images):
+        self.name, self.path, self.items, self.folder = record["id"], record["path"], items, folder
+        self.facts = {"id": self.name, "made_of": made_of}
+        self.known = known_maps(folder, made_of)
+        self.images: Any = None
+        self.error: Exception | None = None
+        if self.known is None:
+            try:
+                self.images = open_images(record)
+            except (OSError, ValueError) as error:
+                self.error = error
+
+
+def explain_study(model, processor, study: ToExplain, method: str) -> list[dict[str, Any]]:
     """Pictures and maps of a study, each file whole or not there; what they show."""
     from itemized_clip_hf.data.files import file_name, whole_file
     from itemized_clip_hf.data.nifti import write_nifti
     from itemized_clip_hf.explain.maps import explain_items
     from itemized_clip_hf.explain.plots import plot_item, slug
 
+    if study.error is not None:
+        raise study.error
+    name, items, folder = study.name, study.items, study.folder
+
     def on_bad_scan(scan, error):
         click.echo(f"{name}, scan {scan} left out: {error}", err=True)
 
     entries = []
-    for number, maps in enumerate(explain_items(model, processor, study, items, method, on_bad_scan=on_bad_scan)):
+    for number, maps in enumerate(
+        explain_items(model, processor, study.images, items, method, on_bad_scan=on_bad_scan)
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / f"{number:02d}_{slug(items[number])}.png") as path:
             plot_item(maps, path)

@@ -37,18 +37,21 @@ def command(paths, inputs, domain, accept, volume_index, verbose, as_json):
         load_domain(domain)
     results, rows, worst = [], [], 0
     for record in Inputs((*paths, *inputs)):
+        named = {"study": record["id"], "path": record["path"]}
         try:
             if "error" in record:
                 raise ValueError(record["error"])
             study = read_study(record.get("images"), record["id"], volume_index)
         except (OSError, ValueError, ImportError) as error:
-            results.append({"study": record["id"], "scan": None, "verdict": "refuse", "error": str(error)})
+            results.append(
+                {"study": record["id"], "path": record["path"], "scan": None, "verdict": "refuse", "error": str(error)}
+            )
             rows.append([record["id"], "", "refuse", "", "", ""])
             click.echo(f"{record['id']}: refuse: {error}", err=True)
             worst = 2
             continue
         for report in check_study(study, domain, accept):
-            results.append({"study": record["id"], **report.to_dict()})
+            results.append({**named, **report.to_dict()})
             worst = max(worst, {"ok": 0, "warn": 1, "refuse": 2}[report.verdict])
             facts = report.facts
             if report.scan is not None:

@@ -12,10 +12,13 @@ from itemized_clip_cli import (
     input_option,
     json_option,
     model_option,
+    precision_option,
     prompt_option,
     say_what_stays,
+    scores_option,
     tokenizer_option,
     volume_option,
+    workers_option,
 )
 
 
@@ -26,21 +29,47 @@ from itemized_clip_cli import (
 @click.option(
     "--prompts", "prompt_file", type=click.Path(exists=True), help="JSON or YAML file: label -> prompt or prompts."
 )
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="CSV file of the scores.")
-@click.option("--batch-size", default=4, show_default=True)
+@scores_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False),
+    help="CSV file of the scores. Run the same command again to go on with a run that was stopped.",
+)
+@click.option("--batch-size", default=4, show_default=True, help="Studies of one pass through the model.")
+@workers_option
+@precision_option
 @tokenizer_option
 @volume_option
 @accept_option
 @device_option
 @json_option
-def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, volume_index, accept, device, as_json):
+def command(
+    inputs,
+    model,
+    prompts,
+    prompt_file,
+    scores,
+    output,
+    batch_size,
+    workers,
+    precision,
+    tokenizer,
+    volume_index,
+    accept,
+    device,
+    as_json,
+):
     """
     Score studies against prompts.
 
     Inputs are files, DICOM folders and zips, folders of volumes (one study), folders of studies, and .jsonl, .csv or .parquet
-    lists. Without prompts those of the model's domain are used. Where a list has labels, metrics are added; studies whose label
-    is unknown (nothing, null, -1) are left out of its metric. With -o, scores are kept in OUTPUT.scores.jsonl as they come,
-    until the CSV file is whole: a run that was stopped goes on there.
+    lists. Without prompts those of the model's domain are used; the embeddings of several prompts of a label are averaged.
+    Where a list has labels, metrics are added; studies whose label is unknown (nothing, null, -1) are left out of its metric.
+
+    Every output names the quantity that it holds. The CSV file has the columns id, path (from the folder on that holds all
+    inputs), quantity, and one a label. With -o, scores are kept in OUTPUT.scores.jsonl as they come, until the CSV file is
+    whole: a run that was stopped goes on there when the same command is run again.
     """
     from pathlib import Path
 
@@ -48,6 +77,7 @@ def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, 
     from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts
     from itemized_clip_hf.data.files import hold_output
     from itemized_clip_hf.hub.load import UNTRAINED, load, say_origin
+    from itemized_clip_hf.hub.precision import weights_dtype
 
     records = Inputs(inputs)
     target = Path(output) if output else None
@@ -55,13 +85,13 @@ def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, 
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold_output(target))
-        loaded, processor = load(model, device, tokenizer)
+        loaded, processor = load(model, device, tokenizer, dtype=weights_dtype(precision))
         processor.image_processor.accept = accept
         if model.startswith(UNTRAINED):
             click.echo("note: random weights, the scores mean nothing", err=True)
         wanted = choose_prompts(prompts, prompt_file, loaded.config.domain)
         opener = Opener(volume_index, loaded.config.domain, accept)
-        scoring = Scoring(loaded, processor, records, wanted, opener, target)
+        scoring = Scoring(loaded, processor, records, wanted, opener, target, scores, precision, workers)
         if scoring.kept.path is not None:
             say_what_stays(scoring.kept.path)
         scoring.run(batch_size, progress=len(records) > batch_size and not as_json)
@@ -69,13 +99,13 @@ def command(inputs, model, prompts, prompt_file, output, batch_size, tokenizer, 
             scoring.write(target)
     metrics, notes, problem = {}, [], ""
     try:
-        metrics, notes = label_metrics(scoring.seen, scoring.labels, scoring.table())
+        metrics, notes = label_metrics(scoring.seen, scoring.labels, scoring.similarities())
     except ValueError as error:  # the scores are what was asked for
         problem = str(error)
     for note in notes:
         click.echo(note, err=True)
     if as_json:
-        results = {"model": say_origin(model), "results": scoring.as_rows()}
+        results = {"model": say_origin(model), **scoring.as_json()}
         click.echo(json.dumps({**results, **({"metrics": metrics} if metrics else {})}, indent=1))
     else:
         print_scores(scoring, metrics, output)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..explain.maps import attend
 from . import bootstrap as boot
-from .encode import EncodedStudies, OpenOneByOne, encode_studies, encode_texts
+from .encode import Closed, EncodedStudies, encode_studies, encode_texts
 from .metrics import best_ranks, worst_ranks
 from .zero_shot import score_encoded
 
@@ -118,6 +118,7 @@ def evaluate_items(
     normalize_pool_inputs: bool = True,
     on_error: Callable[[int, Exception], None] | None = None,
     on_bad_scan: Callable[[int, str | None, Exception], None] | None = None,
+    num_workers: int = 0,
 ) -> ItemEvaluation:
     """
     Scores and attention of every item of every study.
@@ -128,6 +129,7 @@ def evaluate_items(
         on_error: called with the number of a study that cannot be read or has no item, and why; it is left out. Without it
             the error is raised.
         on_bad_scan: called with the number of a study, the name of a scan that is left out of it, and why.
+        num_workers: see `encode_studies`.
 
     Raises:
         ValueError: a study has no item, or none can be read.
@@ -147,8 +149,10 @@ def evaluate_items(
     full = [number for number in range(len(rows)) if items[number]]
     reported = None if on_error is None else lambda number, error: on_error(full[number], error)
     bad_scan = None if on_bad_scan is None else lambda number, scan, error: on_bad_scan(full[number], scan, error)
-    opened = OpenOneByOne([partial(_images_of, rows[number]) for number in full])
-    for encoded in encode_studies(model, processor, opened, batch_size, bar, reported, bad_scan):
+    opened = [Closed(partial(_images_of, rows[number])) for number in full]
+    for encoded in encode_studies(
+        model, processor, opened, batch_size, bar, reported, bad_scan, num_workers=num_workers
+    ):
         encoded.numbers = [full[number] for number in encoded.numbers]
         kept += encoded.numbers
         scores.append(score_encoded(model, embeds, encoded, normalize_pool_inputs))

@@ -1,15 +1,19 @@
 """Studies through the vision tower, batch by batch: what every evaluation starts from."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
 
-from ..data.study import Unreadable
 from ..modeling.modeling_itemized_clip import spread_scan_mask
+
+T = TypeVar("T")
 
 TEXTS_AT_ONCE = 256
 """Texts of one pass through the text tower."""
@@ -18,21 +22,11 @@ SCANS_AT_ONCE = 32
 """Scans of one pass through the vision tower, padding included; a study that has more is a batch by itself."""
 
 
-class OpenOneByOne:
-    """Studies that are opened when their turn comes; what cannot be is reported in its place."""
+@dataclass
+class Closed:
+    """A study that `encode_studies` opens when its turn comes; what goes wrong then is reported in its place."""
 
-    def __init__(self, openers: Sequence[Callable[[], Any]]):
-        self.openers = openers
-
-    def __len__(self) -> int:
-        return len(self.openers)
-
-    def __iter__(self):
-        for opener in self.openers:
-            try:
-                yield opener()
-            except Exception as error:
-                yield Unreadable(error)
+    open: Callable[[], Any]
 
 
 @dataclass
@@ -78,18 +72,25 @@ def encode_studies(
     on_error: Callable[[int, Exception], None] | None = None,
     on_bad_scan: Callable[[int, str | None, Exception], None] | None = None,
     accept: Sequence[str] | None = None,
+    num_workers: int = 0,
 ) -> Iterator[EncodedStudies]:
     """
     Args:
-        studies: anything the processor takes as one study, each; opened one batch at a time.
+        studies: anything the processor takes as one study, each, or [`Closed`]; asked for one batch at a time.
         progress: what the bar says; no bar if None.
         on_error: called with the number of a study that cannot be read, and why; it is missing from the batches. Without it the
             error is raised.
         on_bad_scan: called with the number of a study, the name of a scan that is left out of it, and why.
         accept: codes of the checks that a scan is used in spite of; the image processor's own if None.
+        num_workers: threads that open and process the next studies while the model is at work; the results, their order and
+            what is reported are the same for any number.
+
+    Raises:
+        ValueError: the number of threads is below 0.
     """
     from tqdm.auto import tqdm
 
+    check_workers(num_workers)
     image_processor = processor.image_processor
     settings = {} if accept is None else {"accept": accept}
     batch: list[tuple[int, list]] = []
@@ -101,13 +102,15 @@ def encode_studies(
         batch.clear()
         return encoded
 
-    for number, study in enumerate(tqdm(studies, desc=progress, unit="study", disable=progress is None)):
-        try:
-            skip = None if on_bad_scan is None else partial(on_bad_scan, number)
-            scans = image_processor.process_study(study, on_error=skip, **settings)
-        except Exception as error:
+    jobs = (partial(_process, image_processor, study, settings, on_bad_scan is not None) for study in studies)
+    total = len(studies) if isinstance(studies, Sized) else None
+    bar = tqdm(in_order(jobs, num_workers), desc=progress, unit="study", total=total, disable=progress is None)
+    for number, (scans, lost, error) in enumerate(bar):
+        for scan, reason in lost:
+            on_bad_scan(number, scan, reason)  # type: ignore[misc]
+        if error is not None:
             if on_error is None:
-                raise
+                raise error
             on_error(number, error)
             continue
         if batch and (len(batch) + 1) * max(len(scans), *(len(own) for _, own in batch)) > max(
@@ -119,6 +122,41 @@ def encode_studies(
             yield encode()
     if batch:
         yield encode()
+
+
+def check_workers(num_workers: int) -> int:
+    """Raises a ValueError where it is no number of threads."""
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
+        raise ValueError(f"the number of workers is {num_workers!r}, expected 0 or more threads.")
+    return num_workers
+
+
+def _process(image_processor, study, settings: dict, skip: bool) -> tuple[list, list, Exception | None]:
+    """Processed scans of a study, (name, reason) of those that are left out, and what is wrong with the whole."""
+    lost: list[tuple[str | None, Exception]] = []
+    on_error = (lambda scan, error: lost.append((scan, error))) if skip else None
+    try:
+        with torch.autocast("cpu", enabled=False):  # as in a thread, which has no autocast of its caller
+            opened = study.open() if isinstance(study, Closed) else study
+            return image_processor.process_study(opened, on_error=on_error, **settings), lost, None
+    except Exception as error:
+        return [], lost, error
+
+
+def in_order(jobs: Iterable[Callable[[], T]], num_workers: int = 0) -> Iterator[T]:
+    """Results of jobs in their order; `num_workers` threads work ahead, on as many jobs at a time."""
+    if not num_workers:
+        yield from (job() for job in jobs)
+        return
+    pool, waiting, left = ThreadPoolExecutor(num_workers), deque[Future[T]](), iter(jobs)
+    try:
+        waiting.extend(pool.submit(job) for job in islice(left, num_workers))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(job) for job in islice(left, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @torch.no_grad()

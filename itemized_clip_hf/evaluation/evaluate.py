@@ -18,9 +18,10 @@ from transformers.utils import logging
 from ..data.storage import check_prepared
 from ..version import __version__
 from . import bootstrap as boot
-from .encode import OpenOneByOne
+from .encode import Closed
 from .metrics import require_sklearn
 from .protocol import Protocol, ProtocolStudies, Truth, as_published, find_list, read_truth
+from .quantity import DEFAULT
 from .score_file import ScoreFile
 from .summary import choose_thresholds, columns_of, summarize
 from .zero_shot import score_studies
@@ -144,6 +145,7 @@ def evaluate_protocol(
     progress: bool = False,
     open_study: Callable[[dict], Any] = open_record,
     opened_with: Mapping[str, Any] | None = None,
+    num_workers: int = 0,
 ) -> Evaluation:
     """
     Runs a protocol.
@@ -157,6 +159,7 @@ def evaluate_protocol(
         resamples, seed: of the bootstrap.
         open_study: record with `id` and `images` -> what the processor takes.
         opened_with: settings of `open_study`, which scores of a file depend on.
+        num_workers: see `encode_studies`.
 
     Raises:
         ValueError: what `read_truth` and `ProtocolStudies` raise, or no study can be read.
@@ -185,6 +188,7 @@ def evaluate_protocol(
         skip_missing=skip_missing,
         batch_size=batch_size,
         progress=progress,
+        num_workers=num_workers,
     )
     truths, scores, studies = score(data, labels, scores_file)
     thresholds = None
@@ -200,6 +204,7 @@ def evaluate_protocol(
     results = {
         "protocol": protocol.name,
         "title": protocol.title,
+        "quantity": DEFAULT,
         "headline": _headline(protocol, figures),
         "tables": figures,
         "missing": studies.missing,
@@ -225,7 +230,17 @@ def evaluate_protocol(
 
 
 def _score(
-    model, processor, protocol, data, labels, file, about, open_study, id_column, skip_missing, batch_size, progress
+    model,
+    processor,
+    protocol,
+    data,
+    labels,
+    file,
+    about,
+    open_study,
+    id_column,
+    skip_missing,
+    **scoring,
 ) -> tuple[dict[str, Truth], ScoreFile, ProtocolStudies]:
     check_prepared(data, processor.image_processor)
     truths = read_truth(protocol, data, labels, id_column)
@@ -251,10 +266,9 @@ def _score(
         score_studies(
             model,
             processor,
-            OpenOneByOne([partial(open_one, number) for number in left]),
+            [Closed(partial(open_one, number)) for number in left],
             dict(about["prompts"]),
-            batch_size=batch_size,
-            progress=progress,
+            **scoring,
             on_error=lambda number, error: kept.refuse(names[number], error),
             on_bad_scan=on_bad_scan,
             on_scores=on_scores,

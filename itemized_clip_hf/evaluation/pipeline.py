@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import Pipeline
@@ -10,8 +11,8 @@ from transformers.image_utils import load_image
 from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
 
 from ..explain.maps import attend, paint_items
-from ..modeling.modeling_itemized_clip import scale_and_bias
 from .encode import encode_prompts, encode_studies
+from .quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs
 from .zero_shot import score_encoded
 
 
@@ -24,10 +25,13 @@ def classify_studies(
     batch_size: int | None = None,
     heat_maps: bool = False,
     accept: Sequence[str] | None = None,
+    scores: str = DEFAULT,
+    top_k: int | None = None,
+    num_workers: int | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """
-    Scores of studies, one after another, highest first: sigmoid of exp(logit_scale) * TCSim + logit_bias, so those of a study
-    need not sum to 1.
+    Scores of studies, one after another, each a list of `{"label", "score", "quantity"}`, highest first. Every label is scored
+    by itself: the scores of a study do not sum to 1, in any quantity.
 
     Args:
         studies: in any form that the processor takes one.
@@ -36,23 +40,41 @@ def classify_studies(
         batch_size: studies of one pass through the vision tower.
         heat_maps: add `heat_maps`, a [`HeatMap`] of every scan, to every label.
         accept: codes of the checks that a scan is used in spite of, as `itemized-clip predict --accept`.
+        scores: `"similarity"`, the text-conditioned cosine that the protocols of `evaluate` use; `"logit"`, `logits_per_image`
+            of the model; `"probability"`, its sigmoid, which is not calibrated.
+        top_k: how many of the labels are kept, the highest; all if None.
+        num_workers: threads that read and process studies ahead, see `encode_studies`.
+
+    Raises:
+        ValueError: there are no labels, no such `scores`, or `top_k` is below 1.
     """
+    check_choices(scores, top_k)
     labels, embeds = encode_prompts(model, processor, read_labels(candidate_labels, hypothesis_template))
     patch_size = model.config.vision_config.patch_size
-    scale, bias = scale_and_bias(model)
-    for encoded in encode_studies(model, processor, studies, batch_size or 1, accept=accept):
-        with torch.no_grad():
-            cosines = torch.from_numpy(score_encoded(model, embeds, encoded, normalize_pool_inputs=False))
-            logits = cosines * scale + bias
-        for row, scores in enumerate(logits.sigmoid().tolist()):
-            found: list[dict[str, Any]] = [{"label": label, "score": score} for label, score in zip(labels, scores)]
+    for encoded in encode_studies(
+        model, processor, studies, batch_size or 1, accept=accept, num_workers=num_workers or 0
+    ):
+        table = convert(model, score_encoded(model, embeds, encoded, normalizes_pool_inputs(scores)), scores)
+        for row, own in enumerate(table):
+            chosen = np.argsort(-own, kind="stable")[:top_k].tolist()
+            found: list[dict[str, Any]] = [
+                {"label": labels[place], "score": float(own[place]), "quantity": scores} for place in chosen
+            ]
             if heat_maps:
                 keep = None if encoded.keep_mask is None else encoded.keep_mask[row : row + 1]
                 with torch.no_grad():
-                    attention = attend(model, embeds[None], encoded.tokens[row : row + 1], keep)[0]
-                for entry, maps in zip(found, paint_items(attention, labels, encoded.scans[row], patch_size)):
+                    attention = attend(model, embeds[None, chosen], encoded.tokens[row : row + 1], keep)[0]
+                names = [labels[place] for place in chosen]
+                for entry, maps in zip(found, paint_items(attention, names, encoded.scans[row], patch_size)):
                     entry["heat_maps"] = maps
-            yield sorted(found, key=lambda entry: -entry["score"])
+            yield found
+
+
+def check_choices(scores: str = DEFAULT, top_k: int | None = None, **others) -> None:
+    """Raises a ValueError where there is no such quantity or number of labels."""
+    check_quantity(scores)
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k is {top_k!r}, expected a number of labels, at least 1, or None for all.")
 
 
 def read_labels(candidate_labels, hypothesis_template: str = "{}") -> dict[str, list[str]]:
@@ -97,16 +119,19 @@ class ItemizedCLIPPipeline(Pipeline):
         """
         Args:
             studies: one study or a list of studies, in any form that the processor takes; a generator or data set of them.
-            candidate_labels, hypothesis_template, batch_size, heat_maps, accept: of `classify_studies`; what is left out is as
-                the pipeline was made with.
+            candidate_labels, hypothesis_template, scores, top_k, batch_size, num_workers, heat_maps, accept: of
+                `classify_studies`; what is left out is as the pipeline was made with.
 
         Returns:
-            for one study a list of `{"label", "score"}`, highest first; for several studies a list of these, for a generator or
-            data set an iterator.
+            for one study a list of `{"label", "score", "quantity"}`, highest first; for several studies a list of these, for a
+            generator or data set an iterator.
         """
-        given = {"batch_size": self._batch_size, **self._preprocess_params, **kwargs}
+        given = {"batch_size": self._batch_size, "num_workers": self._num_workers, **self._preprocess_params, **kwargs}
         if candidate_labels is not None:
             given["candidate_labels"] = candidate_labels
+        if num_workers is not None:
+            given["num_workers"] = num_workers
+        check_choices(**given)
         if is_stream(studies):
             return classify_studies(self.model, self.processor, read_stream(studies), **given)
         split = self.processor.image_processor.split_studies(studies)
@@ -115,6 +140,7 @@ class ItemizedCLIPPipeline(Pipeline):
         return results[0] if one else results
 
     def _sanitize_parameters(self, **kwargs):
+        check_choices(**kwargs)
         return kwargs, {}, {}
 
     def preprocess(self, study, **kwargs):
@@ -147,12 +173,12 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
             raise ValueError("the pipeline has no processor: pass the model's folder or name, or `processor=`.")
         if self.model.config.vision_config.image_size[0] > 1:
             raise ValueError('this is a model of volumes: use pipeline("zero-shot-study-classification").')
-        given = {"batch_size": self._batch_size, **self._preprocess_params, **kwargs}
+        given = {"batch_size": self._batch_size, "num_workers": self._num_workers, **self._preprocess_params, **kwargs}
         if candidate_labels is not None:
             given["candidate_labels"] = candidate_labels
+        check_choices(**given)
         timeout = given.pop("timeout", None)
-        for name in ("num_workers", "tokenizer_kwargs"):  # of the library's own
-            given.pop(name, None)
+        given.pop("tokenizer_kwargs", None)  # of the library's own
 
         def opened(images):
             return (load_image(x, timeout=timeout) if isinstance(x, str) else x for x in images)
@@ -163,7 +189,10 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
         results = list(classify_studies(self.model, self.processor, opened(split), **given))
         return results if isinstance(image, (list, tuple)) or len(split) > 1 else results[0]
 
-    def _sanitize_parameters(self, heat_maps=None, batch_size=None, **kwargs):
+    def _sanitize_parameters(self, batch_size=None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        own = {"heat_maps": heat_maps} if heat_maps is not None else {}
+        if self.model.config.model_type != "itemized_clip":
+            return preprocess, forward, postprocess
+        check_choices(**kwargs)
+        own = {name: kwargs[name] for name in ("heat_maps", "accept", "scores", "top_k") if name in kwargs}
         return {**preprocess, **own}, forward, postprocess

@@ -12,6 +12,7 @@ from ..modeling.modeling_itemized_clip import scale_and_bias
 from . import metrics
 from .evaluate import Evaluation
 from .protocol import Protocol, Truth, as_published
+from .quantity import describe
 from .text_table import format_table
 
 PLAIN = {"mean_rank", "median_rank", "worst_rank", "MLL"}
@@ -52,6 +53,7 @@ def format_results(results: dict) -> str:
         lines.append(f"without images: {len(results['missing'])} studies, e.g. {', '.join(results['missing'][:5])}")
     if results["unreadable"]:
         lines.append(f"could not be read: {len(results['unreadable'])} studies, listed in the results")
+    lines.append(f"Scores are the {describe(results['quantity'])}.")
     return "\n".join([*lines, *results["notes"]])
 
 

@@ -110,6 +110,7 @@ def score_pairs(
     batch_size: int = 32,
     progress: bool = False,
     on_error: Callable[[int, Exception], None] | None = None,
+    num_workers: int = 0,
 ) -> np.ndarray:
     """
     Scores (images, captions) of every image with every caption, captions in the order of the images.
@@ -119,13 +120,14 @@ def score_pairs(
             raised.
         mode: `"full"`: TCSim of every pair, features as they are into the pooler; `"accelerated"`: TCSim of the `top_k`
             captions by global cosine of each image, -1e10 for all others; `"global"`: cosine of the global embeddings.
+        num_workers: see `encode_studies`.
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, expected one of {list(MODES)}.")
     texts = encode_texts(model, processor, [caption for own in data.captions for caption in own])
     scores = np.full((len(data.images), len(texts)), np.nan, dtype=np.float32)
     bar = "scoring" if progress else None
-    for encoded in encode_studies(model, processor, data.images, batch_size, bar, on_error):
+    for encoded in encode_studies(model, processor, data.images, batch_size, bar, on_error, num_workers=num_workers):
         if mode == "full":
             table = score_encoded(model, texts, encoded, normalize_pool_inputs=False)
         elif mode == "global":

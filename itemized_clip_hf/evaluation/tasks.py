@@ -14,6 +14,7 @@ from ..data.study import Scan
 from . import bootstrap as boot
 from .completeness import evaluate_items
 from .evaluate import as_json, hash_model, hash_processor, hash_text, open_record, versions
+from .quantity import DEFAULT, describe
 from .retrieval import evaluate_retrieval, read_captions
 from .score_file import ScoreFile
 from .segmentation import compare_with_mask, mask_on_scan, segment
@@ -33,6 +34,7 @@ def run_retrieval(
     resamples: int = boot.RESAMPLES,
     seed: int = 0,
     progress: bool = False,
+    num_workers: int = 0,
     **unused,
 ) -> dict:
     """Text to image and image to text: see `retrieval.read_captions` and `retrieval.score_pairs`."""
@@ -49,6 +51,7 @@ def run_retrieval(
         batch_size=batch_size,
         progress=progress,
         on_error=lambda number, error: failed.update({number: str(error)}),
+        num_workers=num_workers,
     )
     mode = "global" if model.config.scoring == "global" else mode
     unreadable = [{"number": number, "reason": reason} for number, reason in failed.items()]
@@ -70,6 +73,7 @@ def run_items(
     seed: int = 0,
     progress: bool = False,
     open_study: Callable[[dict], Any] = open_record,
+    num_workers: int = 0,
     **unused,
 ) -> dict:
     """Item retrieval, COMPLETE@k, MLL, mAMS and the share of each series: see `completeness.evaluate_items`."""
@@ -91,6 +95,7 @@ def run_items(
         on_bad_scan=lambda number, scan, error: logger.warning(
             f"{records.id_of(number)}, scan {scan} left out: {error}"
         ),
+        num_workers=num_workers,
     )
     return {
         "studies": len(found.items),
@@ -171,7 +176,17 @@ def run_segmentation(
     }
 
 
-_COMMON = {"about", "batch_size", "resamples", "seed", "progress", "scores_file", "open_study", "opened_with"}
+_COMMON = {
+    "about",
+    "batch_size",
+    "num_workers",
+    "resamples",
+    "seed",
+    "progress",
+    "scores_file",
+    "open_study",
+    "opened_with",
+}
 TASKS: dict[str, Callable[..., dict]] = {
     "retrieval": run_retrieval,
     "items": run_items,
@@ -198,6 +213,7 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
     path = Path(data)
     results = {
         "protocol": name,
+        **({} if name == "segmentation" else {"quantity": DEFAULT}),
         **found,
         "model": {
             "name": str(model.config.name_or_path or ""),
@@ -235,4 +251,5 @@ def format_task(results: dict) -> str:
     facts = [
         f"{name}: {results[name]}" for name in ("studies", "images", "captions", "texts", "mode") if name in results
     ]
-    return "\n".join([", ".join(facts), format_table(["", "(95 % interval)"], rows)])
+    scores = [f"Figures rest on {describe(results['quantity'])}."] if "quantity" in results else []
+    return "\n".join([", ".join(facts), format_table(["", "(95 % interval)"], rows), *scores])

@@ -90,10 +90,11 @@ def score_studies(
     on_error: Callable[[int, Exception], None] | None = None,
     on_bad_scan: Callable[[int, str | None, Exception], None] | None = None,
     on_scores: Callable[[int, np.ndarray], None] | None = None,
+    num_workers: int = 0,
 ) -> tuple[list[str], np.ndarray]:
     """
     Args:
-        studies, on_bad_scan: see `encode_studies`.
+        studies, on_bad_scan, num_workers: see `encode_studies`.
         on_error: called with the number of a study that cannot be read, and why; its scores are NaN. Without it the error is
             raised.
         prompts: as in `encode_prompts`.
@@ -112,7 +113,9 @@ def score_studies(
         on_error(number, error)
 
     bar = "scoring" if progress else None
-    for encoded in encode_studies(model, processor, studies, batch_size, bar, leave_out, on_bad_scan):
+    for encoded in encode_studies(
+        model, processor, studies, batch_size, bar, leave_out, on_bad_scan, num_workers=num_workers
+    ):
         for number, row in zip(encoded.numbers, score_encoded(model, prompt_embeds, encoded, normalize_pool_inputs)):
             scores[number] = row
             if on_scores is not None:

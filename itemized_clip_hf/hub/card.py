@@ -332,7 +332,7 @@ def snippet(facts: CardFacts, domain: Domain) -> str:
         f'classify = pipeline("{PIPELINES[picture]}", model={name})',
         f"image = {STUDIES[facts.domain]}",
         f"for found in classify(image, candidate_labels={json.dumps(labels)}):",
-        '    print(found["label"], found["score"])  # each label is scored by itself',
+        '    print(found["label"], found["score"])  # cosine similarity, each label by itself',
     ]
     return "\n".join(lines)
 

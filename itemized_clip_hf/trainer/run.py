@@ -16,6 +16,7 @@ from ..data.tokenizer import load_tokenizer, train_tokenizer
 from ..domains import load_domain
 from ..hub.adapters import find_base, is_adapter_folder
 from ..hub.load import load
+from ..hub.precision import multiplies_bf16
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -68,12 +69,6 @@ def build_model(recipe: Recipe, tokenizer, seed: int = 0) -> ItemizedCLIPModel:
         )
     torch.manual_seed(seed)
     return ItemizedCLIPModel(ItemizedCLIPConfig(**{**architecture, "text_config": text}, domain=recipe.domain))
-
-
-def multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for products of bf16, without which they are slower than those of float32."""
-    capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def first_known(*values):

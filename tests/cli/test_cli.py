@@ -82,7 +82,7 @@ def test_predict_equals_the_library(model_folder, studies, tmp_path):
     _, scores = score_studies(model, processor, paths, ITEMS[:2])
     got = np.array([list(row["scores"].values()) for row in results])
     np.testing.assert_allclose(got, scores, atol=1e-5)
-    assert out.read_text().splitlines()[0] == f"id,{ITEMS[0]},{ITEMS[1]}"
+    assert out.read_text().splitlines()[0] == f"id,path,quantity,{ITEMS[0]},{ITEMS[1]}"
     one = run("predict", "-m", model_folder, "-i", studies / "study0" / "AX_T1.nii.gz", "-p", ITEMS[0])
     assert ITEMS[0] in one.stdout
 

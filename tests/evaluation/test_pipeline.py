@@ -30,7 +30,7 @@ def test_studies(saved):
     assert isinstance(classify, ItemizedCLIPPipeline)
     rng = np.random.default_rng(0)
     study = {"AX_T1": rng.normal(size=(6, 16, 16)), "AX_T2": rng.normal(size=(7, 18, 16))}
-    results = classify(study, candidate_labels=ITEMS)
+    results = classify(study, candidate_labels=ITEMS, scores="probability")
     assert {result["label"] for result in results} == set(ITEMS)
     assert [r["score"] for r in results] == sorted((r["score"] for r in results), reverse=True)
     inputs = classify.processor(images=study, text=ITEMS, return_tensors="pt")
@@ -38,9 +38,10 @@ def test_studies(saved):
         expected = model(**inputs).logits_per_image.sigmoid()[0]
     assert {r["label"]: r["score"] for r in results} == pytest.approx(dict(zip(ITEMS, expected.tolist())), abs=1e-5)
     # a label's score does not depend on the other labels
-    alone = classify(study, candidate_labels=ITEMS[:1])[0]["score"]
+    alone = classify(study, candidate_labels=ITEMS[:1], scores="probability")[0]["score"]
     assert alone == pytest.approx(expected[0].item(), abs=1e-5)
-    several = classify([study, {"AX_T1": rng.normal(size=(6, 16, 16))}], candidate_labels={"mass": ITEMS[:2]})
+    two = [study, {"AX_T1": rng.normal(size=(6, 16, 16))}]
+    several = classify(two, candidate_labels={"mass": ITEMS[:2]}, scores="probability")
     assert len(several) == 2 and len(several[0]) == 1
     _, scores = score_studies(model, classify.processor, [study], {"mass": ITEMS[:2]}, normalize_pool_inputs=False)
     logit = scores[0, 0] * model.logit_scale.exp().item()
@@ -59,6 +60,7 @@ def test_pictures(saved, tmp_path):
     # each label by itself, whatever the others are
     alone = classify(picture, candidate_labels=["bleed"])
     assert alone[0]["score"] == pytest.approx(next(r["score"] for r in results if r["label"] == "bleed"), abs=1e-6)
+    alone = classify(picture, candidate_labels=["bleed"], scores="probability")
     inputs = classify.processor(images=picture, text=["bleed"], return_tensors="pt")
     with torch.no_grad():
         expected = model(**inputs).logits_per_image.sigmoid().item()
@@ -66,7 +68,7 @@ def test_pictures(saved, tmp_path):
     settings = {"candidate_labels": ["bleed"], "hypothesis_template": "small {}"}
     made = pipeline("zero-shot-image-classification", model=folder, **settings)
     expected = classify(picture, candidate_labels=["small bleed"])[0]["score"]
-    assert made(picture)[0] == {"label": "bleed", "score": pytest.approx(expected, abs=1e-6)}
+    assert made(picture)[0] == {"label": "bleed", "score": pytest.approx(expected, abs=1e-6), "quantity": "similarity"}
     batch = np.stack([np.asarray(picture)] * 2)
     assert len(classify(batch, candidate_labels=["bleed"])) == 2
     assert len(list(classify((p for p in [picture] * 3), candidate_labels=["bleed"], num_workers=0))) == 3
@@ -121,11 +123,39 @@ def test_what_the_pipeline_was_made_with(saved):
         "zero-shot-study-classification", model=folder, candidate_labels=["mass"], hypothesis_template="small {}"
     )
     expected = plain(study, candidate_labels=["small mass"])[0]["score"]
-    assert made(study, num_workers=0)[0] == {"label": "mass", "score": pytest.approx(expected, abs=1e-6)}
+    (found,) = made(study, num_workers=0)
+    assert found == {"label": "mass", "score": pytest.approx(expected, abs=1e-6), "quantity": "similarity"}
     with pytest.raises(ValueError, match="no candidate_labels"):
         plain(study)
     with pytest.raises(ValueError, match="one has no text"):
         plain(study, candidate_labels={"mass": []})
+
+
+@pytest.mark.parametrize("task", ["zero-shot-study-classification", "zero-shot-image-classification"])
+def test_top_k_and_quantities_of_both_pipelines(saved, task):
+    if "image" in task:
+        size = {"num_channels": 3, "image_size": [1, 16, 16], "patch_size": [1, 8, 8]}
+        _, folder = saved("remote-sensing", {"scan_size": [1, 16, 16]}, **size)
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
+    else:
+        _, folder = saved("brain-mri", {"scan_size": [8, 16, 16], "in_plane_size": 16})
+        image = {"AX_T1": np.random.default_rng(0).normal(size=(6, 16, 16))}
+    classify = pipeline(task, model=folder)
+    every = classify(image, candidate_labels=ITEMS, heat_maps=True)
+    for made, asked in ((classify, {"top_k": 2}), (pipeline(task, model=folder, top_k=2), {})):
+        best = made(image, candidate_labels=ITEMS, heat_maps=True, num_workers=2, **asked)
+        assert [entry["label"] for entry in best] == [entry["label"] for entry in every[:2]]
+        for entry, whole in zip(best, every):
+            assert entry["score"] == pytest.approx(whole["score"], abs=1e-6)
+            np.testing.assert_allclose(entry["heat_maps"][0].values, whole["heat_maps"][0].values, atol=1e-5)
+    assert len(classify(image, candidate_labels=ITEMS, top_k=9)) == len(ITEMS)
+    made = pipeline(task, model=folder, scores="logit")
+    assert made(image, candidate_labels=ITEMS)[0]["quantity"] == "logit"
+    for wrong, known in (({"scores": "cosine"}, "similarity, logit, probability"), ({"top_k": 0}, "at least 1")):
+        with pytest.raises(ValueError, match=known):
+            classify(image, candidate_labels=ITEMS, **wrong)
+        with pytest.raises(ValueError, match=known):
+            pipeline(task, model=folder, **wrong)
 
 
 def test_generators_and_data_sets_are_read_one_by_one(saved, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import threading
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -102,9 +103,37 @@ def _name(slices: list[Slice], secrets: set[str]) -> str:
     return clean_description(describe(header), secrets) or f"series-{short_number(header.get('SeriesNumber')) or 0}"
 
 
-@contextlib.contextmanager
-def quiet():
+class _Quiet:
+    """Settings that hold for the whole process: set by the first of the threads that read, put back by the last."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.readers = 0
+        self.settings = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.readers += 1
+            if self.readers == 1:
+                self.settings.enter_context(_silence())
+
+    def __exit__(self, *error) -> None:
+        with self.lock:
+            self.readers -= 1
+            if not self.readers:
+                self.settings.close()
+
+
+_QUIET = _Quiet()
+
+
+def quiet() -> _Quiet:
     """Nothing checks, logs or quotes values while files are read."""
+    return _QUIET
+
+
+@contextlib.contextmanager
+def _silence():
     before = pydicom.config.settings.reading_validation_mode
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] in _TALKING]

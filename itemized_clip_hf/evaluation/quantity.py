@@ -1,0 +1,47 @@
+"""What a score is: the similarity of a study and a prompt, the logit of that, or the sigmoid of the logit."""
+
+import numpy as np
+import torch
+
+from ..modeling.modeling_itemized_clip import scale_and_bias
+
+MEANINGS = {
+    "similarity": "text-conditioned cosine similarity, -1 to 1",
+    "logit": "exp(logit_scale) * similarity + logit_bias, the model's logits_per_image",
+    "probability": "sigmoid of the logit, not calibrated",
+}
+DEFAULT = "similarity"
+
+
+def check_quantity(quantity: str) -> str:
+    """
+    Raises:
+        ValueError: there is no such quantity.
+    """
+    if quantity not in MEANINGS:
+        raise ValueError(f"scores is {quantity!r}, expected one of {', '.join(MEANINGS)}.")
+    return quantity
+
+
+def normalizes_pool_inputs(quantity: str) -> bool:
+    """
+    Whether prompts and tokens are L2-normalized before the item pooler: for similarities, as in the published protocols and
+    `evaluate`; not for logits and probabilities, which are those of the model's forward pass.
+    """
+    return quantity == "similarity"
+
+
+@torch.no_grad()
+def convert(model, similarities: np.ndarray, quantity: str) -> np.ndarray:
+    """Similarities, pooled as `normalizes_pool_inputs` says, as the quantity: float32, same shape."""
+    if quantity == "similarity":
+        return similarities
+    scale, bias = scale_and_bias(model)
+    logits = torch.from_numpy(np.asarray(similarities, dtype=np.float32)) * scale + bias
+    return (logits if quantity == "logit" else logits.sigmoid()).numpy()
+
+
+def describe(quantity: str, prompts_per_label: int = 1) -> str:
+    """A line for people: `similarity: text-conditioned cosine similarity, -1 to 1`."""
+    averaged = "; the embeddings of a label's prompts are averaged" if prompts_per_label > 1 else ""
+    return f"{quantity}: {MEANINGS[quantity]}{averaged}"
