@@ -194,6 +194,16 @@ def label_metrics(
     return {"studies": len(known), "left out (class without a prompt)": int(seen.sum()) - len(known), **summary}, []
 
 
+def unread_labels(records: Inputs, labels: list[str]) -> list[str]:
+    """Columns of the inputs that are called like what is scored, and cannot be taken for labels; why, for people."""
+    return [
+        f"{path.name}: the column {label!r} holds no labels: {source.nearly_labels[label]} of {len(source)} are no truth values"
+        for path, source in zip(records.inputs, records.sources)
+        for label in labels
+        if label in source.nearly_labels
+    ]
+
+
 def _finding_metrics(records, labels, scores, seen) -> tuple[dict[str, float | None], list[str]]:
     aucs: dict[str, float | None] = {}
     notes = []

@@ -15,6 +15,7 @@ from itemized_clip_hf.data.reader import read_file
 from itemized_clip_hf.data.records import Records, read_records, study_name
 from itemized_clip_hf.data.study import Scan, Study, Unreadable
 from itemized_clip_hf.data.tables import TABLE_SUFFIXES
+from itemized_clip_hf.data.training_ids import ids_of
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.evaluation.encode import Closed
 from itemized_clip_hf.processing.image_processing_itemized_clip import PICTURE_SUFFIXES
@@ -38,6 +39,7 @@ class Inputs:
             for path, source in zip(self.inputs, self.sources)
             for index in range(len(source))
         ]
+        self.own_ids = [name for source in self.sources for name in ids_of(source)]
         self.ids = tell_apart(named)
         base = Path(os.path.commonpath([path.absolute().parent for path in self.inputs]))
         self.paths = [

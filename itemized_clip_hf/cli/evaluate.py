@@ -147,6 +147,7 @@ def command(
         "scores_file": target.with_suffix(".scores.jsonl"),
         "batch_size": batch_size,
         "num_workers": workers,
+        "trained_on": model,
         "resamples": resamples,
         "seed": seed,
         "progress": not as_json,

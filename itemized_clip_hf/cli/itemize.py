@@ -45,8 +45,10 @@ def command(
 
     Reports are split into sentences; statements of absence and normality, remarks and repeats are removed by rules, each with
     its reason. Captions only lose their repeats. Lines of the output hold id, items, spans (characters of the report, its
-    columns joined by an empty line), is_normal, removed, and the input's other columns such as labels; texts stay out unless
-    --keep-text.
+    columns joined by an empty line), is_normal, removed, and the input's other columns; texts stay out unless --keep-text.
+
+    Columns of labels, one for each finding, whose cells are all 1 or 0 (true or false, yes or no; nothing or -1 for unknown),
+    become `labels`: {finding: 1, 0 or null}, which prepare, predict and evaluate take.
 
     A language model can take the place of the rules: --write-prompts writes what to ask it, --read-answers takes its verified
     answers. Where there is none that holds, the rules' items are used.
@@ -62,6 +64,8 @@ def command(
         raise click.UsageError("--read-answers needs -o ITEMS.jsonl for the items.")
     facts = load_domain(domain) if domain else None
     sources = read_sources(source, kind, text_columns, id_column, keep_text)
+    for line in _columns(sources):
+        click.echo(line, err=True)
     summary: dict = {"reports" if kind == "report" else "pictures": len(sources)}
     if write_prompts:
         normal = normal_item(facts)
@@ -92,6 +96,20 @@ def command(
                 click.echo(f"  {reason:<22}{count:>8}")
         else:
             click.echo(f"{name:<16}{value:>8}")
+
+
+def _columns(sources) -> list[str]:
+    """What became of the columns of the input, for people."""
+    lines = [f"labels: {', '.join(sources.labels)}"] if sources.labels else []
+    lines += [
+        f"{column} is not taken for labels: {count} of {len(sources)} cells are no truth values"
+        for column, count in sources.strange.items()
+    ]
+    if sources.kept:
+        lines.append(f"kept as they are: {', '.join(sources.kept)}")
+    if sources.left_out:
+        lines.append(f"left out (texts and images): {', '.join(sources.left_out)}")
+    return lines
 
 
 def _rows(sources, kind, domain, answers, keep_text, with_source, quiet):

@@ -65,7 +65,8 @@ def command(
 
     Inputs are files, DICOM folders and zips, folders of volumes (one study), folders of studies, and .jsonl, .csv or .parquet
     lists. Without prompts those of the model's domain are used; the embeddings of several prompts of a label are averaged.
-    Where a list has labels, metrics are added; studies whose label is unknown (nothing, null, -1) are left out of its metric.
+    Where a list has labels (`labels`: {finding: 1 or 0}, or one column for each finding), metrics are added; studies whose
+    label is unknown (nothing, null, -1) are left out of its metric.
 
     Every output names the quantity that it holds. The CSV file has the columns id, path (from the folder on that holds all
     inputs), quantity, and one a label. With -o, scores are kept in OUTPUT.scores.jsonl as they come, until the CSV file is
@@ -73,9 +74,10 @@ def command(
     """
     from pathlib import Path
 
-    from itemized_clip_hf.cli._scores import Scoring, label_metrics, print_scores
+    from itemized_clip_hf.cli._scores import Scoring, label_metrics, print_scores, unread_labels
     from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts
     from itemized_clip_hf.data.files import hold_output
+    from itemized_clip_hf.data.training_ids import warn_of_training
     from itemized_clip_hf.hub.load import UNTRAINED, load, say_origin
     from itemized_clip_hf.hub.precision import weights_dtype
 
@@ -102,11 +104,13 @@ def command(
         metrics, notes = label_metrics(scoring.seen, scoring.labels, scoring.similarities())
     except ValueError as error:  # the scores are what was asked for
         problem = str(error)
-    for note in notes:
+    trained = warn_of_training(model, records.own_ids) if metrics else None
+    for note in (*notes, *unread_labels(records, scoring.labels), *([trained] if trained else [])):
         click.echo(note, err=True)
     if as_json:
+        warned = {"notes": [trained]} if trained else {}
         results = {"model": say_origin(model), **scoring.as_json()}
-        click.echo(json.dumps({**results, **({"metrics": metrics} if metrics else {})}, indent=1))
+        click.echo(json.dumps({**results, **({"metrics": metrics} if metrics else {}), **warned}, indent=1))
     else:
         print_scores(scoring, metrics, output)
     failed = scoring.kept.errors

@@ -22,6 +22,7 @@ class CachedPictures:
 
         self.records: list[dict] = []
         self.skipped: list[tuple[str, str]] = []
+        self.id_column = getattr(records, "id_column", None)
         for index in tqdm(range(len(records)), desc="decoding", unit="picture", disable=not progress):
             try:
                 record = records[index]
@@ -36,6 +37,10 @@ class CachedPictures:
 
     def __getitem__(self, index: int) -> dict:
         return dict(self.records[index])
+
+    def id_of(self, index: int) -> str:
+        """Id of a record."""
+        return self.records[index]["id"]
 
 
 def shrink(picture, shortest_side: int) -> np.ndarray:

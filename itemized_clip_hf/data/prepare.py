@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from ..domains import load_domain
 from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES, ItemizedCLIPImageProcessor, open_picture
@@ -28,12 +29,15 @@ from ..version import __version__
 from .cells import as_items, as_labels, holds_list, is_nothing
 from .checks import check_study
 from .files import hold_output, whole_file, write_text
+from .labels import NEVER_LABELS, as_numbers, labels_of
 from .open import known_codes
 from .reader import read_study
 from .records import Records, read_records, refuse_repeats
 from .storage import preset_of, scan_features, store_scan
 from .study import Study
 from .tables import read_table, write_csv
+
+logger = logging.get_logger(__name__)
 
 NUM_THUMBNAILS = 24
 Loss = tuple[str, str, str]
@@ -101,8 +105,9 @@ def plan_studies(
     Args:
         studies: as in `read_records`; or the folder that image paths of the reports start from.
         domain: name of the domain.
-        reports: table with ids and either items (lists) or texts of reports, which are itemised by rules; also `labels` (name
-            -> 0 or 1), `label` (a class) and `images`, if it has them. None: the studies' own list has the items.
+        reports: table with ids and either items (lists) or texts of reports, which are itemised by rules; also label columns
+            (one for each finding), `labels` (name -> 0 or 1), `label` (a class) and `images`, if it has them. None: the
+            studies' own list has the items. Other columns are named in a warning.
         id_column, items_column: of the reports, where their names are not the usual ones.
         settings: other fields of [`Plan`].
 
@@ -132,9 +137,7 @@ def plan_studies(
         if not items:
             left_out.append((name, "", "its report has no item"))
             continue
-        labels = {
-            key: None if value is None else int(value) for key, value in as_labels(report.get("labels"), name).items()
-        }
+        labels = as_numbers(as_labels(report.get("labels"), name))
         rows.append({"id": name, "images": images, "items": items, "labels": labels, "label": report.get("label")})
     if not rows:
         tried = ", ".join(f"{name!r} ({reason})" for name, _, reason in left_out[:3])
@@ -154,8 +157,9 @@ def _join(studies, reports, id_column, items_column) -> Iterator[tuple[str, Any,
             raise ValueError(f"{studies} has no items: pass a table of reports (columns found: {source.columns}).")
         names = [source.id_of(number) for number in range(len(source))]
         refuse_repeats(names, str(studies))
+        _warn_of_columns(source, str(studies))
         for number, name in enumerate(names):
-            yield name, source.paths_of(number), source.rows[number], source.items_column
+            yield name, source.paths_of(number), _with_labels(source, number), source.items_column
         return
     table = Records(read_table(reports), Path(studies), items_column, None, id_column)
     for column, what in ((table.id_column, "ids"), (table.items_column, "items or report texts")):
@@ -163,19 +167,40 @@ def _join(studies, reports, id_column, items_column) -> Iterator[tuple[str, Any,
             raise ValueError(f"{Path(reports).name}: no column of {what} among {table.columns}; name it.")
     names = [table.id_of(number) for number in range(len(table))]
     refuse_repeats(names, Path(reports).name)
+    _warn_of_columns(table, Path(reports).name)
     items_name = str(table.items_column)
     if table.images_column is not None and table.images_column != table.id_column:
         for number, name in enumerate(names):
-            yield name, table.paths_of(number), table.rows[number], items_name
+            yield name, table.paths_of(number), _with_labels(table, number), items_name
         return
     source = read_records(studies)
     found = [source.id_of(number) for number in range(len(source))]
     refuse_repeats(found, str(studies))
     places = {name: number for number, name in enumerate(found)}
     for number, name in enumerate(names):
-        yield name, source.paths_of(places[name]) if name in places else None, table.rows[number], items_name
+        yield name, source.paths_of(places[name]) if name in places else None, _with_labels(table, number), items_name
     for name in sorted(set(places) - set(names)):
         yield name, source.paths_of(places[name]), None, items_name
+
+
+def _with_labels(table: Records, number: int) -> dict:
+    """A row whose `labels` hold its label columns, too."""
+    row = table.rows[number]
+    return {**row, "labels": labels_of(row, table.label_columns, table.id_of(number))}
+
+
+def _warn_of_columns(table: Records, name: str) -> None:
+    """What is not taken into the prepared set, and is none of what it is made of."""
+    used = {table.id_column, table.images_column, table.items_column, *table.label_columns}
+    used |= NEVER_LABELS - {"split", "mask", "text"}
+    left = [f"{column!r}{_count_strange(table, column)}" for column in table.columns if column not in used]
+    if left:
+        logger.warning(f"{name}: columns that the prepared set does not hold: {', '.join(left)}")
+
+
+def _count_strange(table: Records, column: str) -> str:
+    count = table.nearly_labels.get(column)
+    return f" (no labels: {count} of {len(table)} cells are no truth values)" if count else ""
 
 
 def _items_of(value, facts) -> list[str]:

@@ -4,12 +4,14 @@ import io
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES, open_picture
-from .cells import as_items, as_labels
+from .cells import as_items
+from .labels import labels_of, read_columns
 from .reader import VOLUME_SUFFIXES, holds_dicom, is_volume
 from .storage import load_scans
 from .study import Scan
@@ -29,6 +31,8 @@ class Records:
         rows: a list of dictionaries or a `datasets.Dataset`.
         folder: relative image paths start here.
         items_column, images_column, id_column: names in the rows; found by name where None.
+
+    Labels of a record are those of its dictionary `labels` and of the columns whose cells are all truth values.
     """
 
     def __init__(self, rows, folder: Path | None = None, items_column=None, images_column=None, id_column=None):
@@ -53,6 +57,21 @@ class Records:
         folded = {str(column).casefold(): column for column in self.columns}  # `ID`, `Report`
         return next((folded[name] for name in known if name in folded), None)
 
+    @property
+    def label_columns(self) -> list[str]:
+        """Columns of labels, one for each finding; see `labels.read_columns`."""
+        return self._label_facts[0]
+
+    @property
+    def nearly_labels(self) -> dict[str, int]:
+        """Column -> number of its cells that are no truth values, where most are: it is not taken for labels."""
+        return self._label_facts[1]
+
+    @cached_property
+    def _label_facts(self) -> tuple[list[str], dict[str, int]]:
+        used = [str(column) for column in (self.id_column, self.images_column, self.items_column)]
+        return read_columns(self.rows, self.columns, {*used, *ID_COLUMNS, *IMAGE_COLUMNS, *ITEM_COLUMNS})
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -69,8 +88,8 @@ class Records:
             record["images"] = self._open(row[self.images_column])
         if self.items_column is not None and row.get(self.items_column) is not None:
             record["items"] = as_items(row[self.items_column])
-        if row.get("labels") is not None:
-            record["labels"] = as_labels(row["labels"], record["id"])
+        if self.label_columns or row.get("labels") is not None:
+            record["labels"] = labels_of(row, self.label_columns, record["id"])
         if row.get("label") is not None:
             record["label"] = row["label"]
         stated = read_truth_value(row.get("is_normal"), f"study {record['id']}: `is_normal`")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .cells import is_nothing
+from .labels import as_numbers, labels_of, read_columns
 from .records import ID_COLUMNS, IMAGE_COLUMNS, load_parquet
 from .tables import TABLE_SUFFIXES, read_table
 
@@ -42,13 +43,30 @@ class Source:
     others: dict[str, Any]
 
 
+class Sources(list[Source]):
+    """
+    Sources of a table, and what became of its columns.
+
+    Args:
+        labels: columns of labels, which every source holds under `labels`.
+        kept: other columns, as they are.
+        left_out: other columns of text, and of images.
+        strange: column -> number of cells that are no truth values, where most are: it is kept as it is.
+    """
+
+    labels: list[str]
+    kept: list[str]
+    left_out: list[str]
+    strange: dict[str, int]
+
+
 def read_sources(
     path: str | os.PathLike,
     kind: str = "report",
     text_columns: Sequence[str] = (),
     id_column: str | None = None,
     keep_text: bool = False,
-) -> list[Source]:
+) -> Sources:
     """
     Reports or captions of a `.jsonl`, `.jsonl.gz`, `.csv` or `.parquet` file, one a row.
 
@@ -58,6 +76,8 @@ def read_sources(
             name where none is given.
         id_column: found by name where None; rows are numbered from 0 where there is none.
         keep_text: pass on columns of text, too.
+
+    Columns of labels become one dictionary `labels`, finding -> 1, 0 or None for unknown; other columns stay as they are.
     """
     path = Path(path)
     rows = _read_rows(path)
@@ -77,6 +97,8 @@ def read_sources(
         if name not in columns:
             raise ValueError(f"{path.name} has no column {name!r}; its columns are {columns}.")
     hidden = {*text_columns, *IMAGE_COLUMNS} if keep_text else {*text_columns, *TEXT_COLUMNS, *IMAGE_COLUMNS}
+    others = [column for column in columns if column not in hidden and column != id_column]
+    labels, strange = read_columns(rows, others, {*ID_COLUMNS, *IMAGE_COLUMNS, *TEXT_COLUMNS})
     sources: dict[str, Source] = {}
     for number, row in enumerate(rows):
         name = str(number if id_column is None or row.get(id_column) in (None, "") else row[id_column])
@@ -84,9 +106,15 @@ def read_sources(
             raise ValueError(f"{path.name}, row {number}: the id {name!r} stands twice; name another with --id-column.")
         place = f"{path.name}, row {number} ({name})"
         parts = [part for column in text_columns for part in _texts(row.get(column), f"{place}, {column}", kind)]
-        others = {column: value for column, value in row.items() if column not in hidden and column != id_column}
-        sources[name] = Source(name, parts if kind == "captions" else "\n\n".join(parts), others)
-    return list(sources.values())
+        own = {column: row[column] for column in others if column in row and column not in labels}
+        if labels:
+            own["labels"] = as_numbers(labels_of(row, labels, name))
+        sources[name] = Source(name, parts if kind == "captions" else "\n\n".join(parts), own)
+    found = Sources(sources.values())
+    found.labels, found.strange = labels, strange
+    found.kept = [column for column in others if column not in labels]
+    found.left_out = [column for column in columns if column in hidden and column not in text_columns]
+    return found
 
 
 def _texts(value, place: str, kind: str) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from transformers.utils import logging
 
 from ..data.storage import check_prepared
+from ..data.training_ids import warn_of_training
 from ..version import __version__
 from . import bootstrap as boot
 from .encode import Closed
@@ -146,6 +147,7 @@ def evaluate_protocol(
     open_study: Callable[[dict], Any] = open_record,
     opened_with: Mapping[str, Any] | None = None,
     num_workers: int = 0,
+    trained_on: str | os.PathLike | None = None,
 ) -> Evaluation:
     """
     Runs a protocol.
@@ -160,6 +162,8 @@ def evaluate_protocol(
         open_study: record with `id` and `images` -> what the processor takes.
         opened_with: settings of `open_study`, which scores of a file depend on.
         num_workers: see `encode_studies`.
+        trained_on: folder that tells which studies the model was trained on, and that are noted here; where it was loaded from
+            if None.
 
     Raises:
         ValueError: what `read_truth` and `ProtocolStudies` raise, or no study can be read.
@@ -209,7 +213,7 @@ def evaluate_protocol(
         "tables": figures,
         "missing": studies.missing,
         "unreadable": [{"id": study, "reason": reason} for study, reason in sorted(scores.errors.items())],
-        "notes": _notes(protocol, thresholds, figures),
+        "notes": [*_notes(protocol, thresholds, figures), *trained_on_notes(model, trained_on, studies.ids)],
         "model": {
             "name": str(model.config.name_or_path or ""),
             "domain": model.config.domain,
@@ -298,6 +302,14 @@ def _headline(protocol: Protocol, figures: dict) -> dict:
     if len(found) == 1:
         return {"name": name, **found[0]}
     return {"name": f"{name} over {', '.join(figures)}", "value": float(np.mean([figure["value"] for figure in found]))}
+
+
+def trained_on_notes(model, folder: str | os.PathLike | None, ids: list[str]) -> list[str]:
+    """A note, and a warning, where studies of the evaluation were trained on."""
+    note = warn_of_training(folder or model.config.name_or_path, ids)
+    if note is not None:
+        logger.warning(note)
+    return [note] if note is not None else []
 
 
 def _notes(protocol: Protocol, thresholds, figures: dict) -> list[str]:

@@ -11,9 +11,10 @@ from transformers.utils import logging
 
 from ..data.records import read_records, refuse_repeats
 from ..data.study import Scan
+from ..data.training_ids import ids_of
 from . import bootstrap as boot
 from .completeness import evaluate_items
-from .evaluate import as_json, hash_model, hash_processor, hash_text, open_record, versions
+from .evaluate import as_json, hash_model, hash_processor, hash_text, open_record, trained_on_notes, versions
 from .quantity import DEFAULT, describe
 from .retrieval import evaluate_retrieval, read_captions
 from .score_file import ScoreFile
@@ -198,6 +199,9 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
     """
     Results of a task with what they rest on, ready for JSON.
 
+    Args:
+        settings: of the task; `trained_on` as in `evaluate_protocol`.
+
     Raises:
         ValueError: there is no such task, or it has no such setting.
     """
@@ -209,12 +213,15 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
         own = [setting for setting in list(known)[3:] if setting not in _COMMON | {"unused"}]
         raise ValueError(f"the task {name} has no settings {strange}; it has {own}.")
     about = {"model": hash_model(model), "processor": hash_processor(processor)}
+    trained_on = settings.pop("trained_on", None)
     found = TASKS[name](model, processor, data, about=about, **settings)
+    notes = [] if name == "retrieval" else trained_on_notes(model, trained_on, ids_of(read_records(data)))
     path = Path(data)
     results = {
         "protocol": name,
         **({} if name == "segmentation" else {"quantity": DEFAULT}),
         **found,
+        **({"notes": notes} if notes else {}),
         "model": {
             "name": str(model.config.name_or_path or ""),
             "domain": model.config.domain,
@@ -252,4 +259,6 @@ def format_task(results: dict) -> str:
         f"{name}: {results[name]}" for name in ("studies", "images", "captions", "texts", "mode") if name in results
     ]
     scores = [f"Figures rest on {describe(results['quantity'])}."] if "quantity" in results else []
-    return "\n".join([", ".join(facts), format_table(["", "(95 % interval)"], rows), *scores])
+    return "\n".join(
+        [", ".join(facts), format_table(["", "(95 % interval)"], rows), *scores, *results.get("notes", [])]
+    )

@@ -17,6 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..data.training_ids import remember
 from ..hub.adapters import has_adapters, load_adapter_weights, save_adapters
 from ..hub.card_callback import CardCallback
 from .distributed import own_class
@@ -121,6 +122,8 @@ class CheckpointingTrainer(Trainer):
     """Checkpoints of sharded models and of adapters; no checkpoint is half a checkpoint."""
 
     card: CardCallback | None
+    trained_on: tuple[list[str], str]
+    """Ids of the studies, and the model that training started from."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         require_finite(self.model)
@@ -156,6 +159,8 @@ class CheckpointingTrainer(Trainer):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        if self.args.should_save:
+            remember(folder, *self.trained_on)
         if self.card is not None and self.args.should_save:
             self.card.write(folder, self.args, self.state, self.model)
 

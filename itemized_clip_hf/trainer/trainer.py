@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, enable_full_determinism, set_seed
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
+from ..data.training_ids import ids_of
 from ..domains import load_domain
 from ..hub.adapters import has_adapters
 from ..hub.card_callback import CardCallback
@@ -92,6 +93,7 @@ class ItemizedCLIPTrainer(OptimizingTrainer, CheckpointingTrainer, PublishingTra
         if isinstance(self.objective, StudyTextObjective) and isinstance(data_collator, ItemizedCLIPCollator):
             data_collator = replace(data_collator, join_items=self.objective.join_items)
         prepare_model(model, args, self.objective, processing_class)
+        self.trained_on = ids_of(train_dataset), str(model.config.name_or_path or "")
         if train_dataset is not None:
             train_dataset = self._seeded(train_dataset, data_collator, args)
         self._terms, self._evaluation_terms = LossTerms(), LossTerms()
