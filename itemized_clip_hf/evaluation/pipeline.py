@@ -191,8 +191,6 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
 
     def _sanitize_parameters(self, batch_size=None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        if self.model.config.model_type != "itemized_clip":
-            return preprocess, forward, postprocess
         check_choices(**kwargs)
         own = {name: kwargs[name] for name in ("heat_maps", "accept", "scores", "top_k") if name in kwargs}
         return {**preprocess, **own}, forward, postprocess
