@@ -208,12 +208,12 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
     import inspect
 
     known = inspect.signature(TASKS[name]).parameters
+    trained_on = settings.pop("trained_on", None)
     strange = sorted(set(settings) - set(known) - _COMMON)
     if strange:
         own = [setting for setting in list(known)[3:] if setting not in _COMMON | {"unused"}]
         raise ValueError(f"the task {name} has no settings {strange}; it has {own}.")
     about = {"model": hash_model(model), "processor": hash_processor(processor)}
-    trained_on = settings.pop("trained_on", None)
     found = TASKS[name](model, processor, data, about=about, **settings)
     notes = [] if name == "retrieval" else trained_on_notes(model, trained_on, ids_of(read_records(data)))
     path = Path(data)
