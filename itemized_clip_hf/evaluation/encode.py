@@ -136,9 +136,8 @@ def _process(image_processor, study, settings: dict, skip: bool) -> tuple[list, 
     lost: list[tuple[str | None, Exception]] = []
     on_error = (lambda scan, error: lost.append((scan, error))) if skip else None
     try:
-        with torch.autocast("cpu", enabled=False):  # as in a thread, which has no autocast of its caller
-            opened = study.open() if isinstance(study, Closed) else study
-            return image_processor.process_study(opened, on_error=on_error, **settings), lost, None
+        opened = study.open() if isinstance(study, Closed) else study
+        return image_processor.process_study(opened, on_error=on_error, **settings), lost, None
     except Exception as error:
         return [], lost, error
 
