@@ -237,6 +237,7 @@ def with_nan(folder):
         (in_json("tokenizer.json", "model", "vocab", value={"[UNK]": 10**12}), "model.vocab"),
         (in_json("tokenizer.json", "model", value=3), "tokenizer"),
         (in_json("tokenizer_config.json", "model_max_length", value=[3]), "model_max_length is a list"),
+        (in_json("tokenizer_config.json", "model_max_length", value=-1), "model_max_length is -1, expected at least 3"),
         (in_json("processor_config.json", "image_processor", "scan_size", value="x"), "scan_size"),
         (in_json("processor_config.json", "image_processor", "image_std", value=[0]), "image_std"),
     ],

@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..data.files import open_bounded
+
 _PREFIXES = ("module.", "_orig_mod.")
 _ZIP = b"PK\x03\x04"
 
@@ -44,7 +46,11 @@ def read_checkpoint(path: str | Path) -> dict:
         with path.open("rb") as file:
             mapped = file.read(len(_ZIP)) == _ZIP
         with torch.serialization.safe_globals(_allowed()):
-            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
+            if mapped:
+                content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
+            else:
+                with open_bounded(path) as file:
+                    content = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged stream raises whatever the instruction that it ends in raises

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -123,3 +124,14 @@ def file_name(text: str, otherwise: str = "item") -> str:
     kept = f"_{kept}" if _RESERVED.fullmatch(kept) else kept
     digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:8]
     return f"{kept.rstrip('-.') or otherwise}-{digest}"
+
+
+class _BoundedFile(io.BufferedReader):
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def open_bounded(path: Path) -> io.BufferedReader:
+    """A file that is asked for no more than it holds: a damaged stream can name any length, and memory is taken first."""
+    return _BoundedFile(path.open("rb", buffering=0))

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 from . import nifti
+from .files import open_bounded
 from .itk import read_itk
 from .study import Scan, Study
 
@@ -197,7 +198,8 @@ def read_tensor(path: str | os.PathLike) -> Scan:
             import torch
 
             _refuse_bomb(path)
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with open_bounded(path) as file:
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
             if not isinstance(loaded, torch.Tensor):
                 raise _Refused(f"it holds a {type(loaded).__name__}, expected one tensor")
             _refuse_size(loaded.numel() * loaded.element_size())

@@ -13,6 +13,7 @@ from ..specs import MAX_BYTES, conform, describe, read_json
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 MOST_WEIGHT = 1e10
 """Weights beyond it are damaged: one flipped bit makes them, and scores that are no numbers."""
+LEAST_TOKENS = 3
 _TOKENIZER_BYTES = 256 << 20
 _JSON_FILES = {
     "processor_config.json": MAX_BYTES,
@@ -109,7 +110,12 @@ def check_processor_folder(folder: Path) -> None:
                 if isinstance(vocabulary, dict):
                     _check_ids(vocabulary, f"{folder / name}: model.vocab")
             elif name == "tokenizer_config.json":
-                conform(content.get("model_max_length", 0), int, f"{folder / name}: model_max_length", huge=True)
+                longest = content.get("model_max_length", LEAST_TOKENS)
+                conform(longest, int, f"{folder / name}: model_max_length", huge=True)
+                if longest < LEAST_TOKENS:
+                    raise ValueError(
+                        f"{folder / name}: model_max_length is {longest}, expected at least {LEAST_TOKENS}."
+                    )
             elif name in ("vocab.json", "added_tokens.json"):
                 _check_ids(content, str(folder / name))
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import torch
 from conversion.sources import prima_state, source, tokenizer_of_size, training_dictionary
 
 from itemized_clip_hf.conversion import convert
+from itemized_clip_hf.conversion.checkpoint import read_checkpoint
 from itemized_clip_hf.conversion.folder import convert_folder
+from itemized_clip_hf.data.reader import read_tensor
 
 
 class Payload:
@@ -273,3 +276,20 @@ def test_vocabularies_that_are_known(data_folder):
     ):
         check_vocabulary(bert, "chest-ct", 30522)
     assert check_vocabulary(bert, "chest-ct", 30522, ["other-vocabulary"])["name"] == "BERT base uncased"
+
+
+@pytest.mark.parametrize("read", [read_checkpoint, read_tensor])
+def test_no_more_memory_is_taken_than_the_file_holds(tmp_path, read):
+    """A flipped bit in the length of a text, in torch's format before 1.6: Python takes the memory, then reads."""
+    good, path = tmp_path / "good.pt", tmp_path / "damaged.pt"
+    torch.save({"first": torch.zeros(2)}, good, _use_new_zipfile_serialization=False)
+    damaged = good.read_bytes().replace(b"X\x05\x00\x00\x00first", b"X\x05\x00\x00\x40first")
+    assert damaged != good.read_bytes()
+    path.write_bytes(damaged)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="damaged"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
