@@ -13,16 +13,17 @@ from itemized_clip_cli import json_option
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False))
 @json_option
 def command(model, base, output, as_json):
-    """Merge LoRA adapters with their base model into an ordinary model folder."""
+    """
+    Merge LoRA adapters with their base model into an ordinary model folder.
+
+    The card of the adapters (README.md, card.yaml) goes along, with the merge in its history.
+    """
     import json
 
     from itemized_clip_hf.hub.adapters import is_adapter_folder
-    from itemized_clip_hf.hub.load import load
+    from itemized_clip_hf.hub.merge import merge_folder
 
     if not is_adapter_folder(model):
         raise click.BadParameter(f"{model} holds no adapters (adapter_config.json)", param_hint="--model")
-    merged, processor = load(model, "cpu", base=base)
-    merged.save_pretrained(output)
-    processor.save_pretrained(output)
-    summary = {"output": output, "parameters": merged.num_parameters()}
+    summary = {"output": output, "parameters": merge_folder(model, output, base)}
     click.echo(json.dumps(summary) if as_json else "\n".join(f"{name:<16}{value}" for name, value in summary.items()))

@@ -236,11 +236,13 @@ def metadata(facts: CardFacts, domain: Domain) -> ModelCardData:
     about: dict[str, Any] = {"base_model": facts.base_models} if facts.base_models else {}
     if facts.license_name:
         about |= {"license_name": facts.license_name, "license_link": facts.license_link}
+    # The widget of this task sends one picture, which a model of volumes cannot take; the Hub has no task of its own for them.
+    if domain.image["scan_size"][0] == 1:
+        about["pipeline_tag"] = PIPELINES[True]
     return ModelCardData(
         language="en",
         license=facts.license or UNKNOWN_LICENSE,
         library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
         tags=tags,
         model_name=facts.name.rpartition("/")[2],
         eval_results=results or None,
@@ -326,7 +328,7 @@ def snippet(facts: CardFacts, domain: Domain) -> str:
     picture = domain.image["scan_size"][0] == 1
     name = json.dumps(clean_name(facts.name))
     lines = [
-        "import itemized_clip_hf  # pip install itemized-clip-hf",
+        "import itemized_clip_hf  # installed from a clone of its repository: pip install -e '.[all]'",
         "from transformers import pipeline",
         "",
         f'classify = pipeline("{PIPELINES[picture]}", model={name})',

@@ -474,7 +474,8 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
                 )
             if getattr(self, "_loss_function", None) is None and self.loss_type not in LOSS_MAPPING:
                 raise ImportError(
-                    "Training losses are part of the package: pip install itemized-clip-hf, then import it."
+                    "Training losses are part of the package: install itemized_clip_hf from a clone of its repository "
+                    "(pip install -e .), then import it."
                 )
             more: dict[str, Any] = {}
             if getattr(self, "objective_module", None) is not None:

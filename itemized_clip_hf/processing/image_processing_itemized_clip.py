@@ -330,8 +330,8 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             return type(self).reader(scan, settings.get("domain", self.domain), settings.get("accept") or ())
         if is_path:
             raise ImportError(
-                f"reading {os.fspath(scan)} needs the package: pip install 'itemized-clip-hf[volumes]' and import it, or pass "
-                "an array."
+                f"reading {os.fspath(scan)} needs the package: install itemized_clip_hf from a clone of its repository "
+                "(pip install -e '.[volumes]') and import it, or pass an array."
             )
         return scan
 

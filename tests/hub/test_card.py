@@ -14,7 +14,7 @@ from tiny_models import ITEMS, TRAINING
 
 from itemized_clip_cli import main
 from itemized_clip_hf import ItemizedCLIPProcessor, ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments
-from itemized_clip_hf.domains import available_domains
+from itemized_clip_hf.domains import available_domains, load_domain
 from itemized_clip_hf.hub.card import CardFacts, card_text, facts_of_folder, is_edited, measured_figures
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
@@ -43,7 +43,9 @@ def test_metadata_as_the_hub_reads_it(name):
     card = ModelCard.load(CARDS / f"{name}.md", ignore_metadata_errors=False)
     assert isinstance(card.data, ModelCardData)
     header = metadata_load(CARDS / f"{name}.md")
-    assert header["library_name"] == "transformers" and header["pipeline_tag"] == "zero-shot-image-classification"
+    picture = load_domain(name.removeprefix("itemizedclip-")).image["scan_size"][0] == 1
+    assert header.get("pipeline_tag") == ("zero-shot-image-classification" if picture else None)
+    assert header["library_name"] == "transformers"
     assert header["license"] == "unknown" and header["language"] == "en" and "itemized_clip" in header["tags"]
     model_name, results = model_index_to_eval_results(header["model-index"])
     assert model_name == name and [r for r in results if "reported by the paper" in r.metric_name] == results
@@ -70,6 +72,7 @@ def test_what_every_card_says(name):
     assert "not a medical device" in text and "The licence of these weights has not been stated" in text
     measured, paper = text.split("### Reported by the paper")
     assert "Nothing has been measured with these weights" in measured and "not measured here" in paper
+    assert "pip install itemized-clip-hf" not in text  # it is in no package index
     assert "{{" not in text and "None" not in text and "\n\n\n" not in text
 
 
