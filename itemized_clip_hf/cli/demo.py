@@ -1,6 +1,7 @@
 """Learn from generated studies in minutes, score unseen ones and show where the model looked."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -161,27 +162,25 @@ def evaluate(model, processor, test, folder: Path) -> dict:
     import numpy as np
     from tqdm.auto import tqdm
 
-    from itemized_clip_hf.data.nifti import write_nifti
     from itemized_clip_hf.evaluation.grounding import PointingGame
     from itemized_clip_hf.evaluation.metrics import auroc
     from itemized_clip_hf.evaluation.zero_shot import score_studies
-    from itemized_clip_hf.explain.maps import explain_study
+    from itemized_clip_hf.explain.maps import explain_study, write_map
     from itemized_clip_hf.explain.plots import plot_item, slug
-    from itemized_clip_hf.phantom import ZERO_SHOT_PROMPTS, write_study
+    from itemized_clip_hf.phantom import ZERO_SHOT_PROMPTS
 
     studies = list(test)
     labels, scores = score_studies(
         model, processor, (as_scans(study) for study in studies), ZERO_SHOT_PROMPTS, batch_size=32
     )
-    game, focal, drawn = PointingGame(), set(), 0
+    game, focal, drawn = PointingGame(), set(), []
     for study in tqdm(studies, desc="explaining", unit="study"):
         if study.is_normal:
             continue
         maps = explain_study(model, processor, as_scans(study), study.items)
-        draw = drawn < 3 and len(study.items) >= 2
+        draw = len(drawn) < 3 and len(study.items) >= 2
         if draw:
-            drawn += 1
-            write_study(study, folder / "studies" / study.id)
+            drawn.append(study)
             place = folder / "heat-maps" / study.id
             place.mkdir(parents=True, exist_ok=True)
         per_item = len(study.scans)
@@ -194,7 +193,8 @@ def evaluate(model, processor, test, folder: Path) -> dict:
             if draw:
                 plot_item(of_item, place / f"{number}_{slug(study.items[number])}.png", outline)
                 for heat in of_item:
-                    write_nifti(place / f"{number}_{slug(finding)}__{heat.scan_name}.nii.gz", heat.values, heat.affine)
+                    write_map(place / f"{number}_{slug(finding)}__{heat.scan_name}.nii.gz", heat)
+    write_studies(drawn, folder)
     findings = {}
     for j, label in enumerate(labels):
         truth = np.array([study.labels[label] for study in studies])
@@ -210,6 +210,22 @@ def evaluate(model, processor, test, folder: Path) -> dict:
     _, hit, chance = game.rates(focal)
     mean = float(np.mean([finding["auc"] for finding in findings.values()]))
     return {"studies": len(studies), "findings": findings, "mean_auc": mean, "pointing": hit, "chance": chance}
+
+
+def write_studies(studies: list, folder: Path) -> None:
+    """Studies as NIfTI with their masks and a list of them, and the first one's scans in `study`, for the examples of the README."""
+    from itemized_clip_hf.phantom import write_study
+
+    lines = []
+    for study in studies:
+        files = write_study(study, folder / "studies" / study.id)
+        images = {name: f"studies/{study.id}/{file}" for name, file in files.items()}
+        lines.append(json.dumps({"id": study.id, "images": images, "items": study.items}) + "\n")
+        if study is studies[0]:
+            (folder / "study").mkdir(parents=True, exist_ok=True)
+            for file in files.values():
+                shutil.copyfile(folder / "studies" / study.id / file, folder / "study" / file)
+    (folder / "studies.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def report(results: dict, folder: Path) -> str:
@@ -229,6 +245,7 @@ def report(results: dict, folder: Path) -> str:
         f"{results['pointing']:.1%} of the items, {ratio:.1f} times chance ({results['chance']:.1%})\n"
         f"seed {results['seed']}, {results['steps']} steps, {results['train_seconds']} s of training, "
         f"{results['seconds']} s in all\n\n"
-        f"model      {folder / 'model'}\nheat maps  {folder / 'heat-maps'}\nstudies    {folder / 'studies'}\n"
-        f"next       itemized-clip predict -m {folder / 'model'} -i {folder / 'studies'} -p 'mass in the brain'"
+        f"model      {folder / 'model'}\nheat maps  {folder / 'heat-maps'}\n"
+        f"studies    {folder / 'studies'}, listed in {folder / 'studies.jsonl'}; one more time {folder / 'study'}\n"
+        f"next       itemized-clip predict -m {folder / 'model'} -i {folder / 'study'} -p 'mass in the brain'"
     )

@@ -20,6 +20,9 @@ from itemized_clip_cli import (
     workers_option,
 )
 
+FILES = ("file", "base")
+"""Of an entry of maps.json: its heat map, and the scan that was written for it to lie on."""
+
 
 @click.command()
 @input_option
@@ -41,9 +44,10 @@ def command(
     Write heat maps of items.
 
     Every study gets a folder with one PNG per item and, for scans with geometry, one NIfTI heat map per item and scan, which
-    has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean attention of a patch; no score is
-    shown, see predict. maps.json in the folder says which study and items it is of: a run that was stopped goes on behind the
-    folders that have one when the same command is run again.
+    has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean attention of a patch; similarity is
+    the score that predict prints. Scans that are no NIfTI files are written as such, too, for the maps to lie on: voxels and
+    geometry, nothing else of a header. maps.json in the folder says which study and items it is of: a run that was stopped goes
+    on behind the folders that have one when the same command is run again.
     """
     from functools import partial
 
@@ -102,8 +106,8 @@ def command(
     if as_json:
         click.echo(json.dumps(results, indent=1))
     else:
-        rows = [[r["id"], r["item"], r["scan"] or "", r["share"]] for r in results]
-        click.echo(format_table(["study", "item", "scan", "share"], rows))
+        rows = [[r["id"], r["item"], r.get("similarity", ""), r["scan"] or "", r["share"]] for r in results]
+        click.echo(format_table(["study", "item", "similarity", "scan", "share"], rows))
     if failed:
         raise click.ClickException(f"{failed} studies could not be explained")
 
@@ -134,8 +138,7 @@ class ToExplain:
 def explain_study(model, processor, study: ToExplain, method: str) -> list[dict[str, Any]]:
     """Pictures and maps of a study, each file whole or not there; what they show."""
     from itemized_clip_hf.data.files import file_name, whole_file
-    from itemized_clip_hf.data.nifti import write_nifti
-    from itemized_clip_hf.explain.maps import explain_items
+    from itemized_clip_hf.explain.maps import explain_items, write_map
     from itemized_clip_hf.explain.plots import plot_item, slug
 
     if study.error is not None:
@@ -146,30 +149,57 @@ def explain_study(model, processor, study: ToExplain, method: str) -> list[dict[
         click.echo(f"{name}, scan {scan} left out: {error}", err=True)
 
     entries = []
+    bases: dict[int, str] = {}
     for number, maps in enumerate(
         explain_items(model, processor, study.images, items, method, on_bad_scan=on_bad_scan)
     ):
         folder.mkdir(parents=True, exist_ok=True)
+        if number == 0:
+            bases = write_bases(folder, maps)
         with whole_file(folder / f"{number:02d}_{slug(items[number])}.png") as path:
             plot_item(maps, path)
         names: set[str] = set()
         for index, heat in enumerate(maps):
-            entry = {"id": name, "item": items[number], "scan": heat.scan_name, "share": heat.share}
+            entry: dict[str, Any] = {"id": name, "item": items[number], "scan": heat.scan_name, "share": heat.share}
+            entry["similarity"] = heat.similarity
             if heat.affine is not None:
                 scan = unique(file_name(heat.scan_name or f"scan-{index}", "scan"), names)
                 target = folder / f"{number:02d}_{slug(items[number])}__{scan}.nii.gz"
                 with whole_file(target) as path:
-                    write_nifti(path, heat.values, heat.affine)
+                    write_map(path, heat)
                 entry["file"] = str(target)
+                if index in bases:
+                    entry["base"] = bases[index]
             entries.append(entry)
     return entries
 
 
+def write_bases(folder: Path, maps: list) -> dict[int, str]:
+    """Each scan that has geometry and is no NIfTI file, once: number of the map -> file that it lies on."""
+    from itemized_clip_hf.data.files import file_name, whole_file
+    from itemized_clip_hf.data.nifti import write_nifti
+
+    written: dict[int, str] = {}
+    files: dict[int, str] = {}
+    names: set[str] = set()
+    for index, heat in enumerate(maps):
+        if heat.affine is None or str(heat.path or "").lower().endswith((".nii", ".nii.gz")):
+            continue
+        source = id(heat.source)  # the windows of one series share it
+        if source not in written:
+            target = folder / f"scan_{unique(file_name(heat.series or f'scan-{index}', 'scan'), names)}.nii.gz"
+            with whole_file(target) as path:
+                write_nifti(path, heat.source, heat.affine)
+            written[source] = str(target)
+        files[index] = written[source]
+    return files
+
+
 def write_maps(folder: Path, facts: dict, entries: list[dict]) -> None:
-    """maps.json, the last file of a study: id, model, and the file, item and scan of every map."""
+    """maps.json, the last file of a study: id, model, and the file, item, scan and similarity of every map."""
     from itemized_clip_hf.data.files import write_text
 
-    listed = [{**entry, **({"file": Path(entry["file"]).name} if "file" in entry else {})} for entry in entries]
+    listed = [{**entry, **{key: Path(entry[key]).name for key in FILES if key in entry}} for entry in entries]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "maps.json", json.dumps({**facts, "maps": listed}, indent=1) + "\n")
 
@@ -186,11 +216,11 @@ def known_maps(folder: Path, made_of: str) -> list[dict] | None:
         if known["made_of"] != made_of:
             return None
         entries = [
-            {**entry, **({"file": str(folder / entry["file"])} if "file" in entry else {})} for entry in known["maps"]
+            {**entry, **{key: str(folder / entry[key]) for key in FILES if key in entry}} for entry in known["maps"]
         ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return entries if all(Path(entry["file"]).exists() for entry in entries if "file" in entry) else None
+    return entries if all(Path(entry[key]).exists() for entry in entries for key in FILES if key in entry) else None
 
 
 def unique(name: str, used: set[str]) -> str:

@@ -285,9 +285,29 @@ def _stem(path: Path) -> str:
     return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else path.stem
 
 
-def write_nifti(path: str | os.PathLike, array: np.ndarray, affine: np.ndarray | None) -> None:
-    """A volume (D, H, W) with the affine of its indices (voxels of 1 mm if None), as float32, axes in the order of viewers."""
+def write_nifti(
+    path: str | os.PathLike,
+    array: np.ndarray,
+    affine: np.ndarray | None,
+    description: str = "",
+    display: tuple[float, float] | None = None,
+) -> None:
+    """
+    A volume in the order of axes that viewers expect, of 8 or 16 bits where it has no more, else as float32.
+
+    Args:
+        array: (D, H, W).
+        affine: (4, 4), its indices -> mm; voxels of 1 mm in an unknown place if None.
+        description: for the header, 79 characters at most.
+        display: lowest and highest value that viewers show (cal_min, cal_max).
+    """
     nibabel = _require_nibabel()
-    stored: Any = np.asarray(array, dtype=np.float32).transpose(2, 1, 0)
+    kept = array.dtype if array.dtype in (np.uint8, np.int8, np.int16, np.uint16) else np.float32
+    stored: Any = np.asarray(array, dtype=kept).transpose(2, 1, 0)
     stored_affine = None if affine is None else np.asarray(affine) @ DEPTH_FIRST
-    nibabel.save(nibabel.Nifti1Image(stored, stored_affine), path)
+    image = nibabel.Nifti1Image(stored, stored_affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description[:79]
+    if display is not None:
+        image.header["cal_min"], image.header["cal_max"] = display
+    nibabel.save(image, path)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ..explain.figures import new_figure, save_figure
 from ..explain.maps import explain_items
-from ..explain.plots import plot_item, pyplot, slug
+from ..explain.plots import plot_item, slug
 from ..modeling.modeling_itemized_clip import scale_and_bias
 from . import metrics
 from .evaluate import Evaluation
@@ -139,56 +140,79 @@ def _plot_curves(
     protocol: Protocol, scores: np.ndarray, truth: Truth, logit: tuple[float, float] | None, path: Path
 ) -> Path:
     """ROC curves, or calibration with sigmoid(scale * score + bias) as the probability."""
-    plt = pyplot()
     assert truth.labels is not None
     columns = min(4, len(protocol.names))
     rows = -(-len(protocol.names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.8 * rows), squeeze=False, layout="constrained")
+    figure = new_figure(max(3.2 * columns, 4.0), 3.4 * rows)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(protocol.names) :]:
         axis.axis("off")
     for number, (name, axis) in enumerate(zip(protocol.names, axes.flat)):
         known = ~np.isnan(truth.labels[:, number])
         labels, own = truth.labels[known, number], scores[known, number].astype(float)
-        axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=8)
         if logit is None:
-            true_rate, false_rate = metrics.rates(labels, own, np.concatenate([[-np.inf], np.unique(own)]))
-            axis.plot(false_rate, true_rate, color="tab:blue", linewidth=1.5)
-            axis.set_title(f"{name}\nAUC {metrics.auroc(labels, own):.3f}", fontsize=8)
+            _draw_roc(axis, name, labels, own)
         else:
-            probability = 1 / (1 + np.exp(-(logit[0] * own + logit[1])))
-            mean, share, count = metrics.calibration_curve(labels, probability)
-            axis.plot(mean, share, color="tab:blue", linewidth=1)
-            axis.scatter(mean, share, s=4 + 40 * count / count.sum(), color="tab:blue")
-            error = metrics.expected_calibration_error(labels, probability)
-            axis.set_title(f"{name}\ncalibration error {error:.3f}", fontsize=8)
+            _draw_calibration(axis, name, labels, 1 / (1 + np.exp(-(logit[0] * own + logit[1]))))
     words = ("false positive rate", "true positive rate") if logit is None else ("probability", "share of positives")
     figure.supxlabel(words[0], fontsize=9)
     figure.supylabel(words[1], fontsize=9)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    return save_figure(figure, path)
+
+
+def _draw_roc(axis: Any, name: str, labels: np.ndarray, scores: np.ndarray) -> None:
+    true_rate, false_rate = metrics.rates(labels, scores, np.concatenate([[-np.inf], np.unique(scores)]))
+    axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    axis.plot(false_rate, true_rate, color="tab:blue", linewidth=1.5)
+    axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    positives = f"{int(labels.sum())} of {len(labels)} positive"
+    axis.set_title(f"{name}\nAUC {metrics.auroc(labels, scores):.3f}, {positives}", fontsize=8)
+
+
+def _draw_calibration(axis: Any, name: str, labels: np.ndarray, probability: np.ndarray) -> None:
+    """
+    Studies in groups of equal size by probability, on a logarithmic axis where most probabilities are small: even bins of [0, 1]
+    would hold all of them in one.
+    """
+    shares = calibration_groups(labels, probability)
+    small = float(np.median(probability)) < 0.05
+    lowest = max(float(shares[0].min()) / 2, 1e-12)
+    line = np.geomspace(lowest, 1, 100) if small else np.linspace(0, 1, 2)
+    axis.plot(line, line, color="0.8", linewidth=1)
+    axis.plot(*shares, color="tab:blue", linewidth=1, marker="o", markersize=4)
+    axis.set(ylim=(-0.04, 1.04), xlim=(lowest, 1) if small else (-0.02, 1.02))
+    if small:
+        axis.set_xscale("log")
+    error = metrics.expected_calibration_error(labels, probability)
+    axis.set_title(f"{name}\ncalibration error {error:.3f}, {len(labels)} studies", fontsize=8)
+
+
+def calibration_groups(labels: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean probability and share of positives of up to ten groups of equal size, at least five studies each, lowest first."""
+    groups = np.array_split(np.argsort(probability, kind="stable"), int(np.clip(len(labels) // 5, 1, 10)))
+    return np.array([probability[g].mean() for g in groups]), np.array([labels[g].mean() for g in groups])
 
 
 def _plot_confusion(protocol, scores, truth, path: Path) -> Path:
-    plt = pyplot()
     count = len(protocol.names)
     table = np.zeros((count, count))
     np.add.at(table, (truth.classes, scores.argmax(1)), 1)
     shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    side = 3 + 0.28 * count
-    figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
+    side = 4 + 0.28 * count
+    figure = new_figure(side, side)
+    figure.set_layout_engine("constrained")
+    axis = figure.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axis.set_xticks(range(count), protocol.names, rotation=90, fontsize=7)
     axis.set_yticks(range(count), protocol.names, fontsize=7)
     axis.set(xlabel="predicted", ylabel="true")
+    axis.set_title(f"% of each true class, {int(table.sum())} images", fontsize=9)
     for row, column in zip(*np.nonzero(shares >= 0.05)):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", fontsize=6, color=colour)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    return save_figure(figure, path)
 
 
 def worst_studies(protocol: Protocol, scores: np.ndarray, truth: Truth, count: int = 6) -> list[tuple[str, str, float]]:

@@ -1,13 +1,16 @@
 """Attention of every item over the tokens of a study -> one volume per scan, in the grid of the scan as it came in."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..modeling.modeling_itemized_clip import spread_scan_mask
+from ..data.nifti import write_nifti
+from ..evaluation.encode import encode_inputs, encode_texts
+from ..evaluation.zero_shot import score_encoded
 from ..processing.geometry_itemized_clip import scaling
 
 
@@ -26,6 +29,9 @@ class HeatMap:
         share: part of the item's attention over the study that falls on this scan, in [0, 1].
         tokens: (D, H, W), the same attention per token.
         voxel_to_token: (4, 4), voxel indices of the source -> token indices, centres at integers.
+        similarity: of the item with the whole study, as `itemized-clip predict` scores it, in [-1, 1]; None if it is not known.
+        series: name of the source, without a window; None for arrays.
+        path: file or folder that the source was read from, where it is known.
     """
 
     item: str
@@ -36,10 +42,19 @@ class HeatMap:
     share: float
     tokens: np.ndarray
     voxel_to_token: np.ndarray
+    similarity: float | None = None
+    series: str | None = None
+    path: str | None = None
 
     def touched_tokens(self, mask: np.ndarray) -> np.ndarray:
         """Tokens (D, H, W) that hold at least one voxel of a mask in the source's grid."""
         return touched_tokens(mask, self.voxel_to_token, self.tokens.shape)
+
+
+def write_map(path: str | os.PathLike, heat: HeatMap) -> None:
+    """A heat map as NIfTI in the space of its scan, with its unit and range in the header."""
+    highest = max(float(heat.values.max()), 1.0)
+    write_nifti(path, heat.values, heat.affine, "attention / mean attention of a patch", (0.0, highest))
 
 
 def touched_tokens(mask: np.ndarray, voxel_to_token: np.ndarray, grid) -> np.ndarray:
@@ -149,10 +164,9 @@ def attention_maps(model, inputs, item_embeds: torch.Tensor, normalize_queries: 
         item_embeds: (M, P).
         normalize_queries: L2-normalise the items before the pooler, as the reference's figures do.
     """
-    scan_mask = inputs.get("scan_mask")
-    _, tokens, _ = model.encode_images(inputs["pixel_values"], scan_mask, inputs.get("scan_name_ids"))
-    keep_mask = None if scan_mask is None else spread_scan_mask(scan_mask, tokens.shape[1])[:, None, None]
-    return attend(model, item_embeds.expand(len(tokens), -1, -1), tokens, keep_mask, normalize_queries)
+    encoded = encode_inputs(model, inputs)
+    embeds = item_embeds.expand(len(encoded.tokens), -1, -1)
+    return attend(model, embeds, encoded.tokens, encoded.keep_mask, normalize_queries)
 
 
 def attend(
@@ -183,15 +197,22 @@ def explain_items(
     image_processor = processor.image_processor
     scans = image_processor.process_study(study, on_error=on_bad_scan)
     inputs = image_processor.collate([scans], return_tensors="pt").to(model.device)
-    encoded = processor(text=items, return_tensors="pt").to(model.device)
+    require_pooler(model)
     with torch.no_grad():
-        item_embeds = model.get_text_features(encoded["input_ids"], encoded["attention_mask"]).pooler_output
-    attention = attention_maps(model, inputs, item_embeds)[0]
-    yield from paint_items(attention, items, scans, model.config.vision_config.patch_size, order)
+        item_embeds = encode_texts(model, processor, items)
+        study_tokens = encode_inputs(model, inputs)
+        attention = attend(model, item_embeds[None], study_tokens.tokens, study_tokens.keep_mask)[0]
+    similarities = score_encoded(model, item_embeds, study_tokens)[0].tolist()
+    yield from paint_items(attention, items, scans, model.config.vision_config.patch_size, order, similarities)
 
 
 def paint_items(
-    attention: torch.Tensor, items: list[str], scans: list, patch_size, order: str = "linear"
+    attention: torch.Tensor,
+    items: list[str],
+    scans: list,
+    patch_size,
+    order: str = "linear",
+    similarities: Sequence[float] | None = None,
 ) -> Iterator[list[HeatMap]]:
     """
     Heat maps of items whose attention over a study is known, item by item: a list with one map per scan.
@@ -199,6 +220,7 @@ def paint_items(
     Args:
         attention: (M, L) from `attend`; tokens of padded scans, behind those of the real ones, are passed over.
         scans: processed scans of the study.
+        similarities: of the items with the study, for the maps to carry.
     """
     scan_size = tuple(scans[0].pixel_values.shape[1:])
     grid = tuple(voxels // size for voxels, size in zip(scan_size, patch_size))
@@ -223,6 +245,9 @@ def paint_items(
                     share=float(values[k, n].sum() / total[k].item()),
                     tokens=relative[k, n],
                     voxel_to_token=source_to_token(scan.to_source, scan_size, grid),
+                    similarity=None if similarities is None else similarities[k],
+                    series=getattr(scan.source, "name", None),
+                    path=getattr(scan.source, "path", None),
                 )
             )
         yield maps

@@ -8,7 +8,8 @@ from tiny_models import ITEMS
 from itemized_clip_hf import ItemizedCLIPProcessor
 from itemized_clip_hf.data.study import Scan
 from itemized_clip_hf.evaluation.grounding import PointingGame
-from itemized_clip_hf.explain.maps import explain_study
+from itemized_clip_hf.evaluation.zero_shot import score_studies
+from itemized_clip_hf.explain.maps import explain_study, write_map
 from itemized_clip_hf.explain.plots import display_slices, plot_item
 
 AFFINE = np.diag([-3.0, 3.0, 8.0, 1.0])
@@ -52,6 +53,24 @@ def test_maps_are_the_pooler_s_attention(explained):
     attention = attention[0] / attention[0].sum(-1, keepdim=True) * attention.shape[-1]
     got = np.stack([heat.tokens for heat in maps]).reshape(2, -1)
     np.testing.assert_allclose(got, attention.numpy(), rtol=1e-4)
+
+
+def test_maps_carry_the_similarity_that_predict_prints(explained):
+    maps, study, model, processor = explained
+    expected = score_studies(model, processor, [study], ITEMS[:2])[1][0]
+    np.testing.assert_allclose([heat.similarity for heat in maps], np.repeat(expected, 2), rtol=1e-5)
+
+
+def test_headers_of_written_maps(explained, tmp_path):
+    """Units, range and place, for viewers; the values are the map's."""
+    nibabel = pytest.importorskip("nibabel")
+    heat = explained[0][0]
+    write_map(tmp_path / "map.nii.gz", heat)
+    image = nibabel.load(tmp_path / "map.nii.gz")
+    assert image.header.get_xyzt_units()[0] == "mm" and image.header["cal_min"] == 0
+    assert float(image.header["cal_max"]) == pytest.approx(max(heat.values.max(), 1))
+    assert b"mean attention" in image.header["descrip"].tobytes()
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), heat.values.transpose(2, 1, 0))
 
 
 def test_tokens_under_a_mask(explained):
