@@ -173,7 +173,8 @@ def evaluate(model, processor, test, folder: Path) -> dict:
     labels, scores = score_studies(
         model, processor, (as_scans(study) for study in studies), ZERO_SHOT_PROMPTS, batch_size=32
     )
-    game, focal, drawn = PointingGame(), set(), []
+    game, focal = PointingGame(), set()
+    drawn: list = []
     for study in tqdm(studies, desc="explaining", unit="study"):
         if study.is_normal:
             continue
@@ -213,7 +214,7 @@ def evaluate(model, processor, test, folder: Path) -> dict:
 
 
 def write_studies(studies: list, folder: Path) -> None:
-    """Studies as NIfTI with their masks and a list of them, and the first one's scans in `study`, for the examples of the README."""
+    """Studies as NIfTI with masks, a list of them, and the scans of the first in `study`, which the README uses."""
     from itemized_clip_hf.phantom import write_study
 
     lines = []

@@ -173,8 +173,8 @@ def _draw_roc(axis: Any, name: str, labels: np.ndarray, scores: np.ndarray) -> N
 
 def _draw_calibration(axis: Any, name: str, labels: np.ndarray, probability: np.ndarray) -> None:
     """
-    Studies in groups of equal size by probability, on a logarithmic axis where most probabilities are small: even bins of [0, 1]
-    would hold all of them in one.
+    Studies in groups of equal size by probability, on a logarithmic axis where most probabilities are small: one of the even
+    bins of [0, 1] would hold them all.
     """
     shares = calibration_groups(labels, probability)
     small = float(np.median(probability)) < 0.05

@@ -167,7 +167,9 @@ def picture_row(heat: HeatMap) -> Row:
         largest = 255.0 if picture.min() >= 0 and picture.max() <= 255 else float(picture.max())
     picture = np.clip(picture / largest, min(float(picture.min()) / largest, 0.0) if picture.ndim == 2 else 0, 1)
     panels = [(0, "", False), (0, "", True)]
-    return Row(heat.scan_name or "", picture[None], heat.values[None], panels, (float(min(picture.min(), 0)), 1.0), PICTURE)
+    return Row(
+        heat.scan_name or "", picture[None], heat.values[None], panels, (float(min(picture.min(), 0)), 1.0), PICTURE
+    )
 
 
 def display_limits(values: np.ndarray) -> tuple[float, float]:
@@ -239,14 +241,24 @@ def _draw_panel(axis: Any, row: Row, panel: tuple[int, str, bool], mappable: Any
     gray = None if row.slices.ndim == 4 else "gray"
     axis.imshow(row.slices[number], cmap=gray, vmin=row.limits[0], vmax=row.limits[1], aspect=row.aspect)
     if hot:
-        axis.imshow(row.heat[number], cmap=mappable.cmap, norm=mappable.norm, aspect=row.aspect, interpolation="nearest")
+        axis.imshow(
+            row.heat[number], cmap=mappable.cmap, norm=mappable.norm, aspect=row.aspect, interpolation="nearest"
+        )
     if row.outline is not None and row.outline[number].any():
         axis.contour(row.outline[number], levels=[0.5], colors="cyan", linewidths=0.9)
     axis.text(0.5, 1.01, name, transform=axis.transAxes, fontsize=7, ha="center", va="bottom")
     border = [withStroke(linewidth=1.5, foreground="black")]
     for letter, (x, y) in zip(row.sides, ((0.5, 0.96), (0.97, 0.5), (0.5, 0.04), (0.03, 0.5))):
         axis.text(
-            x, y, letter, transform=axis.transAxes, color="white", fontsize=6, ha="center", va="center", path_effects=border
+            x,
+            y,
+            letter,
+            transform=axis.transAxes,
+            color="white",
+            fontsize=6,
+            ha="center",
+            va="center",
+            path_effects=border,
         )
 
 

@@ -135,4 +135,6 @@ def test_the_backend_of_matplotlib_stays():
     )
     subprocess.run([sys.executable, "-c", code, "/dev/null"], check=True)
     package = Path(plots.__file__).parents[1]
-    assert not [path for path in package.rglob("*.py") if re.search(r"(import|matplotlib\.)\s*pyplot", path.read_text())]
+    assert not [
+        path for path in package.rglob("*.py") if re.search(r"(import|matplotlib\.)\s*pyplot", path.read_text())
+    ]
