@@ -145,7 +145,10 @@ def readme_folder(tmp_path, small, tokenizer_file, monkeypatch):
     ):
         write_model(folder / name, domain, tokenizer_file)
     for name in ("T1", "FLAIR"):
-        write_scan(folder / "study" / f"{name}.nii.gz")
+        write_scan(folder / "demo-output" / "study" / f"{name}.nii.gz")
+    images = {name: f"study/{name}.nii.gz" for name in ("T1", "FLAIR")}
+    lines = [json.dumps({"id": f"d{n}", "images": images, "items": ITEMS[:3]}) for n in range(3)]
+    (folder / "demo-output" / "studies.jsonl").write_text("\n".join(lines))
     ids = [f"s{n}" for n in range(8)]
     for study in ids:
         write_scan(folder / "studies" / study / "AX_T1.nii.gz")
@@ -242,10 +245,11 @@ def test_every_block_of_the_readme(readme_folder, monkeypatch):
         "itemized_clip_hf.hub.push.run_load_test", lambda folder: None
     )  # processes know no small domains
     kinds = []
+    names: dict = {}
     for kind, text in README:
         kinds.append(kind)
         if kind == "python":
-            exec(compile(text, "README.md", "exec"), python_names())
+            exec(compile(text, "README.md", "exec"), names)
         elif kind == "json":
             assert {"id", "images", "items"} <= set(json.loads(text))
         else:
@@ -255,16 +259,6 @@ def test_every_block_of_the_readme(readme_folder, monkeypatch):
     assert {"README.md", "card.yaml", "model.safetensors"} <= {path.name for path in Path("brain-mri-model").iterdir()}
     assert json.loads(Path("out/ct-rate.json").read_text())["headline"]["value"] is not None
     assert any(Path("maps").rglob("*.nii.gz")) and Path("merged-model/config.json").exists()
-
-
-def python_names() -> dict:
-    """What blocks of the README use without making it."""
-    from transformers import AutoModel, AutoProcessor
-
-    model = AutoModel.from_pretrained("demo-output/model")
-    processor = AutoProcessor.from_pretrained("demo-output/model")
-    studies = [{"images": {"T1": torch.rand(8, 16, 16)}, "items": ITEMS[:3]} for _ in range(8)]
-    return {"model": model, "processor": processor, "studies": studies}
 
 
 def run_line(words: list[str]) -> None:

@@ -198,31 +198,3 @@ def test_errors_say_what_to_do(model_folder, studies, tmp_path, arguments, messa
     }
     done = run(*[a.format(**places) for a in arguments], check=False)
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
-
-
-def check_demo(folder: Path, done) -> dict:
-    results = json.loads((folder / "results.json").read_text())
-    assert len(results["findings"]) == 6 and "seed" in results
-    assert f"mean AUC {results['mean_auc']:.3f}" in done.stdout and "times chance" in done.stdout
-    assert len(list((folder / "heat-maps").glob("*/*.png"))) >= 6
-    for path in (folder / "heat-maps").glob("*/*.nii.gz"):
-        scan = folder / "studies" / path.parent.name / f"{path.name.split('__')[1]}"
-        heat, scan = nibabel.load(path), nibabel.load(scan)
-        assert heat.shape == scan.shape and np.allclose(heat.affine, scan.affine)
-    return results
-
-
-def test_demo_in_small(tmp_path):
-    folder = tmp_path / "out"
-    done = run("demo", "-o", folder, "--steps", 4, "--studies", 70, "--test-studies", 40)
-    check_demo(folder, done)
-    scored = run("predict", "-m", folder / "model", "-i", folder / "studies", "-p", "mass in the brain", "--json")
-    assert len(json.loads(scored.stdout)["results"]) == 3
-
-
-@pytest.mark.slow
-def test_demo_as_promised(tmp_path):
-    done = run("demo", "-o", tmp_path / "out")
-    results = check_demo(tmp_path / "out", done)
-    assert results["mean_auc"] >= 0.92
-    assert results["pointing"] >= 4 * results["chance"]
