@@ -46,7 +46,8 @@ def test_demo_in_small_and_the_readme_after_it(tmp_path, monkeypatch):
         result = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
         assert result.exit_code == 0, f"{line}: {result.output}"
     assert list(Path("maps").rglob("*.png")) and "maps" in result.output
-    scored = CliRunner().invoke(main, ["predict", "-m", "demo-output/model", "-i", "demo-output/studies", "-p", "x", "--json"])
+    arguments = ["predict", "-m", "demo-output/model", "-i", "demo-output/studies", "-p", "x", "--json"]
+    scored = CliRunner().invoke(main, arguments)
     assert len(json.loads(scored.stdout)["results"]) == 3
 
 
