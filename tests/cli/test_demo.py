@@ -44,7 +44,8 @@ def test_demo_in_small_and_the_readme_after_it(tmp_path, monkeypatch):
     assert [line.split()[1] for line in lines] == ["inspect", "predict", "explain"]
     for line in lines:
         result = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
-        assert result.exit_code == 0, f"{line}: {result.output}"
+        # the demo's slices are far apart, which inspect says, with a status of its own
+        assert result.exit_code == ("inspect" in line), f"{line}: {result.output}"
     assert list(Path("maps").rglob("*.png")) and "maps" in result.output
     arguments = ["predict", "-m", "demo-output/model", "-i", "demo-output/studies", "-p", "x", "--json"]
     scored = CliRunner().invoke(main, arguments)
