@@ -642,3 +642,24 @@ def test_real_mr_against_its_nifti(data_folder):
     expected.name, expected.modality = scan.name, "MR"
     (a,), (b,) = pixels(scan).values(), pixels(expected).values()
     torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_threads_that_read_at_the_same_time_put_the_settings_back():
+    from itemized_clip_hf.data.dicom.study import quiet
+
+    def settings():
+        return (
+            pydicom.config.settings.reading_validation_mode,
+            logging.getLogger("pydicom").disabled,
+            warnings.filters[:],
+        )
+
+    before = settings()
+    first, second = quiet(), quiet()
+    first.__enter__()
+    inside = settings()
+    second.__enter__()
+    first.__exit__(None, None, None)  # the other one still reads
+    assert settings() == inside != before
+    second.__exit__(None, None, None)
+    assert settings() == before
