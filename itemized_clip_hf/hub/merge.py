@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from ..data.training_ids import TrainingIds
 from ..specs import read_text
 from .adapters import find_base, is_adapter_folder
 from .card import CARD, FACTS, CardFacts, facts_of_folder, is_edited, write_card
@@ -14,7 +15,7 @@ LICENSE = ("license", "license_name", "license_link", "license_note")
 
 def merge_folder(adapters: str | os.PathLike, output: str | os.PathLike, base: str | None = None) -> int:
     """
-    Writes the merged model, its processor and its card, and returns the number of parameters.
+    Writes the merged model, its processor, its card and what is known of its training data; returns the number of parameters.
 
     The card is that of the adapters with the merge in its history. Its figures stay: `evaluate` merges adapters too, they are
     of these very weights. Where the adapters state no license, the base model's holds. A README that somebody has edited goes
@@ -35,6 +36,9 @@ def merge_folder(adapters: str | os.PathLike, output: str | os.PathLike, base: s
     model, processor = load(adapters, "cpu", base=base)
     model.save_pretrained(output)
     processor.save_pretrained(output)
+    trained_on = TrainingIds.read(adapters)
+    if trained_on is not None:
+        trained_on.write(output)
     if (adapters / FACTS).exists() or model.config.domain is not None:
         write_merged_card(adapters, output, Path(base), kept)
     return model.num_parameters()

@@ -156,6 +156,11 @@ def test_explain_and_inspect_tell_studies_apart(model_folder, studies, tmp_path,
     ]
     assert len({row["file"] for row in entries}) == 2
     again = run(*arguments)  # from what is there
-    assert again.stdout.splitlines()[0].split() == ["study", "item", "scan", "share"] and "zb/scan" in again.stdout
+    header = again.stdout.splitlines()[0].split()
+    assert header == ["study", "item", "similarity", "scan", "share"] and "zb/scan" in again.stdout
+    scores = json.loads(run("predict", "-m", model_folder, *inputs, "-p", ITEMS[0], "--json").stdout)["results"]
+    assert [row["similarity"] for row in entries] == pytest.approx(
+        [row["scores"][ITEMS[0]] for row in scores], abs=1e-5
+    )
     found = json.loads(run("inspect", *inputs, "--json").stdout)
     assert [(row["study"], row["path"]) for row in found] == [(row["id"], row["path"]) for row in entries]

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from tiny_models import ITEMS
 
 from itemized_clip_hf.data.labels import read_columns
+from itemized_clip_hf.data.prepare import plan_studies, prepare
 from itemized_clip_hf.data.records import read_records
 
 nibabel = pytest.importorskip("nibabel")
@@ -57,12 +58,12 @@ def test_from_reports_to_metrics(reports, model_folder, tmp_path, caplog):
     assert "labels: mass, bleed, old" in told and "kept as they are: nearly, age, empty" in told
     assert "nearly is not taken for labels: 1 of 3 cells are no truth values" in told and "maybe" not in told
 
-    settings = ["--domain", "brain-mri", "--workers", "1"]
+    logging.getLogger("itemized_clip_hf").addHandler(caplog.handler)
     for number, source in enumerate((items, reports)):  # by hand, or in one go
         out = tmp_path / f"set{number}"
         with caplog.at_level(logging.WARNING):
-            logging.getLogger("itemized_clip_hf").addHandler(caplog.handler)
-            run("prepare", "-i", tmp_path / "studies", "--reports", source, "-o", out, *settings)
+            plan, left_out = plan_studies(tmp_path / "studies", "brain-mri", source)
+        prepare(plan, out, left_out, num_workers=1, progress=False, context="fork")
         for column in ("'nearly' (no labels: 1 of 3 cells are no truth values)", "'age'", "'empty'"):
             assert column in caplog.text
         caplog.clear()

@@ -8,6 +8,7 @@ from tiny_models import tiny_config
 
 from itemized_clip_cli import main
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
+from itemized_clip_hf.data.training_ids import TrainingIds, remember
 from itemized_clip_hf.evaluation.evaluate import hash_model
 from itemized_clip_hf.hub.adapters import add_lora, save_adapters
 from itemized_clip_hf.hub.card import CardFacts, is_edited, write_card
@@ -52,7 +53,9 @@ def merge(run, output):
 
 
 def test_the_card_goes_along(run, tmp_path):
+    remember(run, ["study 7"])
     facts, text = merge(run, tmp_path / "merged")
+    assert TrainingIds.read(tmp_path / "merged").count(["study 7"]) == 1
     assert (facts.name, facts.license, facts.license_note) == ("merged", "cc-by-nc-4.0", "From MAE.")
     assert facts.population == "adults" and list(facts.training) == ["LoRA", "merged"] and facts.measured == MEASURED
     assert "adapters were added to the weights of their base model" in text and not is_edited(tmp_path / "merged")
