@@ -59,6 +59,11 @@ accept_option = click.option(
     metavar="CODE",
     help="A problem that is no reason to refuse a scan, e.g. not-raw; codes as `inspect` prints them. Repeat for several.",
 )
+layout_option = click.option(
+    "--layout",
+    type=click.Choice(["study", "cohort"]),
+    help="What the volume files of a folder are where their names leave it open: scans of one study, or a study each.",
+)
 
 
 def domain_option(required: bool = False):

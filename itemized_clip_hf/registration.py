@@ -99,10 +99,10 @@ def register_pipelines() -> None:
     PIPELINE_REGISTRY.supported_tasks["zero-shot-image-classification"]["impl"] = ItemizedCLIPImagePipeline
 
 
-def _open_image(source, domain=None, accept=()):
+def _open_image(source, domain=None, accept=(), **layout):
     from .data.open import open_image
 
-    return open_image(source, domain, accept)
+    return open_image(source, domain, accept, **layout)
 
 
 def _default_loss(**features):

@@ -68,7 +68,7 @@ class Scoring:
                 "processor": hash_processor(processor),
                 "prompts": list(prompts.items()),
                 "studies": hash_text(records.fingerprint()),
-                "opened_with": {"volume_index": opener.volume_index, "accept": sorted(opener.accept)},
+                "opened_with": opener.settings(),
                 # What is left as it always was is not named: the files of earlier versions go on.
                 **({} if normalizes_pool_inputs(quantity) else {"pool_inputs": "not normalized"}),
                 **({"precision": "bf16"} if precision == "bf16" else {}),

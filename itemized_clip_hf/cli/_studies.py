@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 
+from itemized_clip_hf.data.kinds import study_name
+from itemized_clip_hf.data.layout import Layout, only_picture, require_one_scan
 from itemized_clip_hf.data.open import Warnings, known_codes, require_usable
 from itemized_clip_hf.data.reader import read_file
-from itemized_clip_hf.data.records import Records, read_records, study_name
-from itemized_clip_hf.data.study import Scan, Study, Unreadable
+from itemized_clip_hf.data.records import Records, read_records
+from itemized_clip_hf.data.study import Scan, Study, Unreadable, require_scan_of_list
 from itemized_clip_hf.data.tables import TABLE_SUFFIXES
 from itemized_clip_hf.data.training_ids import ids_of
 from itemized_clip_hf.domains import load_domain
@@ -29,11 +31,14 @@ class Inputs:
     Studies that are called the same get the names of their folder or list in front (`first/dicom`, `second/dicom`), or a number
     behind where that does not tell them apart. `paths` tells where each lies, from the folder on that holds all inputs: what
     stands above may name a patient, and is known to who typed it.
+
+    Args:
+        layout: what a study is in a folder.
     """
 
-    def __init__(self, inputs: tuple[str, ...]):
+    def __init__(self, inputs: tuple[str, ...], layout: Layout | None = None):
         self.inputs = [Path(source) for source in inputs]
-        self.sources = [read_records(source) for source in inputs]
+        self.sources = [read_records(source, layout=layout) for source in inputs]
         named = [
             (source.id_of(index), _folders(path, source.id_of(index)))
             for path, source in zip(self.inputs, self.sources)
@@ -68,6 +73,13 @@ class Inputs:
             found = path.stat() if path.exists() else None
             facts.append([str(path.absolute()), *([found.st_size, found.st_mtime_ns] if found else [])])
         return [self.ids, facts]
+
+
+def require_inputs(inputs: tuple[str, ...]) -> None:
+    """Raises for inputs that are not there, and lists that cannot be read, before anything heavy is loaded."""
+    for source in inputs:
+        if not Path(source).is_dir():
+            read_records(source)
 
 
 def place_of(source: Records, index: int) -> Path | None:
@@ -133,36 +145,57 @@ class Opener:
         volume_index: which volume of 4-D files.
         domain: that the volumes are meant for.
         accept: codes of `data.checks` that are no reason to refuse a scan.
+        layout: what a study is in a folder; the domain's rule if None.
     """
 
-    def __init__(self, volume_index: int | None = None, domain: str | None = None, accept: Collection[str] = ()):
+    def __init__(
+        self,
+        volume_index: int | None = None,
+        domain: str | None = None,
+        accept: Collection[str] = (),
+        layout: Layout | None = None,
+    ):
         self.volume_index = volume_index
+        self.layout = layout or Layout.of_domain(domain)
         self.domain = domain
         self.accept = known_codes(accept)
         self.warnings, self.lock = Warnings(partial(click.echo, err=True)), threading.Lock()
+
+    def settings(self) -> dict[str, Any]:
+        """What the scores of what it opened depend on."""
+        stated = {} if self.layout.choice is None else {"layout": self.layout.choice}
+        return {"volume_index": self.volume_index, "accept": sorted(self.accept), **stated}
 
     def __call__(self, record: dict):
         if "error" in record:
             raise ValueError(record["error"])
         if record.get("images") is None:
             raise ValueError("the study has no images.")
-        return self._open(record["images"], record["id"])
-
-    def _open(self, images, where: str):
+        images, where = record["images"], record["id"]
+        require_one_scan(images, self.layout)
         if isinstance(images, dict):
-            named = {name: self._try(image, f"{where}/{name}") for name, image in images.items()}
+            named = {name: self._try(image, f"{where}/{name}", images) for name, image in images.items()}
             # A folder of several series brings names of its own.
             return {own: scan for name, found in named.items() for own, scan in flatten(name, found)}
         if isinstance(images, list):
-            return [self._try(image, where) for image in images]
-        if not isinstance(images, str) or images.lower().endswith(PICTURE_SUFFIXES):
-            return images
-        opened = read_file(images, self.volume_index)
+            found = [self._try(image, where, images) for image in images]
+            return [scan for one in found for scan in (one.values() if isinstance(one, dict) else [one])]
+        return self._open(images, where)
+
+    def _open(self, image, where: str, images=None):
+        """An image of a study, `images` being the dictionary or list that it stands in."""
+        if not isinstance(image, str) or image.lower().endswith(PICTURE_SUFFIXES):
+            return image
+        layout = self.layout.inside(images)
+        if picture := only_picture(Path(image), layout):
+            return str(picture)
+        opened = read_file(image, self.volume_index, layout)
+        require_scan_of_list(opened, images)
         if not isinstance(opened, Study):
             return self._check(opened, where)
         for name, reason in opened.skipped:
             click.echo(f"{where}: skipped {name}: {reason}", err=True)
-        return {name: self._try(scan, f"{where}/{name}", self._check) for name, scan in opened.scans.items()}
+        return {name: self._unless_refused(scan, f"{where}/{name}") for name, scan in opened.scans.items()}
 
     def _check(self, scan: Scan, where: str) -> Scan:
         return require_usable(scan, self.domain, self.accept, where, self._warn)
@@ -171,10 +204,16 @@ class Opener:
         with self.lock:  # several threads may read
             self.warnings(report, where)
 
-    def _try(self, image, where: str, open_one=None):
+    def _try(self, image, where: str, images):
         try:
-            return (open_one or self._open)(image, where)
+            return self._open(image, where, images)
         except (OSError, ValueError) as error:
+            return Unreadable(error)
+
+    def _unless_refused(self, scan: Scan, where: str) -> Scan | Unreadable:
+        try:
+            return self._check(scan, where)
+        except ValueError as error:
             return Unreadable(error)
 
 

@@ -9,6 +9,7 @@ from itemized_clip_cli import (
     accept_option,
     device_option,
     json_option,
+    layout_option,
     model_option,
     parse_settings,
     say_what_stays,
@@ -72,6 +73,7 @@ from itemized_clip_cli import (
 @tokenizer_option
 @volume_option
 @accept_option
+@layout_option
 @device_option
 @json_option
 def command(
@@ -95,6 +97,7 @@ def command(
     tokenizer,
     volume_index,
     accept,
+    layout,
     device,
     as_json,
 ):
@@ -111,6 +114,7 @@ def command(
     """
     from itemized_clip_hf.cli._studies import Opener
     from itemized_clip_hf.data.files import hold_output, write_text
+    from itemized_clip_hf.data.layout import Layout
     from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
     from itemized_clip_hf.evaluation.protocol import load_protocol
     from itemized_clip_hf.evaluation.report import draw_evaluation, format_results, model_index
@@ -142,7 +146,8 @@ def command(
         click.echo("note: random weights, the figures mean nothing", err=True)
     if protocol_name not in ("retrieval", "items"):
         say_what_stays(target.with_suffix(".scores.jsonl"))
-    opener = Opener(volume_index, loaded.config.domain, accept)
+    processor.image_processor.layout = layout
+    opener = Opener(volume_index, loaded.config.domain, accept, Layout.of_processor(processor))
     common = {
         "scores_file": target.with_suffix(".scores.jsonl"),
         "batch_size": batch_size,
@@ -152,7 +157,7 @@ def command(
         "seed": seed,
         "progress": not as_json,
         "open_study": opener,
-        "opened_with": {"volume_index": volume_index, "accept": sorted(accept)},
+        "opened_with": opener.settings(),
     }
     if protocol is None:
         chosen = parse_settings(settings)

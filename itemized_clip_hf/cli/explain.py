@@ -11,6 +11,7 @@ from itemized_clip_cli import (
     device_option,
     input_option,
     json_option,
+    layout_option,
     model_option,
     precision_option,
     prompt_option,
@@ -35,10 +36,23 @@ FILES = ("file", "base")
 @tokenizer_option
 @volume_option
 @accept_option
+@layout_option
 @device_option
 @json_option
 def command(
-    inputs, model, prompts, output, nearest, workers, precision, tokenizer, volume_index, accept, device, as_json
+    inputs,
+    model,
+    prompts,
+    output,
+    nearest,
+    workers,
+    precision,
+    tokenizer,
+    volume_index,
+    accept,
+    layout,
+    device,
+    as_json,
 ):
     """
     Write heat maps of items.
@@ -51,21 +65,25 @@ def command(
     """
     from functools import partial
 
-    from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts
+    from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts, require_inputs
     from itemized_clip_hf.data.files import file_name, hold_output, is_about_output
+    from itemized_clip_hf.data.layout import Layout
     from itemized_clip_hf.evaluation.encode import in_order
     from itemized_clip_hf.evaluation.evaluate import hash_model, hash_processor, hash_text
     from itemized_clip_hf.evaluation.text_table import format_table
     from itemized_clip_hf.hub.load import load, say_origin
     from itemized_clip_hf.hub.precision import weights_dtype, working_precision
 
-    records, place = Inputs(inputs), Path(output)
+    require_inputs(inputs)
+    place = Path(output)
     place.mkdir(parents=True, exist_ok=True)
     click.get_current_context().with_resource(hold_output(place))
     say_what_stays(place)
     loaded, processor = load(model, device, tokenizer, dtype=weights_dtype(precision))
     processor.image_processor.accept = accept
-    open_images = Opener(volume_index, loaded.config.domain, accept)
+    rule = Layout.of_processor(processor, layout)
+    records = Inputs(inputs, rule)
+    open_images = Opener(volume_index, loaded.config.domain, accept, rule)
     method = "nearest" if nearest else "linear"
     about = [
         hash_model(loaded),
@@ -74,6 +92,7 @@ def command(
         volume_index,
         sorted(accept),
         method,
+        *([layout] if layout else []),
     ]
     if precision == "bf16":
         about.append(precision)

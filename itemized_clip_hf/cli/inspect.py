@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from itemized_clip_cli import accept_option, domain_option, json_option, volume_option
+from itemized_clip_cli import accept_option, domain_option, json_option, layout_option, volume_option
 
 
 @click.command()
@@ -13,10 +13,11 @@ from itemized_clip_cli import accept_option, domain_option, json_option, volume_
 @click.option("-i", "--input", "inputs", multiple=True, metavar="PATH", help="The same as an argument.")
 @domain_option()
 @accept_option
+@layout_option
 @volume_option
 @click.option("--verbose", "-v", is_flag=True, help="Also notes, and how each scan got its shape.")
 @json_option
-def command(paths, inputs, domain, accept, volume_index, verbose, as_json):
+def command(paths, inputs, domain, accept, layout, volume_index, verbose, as_json):
     """
     Inspect studies.
 
@@ -25,6 +26,7 @@ def command(paths, inputs, domain, accept, volume_index, verbose, as_json):
     """
     from itemized_clip_hf.cli._studies import Inputs
     from itemized_clip_hf.data.checks import LEVELS, check_study
+    from itemized_clip_hf.data.layout import Layout
     from itemized_clip_hf.data.open import known_codes
     from itemized_clip_hf.data.reader import read_study
     from itemized_clip_hf.domains import load_domain
@@ -36,12 +38,13 @@ def command(paths, inputs, domain, accept, volume_index, verbose, as_json):
     if domain is not None:
         load_domain(domain)
     results, rows, worst = [], [], 0
-    for record in Inputs((*paths, *inputs)):
+    rule = Layout.of_domain(domain, layout)
+    for record in Inputs((*paths, *inputs), rule):
         named = {"study": record["id"], "path": record["path"]}
         try:
             if "error" in record:
                 raise ValueError(record["error"])
-            study = read_study(record.get("images"), record["id"], volume_index)
+            study = read_study(record.get("images"), record["id"], volume_index, layout=rule)
         except (OSError, ValueError, ImportError) as error:
             results.append(
                 {"study": record["id"], "path": record["path"], "scan": None, "verdict": "refuse", "error": str(error)}

@@ -11,6 +11,7 @@ from itemized_clip_cli import (
     device_option,
     input_option,
     json_option,
+    layout_option,
     model_option,
     precision_option,
     prompt_option,
@@ -42,6 +43,7 @@ from itemized_clip_cli import (
 @tokenizer_option
 @volume_option
 @accept_option
+@layout_option
 @device_option
 @json_option
 def command(
@@ -57,16 +59,18 @@ def command(
     tokenizer,
     volume_index,
     accept,
+    layout,
     device,
     as_json,
 ):
     """
     Score studies against prompts.
 
-    Inputs are files, DICOM folders and zips, folders of volumes (one study), folders of studies, and .jsonl, .csv or .parquet
-    lists. Without prompts those of the model's domain are used; the embeddings of several prompts of a label are averaged.
-    Where a list has labels (`labels`: {finding: 1 or 0}, or one column for each finding), metrics are added; studies whose
-    label is unknown (nothing, null, -1) are left out of its metric.
+    Inputs are files, DICOM folders and zips, folders of volumes, folders of studies, and .jsonl, .csv or .parquet lists. The
+    volumes of a folder are scans of one study, or a study each where the model's studies have one scan. Without prompts those
+    of the model's domain are used; the embeddings of several prompts of a label are averaged. Where a list has labels
+    (`labels`: {finding: 1 or 0}, or one column for each finding), metrics are added; studies whose label is unknown (nothing,
+    null, -1) are left out of its metric.
 
     Every output names the quantity that it holds. The CSV file has the columns id, path (from the folder on that holds all
     inputs), quantity, and one a label. With -o, scores are kept in OUTPUT.scores.jsonl as they come, until the CSV file is
@@ -75,13 +79,14 @@ def command(
     from pathlib import Path
 
     from itemized_clip_hf.cli._scores import Scoring, label_metrics, print_scores, unread_labels
-    from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts
+    from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts, require_inputs
     from itemized_clip_hf.data.files import hold_output
+    from itemized_clip_hf.data.layout import Layout
     from itemized_clip_hf.data.training_ids import warn_of_training
     from itemized_clip_hf.hub.load import UNTRAINED, load, say_origin
     from itemized_clip_hf.hub.precision import weights_dtype
 
-    records = Inputs(inputs)
+    require_inputs(inputs)
     target = Path(output) if output else None
     with ExitStack() as stack:
         if target is not None:
@@ -92,7 +97,9 @@ def command(
         if model.startswith(UNTRAINED):
             click.echo("note: random weights, the scores mean nothing", err=True)
         wanted = choose_prompts(prompts, prompt_file, loaded.config.domain)
-        opener = Opener(volume_index, loaded.config.domain, accept)
+        rule = Layout.of_processor(processor, layout)
+        records = Inputs(inputs, rule)
+        opener = Opener(volume_index, loaded.config.domain, accept, rule)
         scoring = Scoring(loaded, processor, records, wanted, opener, target, scores, precision, workers)
         if scoring.kept.path is not None:
             say_what_stays(scoring.kept.path)

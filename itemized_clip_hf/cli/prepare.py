@@ -4,7 +4,7 @@ import json
 
 import click
 
-from itemized_clip_cli import accept_option, domain_option, json_option, say_what_stays, volume_option
+from itemized_clip_cli import accept_option, domain_option, json_option, layout_option, say_what_stays, volume_option
 
 
 @click.command()
@@ -23,6 +23,7 @@ from itemized_clip_cli import accept_option, domain_option, json_option, say_wha
 @click.option("--id-column", help="Of the reports; found by name otherwise.")
 @click.option("--items-column", help="Of the reports: lists of items, or texts, which are itemised by rules.")
 @accept_option
+@layout_option
 @volume_option
 @click.option("--format", "file_format", type=click.Choice(["arrow", "parquet"]), default="arrow", show_default=True)
 @click.option("--workers", default=2, show_default=True, help="Processes.")
@@ -37,6 +38,7 @@ def command(
     id_column,
     items_column,
     accept,
+    layout,
     volume_index,
     file_format,
     workers,
@@ -73,6 +75,7 @@ def command(
         volume_index=volume_index,
         file_format=file_format,
         shard_size=shard_size,
+        layout=layout,
     )
     say_what_stays(output)
     summary = prepare(plan, output, left_out, num_workers=workers, progress=not as_json)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import click
 
-from itemized_clip_cli import accept_option, device_option, json_option, parse_settings, tokenizer_option
+from itemized_clip_cli import accept_option, device_option, json_option, layout_option, parse_settings, tokenizer_option
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -59,6 +59,7 @@ def leaving_at_signals():
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training argument, e.g. max_steps=100; repeat."
 )
 @accept_option
+@layout_option
 @click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the output folder.")
 @device_option
 @json_option
@@ -76,6 +77,7 @@ def command(
     images_column,
     settings,
     accept,
+    layout,
     resume,
     device,
     as_json,
@@ -117,6 +119,7 @@ def command(
                 model_folder=model,
                 init=init,
                 accept_license=accept_license,
+                layout=layout,
                 interrupts=Interrupts(),
                 **overrides,
             )

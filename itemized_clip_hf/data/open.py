@@ -1,14 +1,18 @@
 """The one way in: whoever opens a file or takes a scan, shell or Python, has it read and checked here."""
 
 import difflib
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers.utils import logging
 
+from ..processing.image_processing_itemized_clip import open_picture
 from .checks import Report, check_scan
+from .layout import Layout, only_picture
 from .study import Scan, Study
 
 logger = logging.get_logger(__name__)
@@ -108,20 +112,35 @@ def require_usable(
     return scan
 
 
-def open_image(source: Any, domain: str | None = None, accept: Iterable[str] = ()) -> Any:
+def open_image(
+    source: Any,
+    domain: str | None = None,
+    accept: Iterable[str] = (),
+    layout: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Any:
     """
     What an image processor is given -> a checked scan, or a study whose scans are checked when their turn comes.
 
     Args:
         source: a path, or a scan in memory. Arrays and pictures pass as they are.
         domain, accept: see `require_usable`.
+        layout: what the files of a folder are, `"study"` or `"cohort"`, where it cannot be told.
+        settings: of the image processor, by which studies have one scan or several; the domain's if None.
 
     Raises:
-        FileNotFoundError, ValueError: the file cannot be read, or the scan is refused.
+        FileNotFoundError, ValueError: the file cannot be read, the folder holds several studies, or the scan is refused.
     """
     from .reader import read_file
 
-    opened = read_file(source) if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__") else source
+    if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
+        rule = Layout.of_domain(domain, layout) if settings is None else Layout.of_settings(settings, layout)
+        place = Path(os.fsdecode(source))
+        if picture := only_picture(place, rule):
+            return open_picture(picture)
+        opened = read_file(place, layout=rule)
+    else:
+        opened = source
     return opened if isinstance(opened, Study) else require_usable(opened, domain, accept)
 
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .cells import as_items, as_labels, holds_list, is_nothing
 from .checks import check_study
 from .files import hold_output, whole_file, write_text
 from .labels import NEVER_LABELS, as_numbers, labels_of
+from .layout import Layout, only_picture, require_one_scan
 from .open import known_codes
 from .reader import read_study
 from .records import Records, read_records, refuse_repeats
@@ -58,6 +59,7 @@ class Plan:
         volume_index: of 4-D files.
         shard_size: studies of one output file, and of one piece of work that a killed run does again.
         file_format: `"arrow"`, for `load_from_disk`, mapped into memory; `"parquet"`, for `load_dataset`, compressed.
+        layout: what the files of a folder are where it cannot be told, see `layout.Layout`.
     """
 
     domain: str
@@ -68,6 +70,7 @@ class Plan:
     volume_index: int | None = None
     shard_size: int = 8
     file_format: str = "arrow"
+    layout: str | None = None
 
     def __post_init__(self):
         if self.file_format not in ("arrow", "parquet"):
@@ -80,6 +83,11 @@ class Plan:
         return -(-len(self.rows) // self.shard_size)
 
     @property
+    def rule(self) -> Layout:
+        """What a study is."""
+        return Layout.of_domain(self.domain, self.layout)
+
+    @property
     def pictures(self) -> bool:
         return load_domain(self.domain).image["scan_size"][0] == 1
 
@@ -88,7 +96,10 @@ class Plan:
 
     def digest(self) -> str:
         """Of everything that the result depends on, files' contents aside."""
-        return hashlib.sha256(json.dumps([__version__, asdict(self)], sort_keys=True).encode()).hexdigest()
+        facts = asdict(self)
+        if self.layout is None:  # so that what was begun before there was a choice goes on
+            del facts["layout"]
+        return hashlib.sha256(json.dumps([__version__, facts], sort_keys=True).encode()).hexdigest()
 
 
 def plan_studies(
@@ -118,7 +129,7 @@ def plan_studies(
         ValueError: an id stands twice, a column is missing, or no study has both images and items.
     """
     known_codes(settings.get("accept", ()))
-    found = _join(studies, reports, id_column, items_column)
+    found = _join(studies, reports, id_column, items_column, Layout.of_domain(domain, settings.get("layout")))
     facts = load_domain(domain)
     rows: list[dict] = []
     left_out: list[Loss] = []
@@ -149,10 +160,10 @@ def plan_studies(
     return Plan(domain, rows, names, **settings), left_out
 
 
-def _join(studies, reports, id_column, items_column) -> Iterator[tuple[str, Any, dict | None, str]]:
+def _join(studies, reports, id_column, items_column, layout: Layout) -> Iterator[tuple[str, Any, dict | None, str]]:
     """(id, images or None, report or None, name of its items column) of every id on either side."""
     if reports is None:
-        source = read_records(studies, items_column=items_column, id_column=id_column)
+        source = read_records(studies, items_column=items_column, id_column=id_column, layout=layout)
         if source.items_column is None:
             raise ValueError(f"{studies} has no items: pass a table of reports (columns found: {source.columns}).")
         names = [source.id_of(number) for number in range(len(source))]
@@ -173,7 +184,7 @@ def _join(studies, reports, id_column, items_column) -> Iterator[tuple[str, Any,
         for number, name in enumerate(names):
             yield name, table.paths_of(number), _with_labels(table, number), items_name
         return
-    source = read_records(studies)
+    source = read_records(studies, layout=replace(layout, ids=frozenset(names)))
     found = [source.id_of(number) for number in range(len(source))]
     refuse_repeats(found, str(studies))
     places = {name: number for number, name in enumerate(found)}
@@ -463,7 +474,7 @@ def prepare_study(
         "warnings": [],
     }
     if plan.pictures:
-        stored["image"], facts["thumbnail"] = _prepare_picture(row["images"], thumbnail)
+        stored["image"], facts["thumbnail"] = _prepare_picture(row["images"], thumbnail, plan.rule)
         return stored, facts
     study = _read_study(row, plan, lost)
     for report in check_study(study, plan.domain, plan.accept):
@@ -495,6 +506,7 @@ def _read_study(row: dict, plan: Plan, lost: list[Loss]) -> Study:
         row["id"],
         plan.volume_index,
         on_error=lambda name, error: lost.append((row["id"], name, str(error))),
+        layout=plan.rule,
     )
     lost += [(row["id"], what, reason) for what, reason in study.skipped]
     if not study.scans:
@@ -502,8 +514,11 @@ def _read_study(row: dict, plan: Plan, lost: list[Loss]) -> Study:
     return study
 
 
-def _prepare_picture(path, thumbnail: bool) -> tuple[dict, str | None]:
+def _prepare_picture(path, thumbnail: bool, layout: Layout) -> tuple[dict, str | None]:
     """The file's own bytes, once they are known to decode."""
+    require_one_scan(path, layout)
+    if isinstance(path, str):
+        path = str(only_picture(Path(path), layout) or path)
     if not isinstance(path, str) or not path.lower().endswith(PICTURE_SUFFIXES):
         raise ValueError(f"expected a picture file ({', '.join(PICTURE_SUFFIXES)})")
     data = Path(path).read_bytes()

@@ -3,6 +3,7 @@
 import os
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +12,36 @@ from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 from . import nifti
 from .files import open_bounded
 from .itk import read_itk
-from .study import Scan, Study
-
-ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
-TENSOR_SUFFIXES = (".pt", ".npy", ".npz")
-VOLUME_SUFFIXES = (*nifti.SUFFIXES, *ITK_SUFFIXES, *TENSOR_SUFFIXES, ".dcm", ".zip")
+from .kinds import ITK_SUFFIXES, TENSOR_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_volume, is_zip
+from .layout import Layout, only_study, require_one_scan
+from .study import Scan, Study, require_scan_of_list
 
 
-def read_file(path: str | os.PathLike, volume_index: int | None = None) -> Scan | Study:
+def read_file(path: str | os.PathLike, volume_index: int | None = None, layout: Layout | None = None) -> Scan | Study:
     """
     A file as a scan, or a folder or DICOM zip as a study.
 
     Args:
         path: NIfTI, NRRD, MHA, `.pt`, `.npy` or `.npz` file; DICOM folder, zip or file; folder of volume files.
         volume_index: which volume of a 4-D file to take.
+        layout: how files of a folder make studies; those of a study with several scans if None.
 
     Raises:
-        FileNotFoundError, ValueError: with what was found and what to do. A mask (few values, all of them integers) is refused.
+        FileNotFoundError, ValueError: with what was found and what to do. A mask (few values, all of them integers) is refused,
+            and a folder of several studies.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}.")
-    if path.is_dir():
-        return read_folder(path, volume_index)
+    if not path.is_dir():
+        return _read_file(path, volume_index)
+    place = only_study(path, layout)
+    if place.is_dir():
+        return _read_folder(place, volume_index)
+    return _collect(place.parent, [place], partial(_read_file, volume_index=volume_index))
+
+
+def _read_file(path: Path, volume_index: int | None) -> Scan | Study:
     name = path.name.lower()
     if name.endswith(nifti.SUFFIXES):
         scan = nifti.read_nifti(path, volume_index)
@@ -59,6 +67,7 @@ def read_study(
     study_id: str,
     volume_index: int | None = None,
     on_error: Callable[[str, Exception], None] | None = None,
+    layout: Layout | None = None,
 ) -> Study:
     """
     The images of a list's row as one study.
@@ -66,10 +75,14 @@ def read_study(
     Args:
         images: a path or a scan, a list of them, or name -> path or scan; a name given here wins over the file's.
         on_error: called with the name of a file that cannot be read, and why; without it the error is raised.
+        layout: how files of a folder make studies; those of a study with several scans if None.
 
     Raises:
-        ValueError: there is no volume among them; OSError, ValueError: one cannot be read.
+        ValueError: there is no volume among them, or there are several where studies have one; OSError, ValueError: one cannot
+            be read.
     """
+    layout = layout or Layout()
+    require_one_scan(images, layout)
     named = images if isinstance(images, dict) else {"": images}
     if isinstance(images, (list, tuple)):
         named = dict(enumerate(images))
@@ -82,7 +95,8 @@ def read_study(
                 or not isinstance(image, (str, Scan))
             ):
                 raise ValueError("a picture, where a volume is expected.")
-            opened = read_file(image, volume_index) if isinstance(image, str) else image
+            opened = read_file(image, volume_index, layout.inside(images)) if isinstance(image, str) else image
+            require_scan_of_list(opened, images)
         except (OSError, ValueError) as error:
             if on_error is None:
                 raise
@@ -94,24 +108,18 @@ def read_study(
     return study
 
 
-def read_folder(path: Path, volume_index: int | None = None) -> Study:
-    """
-    A folder as one study: its volume files by name, or its DICOM series. What cannot be used is listed in `skipped`.
-    """
+def _read_folder(path: Path, volume_index: int | None) -> Study:
+    """A study's folder: its volume files by name, or its DICOM series. What cannot be used is listed in `skipped`."""
     files = [file for file in sorted(path.iterdir()) if is_volume(file)]
     if not files:
         tensors = sorted(path.glob("*/*.pt"))
-        if tensors:
-            return _collect(path, tensors, _read_series_tensor)
-        if holds_dicom(path):
-            return _read_dicom(path)
-        raise ValueError(f"the folder {path} holds no volume file ({', '.join(VOLUME_SUFFIXES)}) and no DICOM series.")
-    only_zips = all(file.suffix.lower() == ".zip" for file in files)
+        return _collect(path, tensors, _read_series_tensor) if tensors else _read_dicom(path)
+    only_zips = all(map(is_zip, files))
 
     def read(file: Path) -> Scan | Study:
-        if file.suffix.lower() == ".zip" and not only_zips:
+        if is_zip(file) and not only_zips:
             raise ValueError("a zip beside volume files is left alone; name it to read it")
-        return read_file(file, volume_index)
+        return _read_file(file, volume_index)
 
     return _collect(path, files, read)
 
@@ -132,23 +140,6 @@ def _collect(folder: Path, files: list[Path], read: Callable[[Path], Scan | Stud
     return study
 
 
-def is_volume(path: Path) -> bool:
-    """A visible file with the suffix of a volume."""
-    name = path.name.lower()
-    return path.is_file() and not name.startswith(".") and name.endswith(VOLUME_SUFFIXES) and not name.endswith(".dcm")
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file starts as DICOM files do, or as one without preamble may; the DICOM reader has the last word."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(132)
-    except OSError:
-        return False
-    bare = len(start) == 132 and start[:2] in (b"\x02\0", b"\x08\0") and start[3] == 0
-    return start[128:] == b"DICM" or bare
-
-
 def _read_dicom(path: Path) -> Study:
     from .dicom import read_dicom  # with pydicom, which takes its time
 
@@ -156,16 +147,6 @@ def _read_dicom(path: Path) -> Study:
     for scan in study.scans.values():
         scan.visits = study.visits
     return study
-
-
-def holds_dicom(path: Path, most: int = 20) -> bool:
-    """Whether one of the first files below a folder is DICOM."""
-    for number, file in enumerate(file for file in sorted(path.rglob("*")) if file.is_file()):
-        if number >= most:
-            break
-        if file.suffix.lower() == ".dcm" or is_dicom(file):
-            return True
-    return False
 
 
 def mask_reason(array: np.ndarray, most_values: int = 16) -> str | None:

@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES, open_picture
+from ..processing.image_processing_itemized_clip import open_picture
 from .cells import as_items
+from .kinds import study_name
 from .labels import labels_of, read_columns
-from .reader import VOLUME_SUFFIXES, holds_dicom, is_volume
+from .layout import Layout, list_studies
 from .storage import load_scans
 from .study import Scan
 from .tables import TABLE_SUFFIXES, read_table
@@ -168,6 +169,7 @@ def read_records(
     items_column: str | None = None,
     images_column: str | None = None,
     id_column: str | None = None,
+    layout: Layout | None = None,
 ) -> Records:
     """
     Args:
@@ -175,6 +177,7 @@ def read_records(
             fields, items under `report`) with a folder of images per study beside it; a saved or prepared `datasets` folder; a
             folder of studies (each a folder or zip), of pictures, or of one folder of pictures per class; one study's folder;
             one image file.
+        layout: what a study is in a folder, see `layout.Layout`; of studies with several scans if None.
     """
     path = Path(source)
     columns = {"items_column": items_column, "images_column": images_column, "id_column": id_column}
@@ -199,40 +202,8 @@ def read_records(
     if shards:
         _datasets()  # prepared volumes do not fit into memory
         return Records(load_parquet(shards), path, **columns)
-    return Records(list_studies(path.absolute()), path, **columns)
-
-
-def list_studies(path: Path) -> list[dict]:
-    """Rows of a folder: the study that it is, or the studies, pictures or classes of pictures that it holds."""
-    for name in ("metadata.jsonl", "metadata.csv"):
-        if (path / name).exists():
-            return read_table(path / name)
-    entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
-    pictures = [entry for entry in entries if _is_picture(entry)]
-    if pictures:
-        return [{"id": study_name(entry), "images": str(entry)} for entry in pictures]
-    folders = [entry for entry in entries if entry.is_dir()]
-    classes = [folder for folder in folders if any(_is_picture(entry) for entry in folder.iterdir())]
-    if classes and len(classes) == len(folders):
-        return [
-            {"id": f"{folder.name}/{study_name(picture)}", "images": str(picture), "label": folder.name}
-            for folder in classes
-            for picture in sorted(folder.iterdir())
-            if _is_picture(picture)
-        ]
-    volumes = [entry for entry in entries if is_volume(entry)]
-    if volumes and all(entry.suffix.lower() == ".zip" for entry in volumes) and (len(volumes) > 1 or folders):
-        folders += volumes  # a zip per study
-    elif volumes or any(entry.is_file() and entry.suffix.lower() == ".dcm" for entry in entries):
-        return [{"id": path.name, "images": str(path)}]
-    studies = [entry for entry in sorted(folders) if entry.is_file() or _holds_study(entry)]
-    if not studies:
-        if holds_dicom(path) or sorted(path.glob("*/*.pt")):
-            return [{"id": path.name, "images": str(path)}]
-        raise ValueError(
-            f"the folder {path} holds neither volumes, nor DICOM series, nor folders of them, nor pictures."
-        )
-    return [{"id": study_name(entry), "images": str(entry)} for entry in studies]
+    tables = [path / name for name in ("metadata.jsonl", "metadata.csv") if (path / name).exists()]
+    return Records(read_table(tables[0]) if tables else list_studies(path, layout), path, **columns)
 
 
 def refuse_repeats(names: list[str], where: str) -> None:
@@ -242,23 +213,6 @@ def refuse_repeats(names: list[str], where: str) -> None:
         raise ValueError(
             f"{where}: {len(repeats)} ids stand more than once, e.g. {repeats[:5]}; every study needs its own."
         )
-
-
-def _is_picture(path: Path) -> bool:
-    return path.is_file() and path.name.lower().endswith(PICTURE_SUFFIXES) and not path.name.startswith(".")
-
-
-def _holds_study(folder: Path) -> bool:
-    return any(is_volume(entry) for entry in folder.iterdir()) or any(folder.glob("*/*.pt")) or holds_dicom(folder)
-
-
-def study_name(path: str | os.PathLike) -> str:
-    """File or folder name without `.nii.gz` and the like."""
-    name = Path(path).name
-    for suffix in (".gz", *VOLUME_SUFFIXES, *PICTURE_SUFFIXES):
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-    return name.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
 
 
 def _datasets():

@@ -114,6 +114,19 @@ def refuse_other_visit(first, second) -> None:
                     )
 
 
+def require_scan_of_list(opened, images) -> None:
+    """
+    Raises:
+        ValueError: an entry of a list of several is a folder of several files, which may be another study.
+    """
+    several = isinstance(images, (list, tuple)) and len(images) > 1
+    if several and isinstance(opened, Study) and len(opened.scans) > 1 and not opened.visits:
+        raise ValueError(
+            f"it is a folder of {len(opened.scans)} scans in a list of {len(images)}, where each entry is one scan of a study: "
+            "pass each study by itself, or list its files."
+        )
+
+
 class Unreadable:
     """Stands for a study or scan that could not be opened, so that the error is met, and reported, in its place."""
 

@@ -73,6 +73,7 @@ def encode_studies(
     on_bad_scan: Callable[[int, str | None, Exception], None] | None = None,
     accept: Sequence[str] | None = None,
     num_workers: int = 0,
+    layout: str | None = None,
 ) -> Iterator[EncodedStudies]:
     """
     Args:
@@ -82,6 +83,7 @@ def encode_studies(
             error is raised.
         on_bad_scan: called with the number of a study, the name of a scan that is left out of it, and why.
         accept: codes of the checks that a scan is used in spite of; the image processor's own if None.
+        layout: what the files of a folder are, see `data.layout.Layout`; the image processor's own if None.
         num_workers: threads that open and process the next studies while the model is at work; the results, their order and
             what is reported are the same for any number.
 
@@ -92,7 +94,7 @@ def encode_studies(
 
     check_workers(num_workers)
     image_processor = processor.image_processor
-    settings = {} if accept is None else {"accept": accept}
+    settings = {name: value for name, value in (("accept", accept), ("layout", layout)) if value is not None}
     batch: list[tuple[int, list]] = []
 
     def encode() -> EncodedStudies:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from ..data.layout import Layout, only_picture, require_one_scan
 from ..data.storage import check_prepared
 from ..data.training_ids import warn_of_training
 from ..version import __version__
@@ -108,18 +109,24 @@ class Evaluation:
     studies: ProtocolStudies
 
 
-def open_record(record: dict):
-    """Images of a study: paths of volumes are read."""
+def open_record(record: dict, layout: Layout | None = None):
+    """Images of a study: paths of volumes are read; `layout` says what a study is in a folder."""
     from ..data.reader import read_study
     from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 
     images = record["images"]
     if images is None:
         raise ValueError("it has no images")
+    layout = layout or Layout()
+    require_one_scan(images, layout)
+    if isinstance(images, str) and (picture := only_picture(Path(images), layout)):
+        return str(picture)
     leaves = images.values() if isinstance(images, dict) else images if isinstance(images, list) else [images]
     if all(isinstance(leaf, str) and not leaf.lower().endswith(PICTURE_SUFFIXES) for leaf in leaves):
         failed: list[str] = []
-        study = read_study(images, record["id"], on_error=lambda name, error: failed.append(f"{name}: {error}"))
+        study = read_study(
+            images, record["id"], on_error=lambda name, error: failed.append(f"{name}: {error}"), layout=layout
+        )
         if not study.scans:
             raise ValueError("; ".join(failed) or "it holds no scan")
         for reason in failed:
@@ -144,7 +151,7 @@ def evaluate_protocol(
     resamples: int = boot.RESAMPLES,
     seed: int = 0,
     progress: bool = False,
-    open_study: Callable[[dict], Any] = open_record,
+    open_study: Callable[[dict], Any] | None = None,
     opened_with: Mapping[str, Any] | None = None,
     num_workers: int = 0,
     trained_on: str | os.PathLike | None = None,
@@ -159,7 +166,7 @@ def evaluate_protocol(
         skip_missing: evaluate without the studies that have no images.
         scores_file: keeps every study's scores; a run that was killed goes on from there.
         resamples, seed: of the bootstrap.
-        open_study: record with `id` and `images` -> what the processor takes.
+        open_study: record with `id` and `images` -> what the processor takes; `open_record` if None.
         opened_with: settings of `open_study`, which scores of a file depend on.
         num_workers: see `encode_studies`.
         trained_on: folder that tells which studies the model was trained on, and that are noted here; where it was loaded from
@@ -174,6 +181,7 @@ def evaluate_protocol(
     wanted = protocol.choose_prompts(prompts)
     if protocol.domain and model.config.domain and model.config.domain != protocol.domain:
         logger.warning(f"protocol {protocol.name} is for {protocol.domain}, the model for {model.config.domain}.")
+    open_study = open_study or partial(open_record, layout=Layout.of_processor(processor))
     about = {
         "model": hash_model(model),
         "processor": hash_processor(processor),

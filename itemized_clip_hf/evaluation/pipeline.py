@@ -1,5 +1,6 @@
 """Pipelines: studies or pictures and labels in, one score a label out, each label scored by itself."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ def classify_studies(
     scores: str = DEFAULT,
     top_k: int | None = None,
     num_workers: int | None = None,
+    layout: str | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """
     Scores of studies, one after another, each a list of `{"label", "score", "quantity"}`, highest first. Every label is scored
@@ -40,6 +42,7 @@ def classify_studies(
         batch_size: studies of one pass through the vision tower.
         heat_maps: add `heat_maps`, a [`HeatMap`] of every scan, to every label.
         accept: codes of the checks that a scan is used in spite of, as `itemized-clip predict --accept`.
+        layout: what the files of a folder are where it cannot be told, as `itemized-clip predict --layout`.
         scores: `"similarity"`, the text-conditioned cosine that the protocols of `evaluate` use; `"logit"`, `logits_per_image`
             of the model; `"probability"`, its sigmoid, which is not calibrated.
         top_k: how many of the labels are kept, the highest; all if None.
@@ -51,9 +54,8 @@ def classify_studies(
     check_choices(scores, top_k)
     labels, embeds = encode_prompts(model, processor, read_labels(candidate_labels, hypothesis_template))
     patch_size = model.config.vision_config.patch_size
-    for encoded in encode_studies(
-        model, processor, studies, batch_size or 1, accept=accept, num_workers=num_workers or 0
-    ):
+    stated: dict[str, Any] = {"accept": accept, "layout": layout, "num_workers": num_workers or 0}
+    for encoded in encode_studies(model, processor, studies, batch_size or 1, **stated):
         table = convert(model, score_encoded(model, embeds, encoded, normalizes_pool_inputs(scores)), scores)
         for row, own in enumerate(table):
             chosen = np.argsort(-own, kind="stable")[:top_k].tolist()
@@ -119,8 +121,8 @@ class ItemizedCLIPPipeline(Pipeline):
         """
         Args:
             studies: one study or a list of studies, in any form that the processor takes; a generator or data set of them.
-            candidate_labels, hypothesis_template, scores, top_k, batch_size, num_workers, heat_maps, accept: of
-                `classify_studies`; what is left out is as the pipeline was made with.
+            candidate_labels, hypothesis_template, scores, top_k, batch_size, num_workers, heat_maps, accept, layout:
+                of `classify_studies`; what is left out is as the pipeline was made with.
 
         Returns:
             for one study a list of `{"label", "score", "quantity"}`, highest first; for several studies a list of these, for a
@@ -181,7 +183,9 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
         given.pop("tokenizer_kwargs", None)  # of the library's own
 
         def opened(images):
-            return (load_image(x, timeout=timeout) if isinstance(x, str) else x for x in images)
+            return (
+                load_image(x, timeout=timeout) if isinstance(x, str) and not os.path.isdir(x) else x for x in images
+            )
 
         if is_stream(image):
             return classify_studies(self.model, self.processor, opened(read_stream(image)), **given)

@@ -3,12 +3,14 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers.utils import logging
 
+from ..data.layout import Layout
 from ..data.records import read_records, refuse_repeats
 from ..data.study import Scan
 from ..data.training_ids import ids_of
@@ -73,12 +75,14 @@ def run_items(
     resamples: int = boot.RESAMPLES,
     seed: int = 0,
     progress: bool = False,
-    open_study: Callable[[dict], Any] = open_record,
+    open_study: Callable[[dict], Any] | None = None,
     num_workers: int = 0,
     **unused,
 ) -> dict:
     """Item retrieval, COMPLETE@k, MLL, mAMS and the share of each series: see `completeness.evaluate_items`."""
-    records = read_records(data)
+    rule = Layout.of_processor(processor)
+    open_study = open_study or partial(open_record, layout=rule)
+    records = read_records(data, layout=rule)
     if records.items_column is None:
         raise ValueError(f"{data} has no column of items; columns: {records.columns}.")
     rows = [
@@ -118,7 +122,7 @@ def run_segmentation(
     seed: int = 0,
     progress: bool = False,
     scores_file: str | os.PathLike | None = None,
-    open_study: Callable[[dict], Any] = open_record,
+    open_study: Callable[[dict], Any] | None = None,
     opened_with: Mapping[str, Any] | None = None,
     *,
     about: Mapping[str, str],
@@ -135,6 +139,7 @@ def run_segmentation(
 
     from ..data.nifti import read_nifti
 
+    open_study = open_study or partial(open_record, layout=Layout.of_processor(processor))
     records = read_records(data)
     if "mask" not in records.columns:
         raise ValueError(f"{data} has no column `mask`; columns: {records.columns}.")
@@ -215,7 +220,11 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
         raise ValueError(f"the task {name} has no settings {strange}; it has {own}.")
     about = {"model": hash_model(model), "processor": hash_processor(processor)}
     found = TASKS[name](model, processor, data, about=about, **settings)
-    notes = [] if name == "retrieval" else trained_on_notes(model, trained_on, ids_of(read_records(data)))
+    notes = (
+        []
+        if name == "retrieval"
+        else trained_on_notes(model, trained_on, ids_of(read_records(data, layout=Layout.of_processor(processor))))
+    )
     path = Path(data)
     results = {
         "protocol": name,

@@ -90,12 +90,14 @@ class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     windows (`dict[str, list[float]]`): name -> [lowest, highest] HU. Several windows make several scans of a series, in their
         order; files hold them as pairs, for the library sorts what it writes.
     percentiles (`list[float]`): of a volume's intensities that become 0 and 1.
-    multi_scan (`bool`): a flat list of scans is one study, not a batch of studies.
+    multi_scan (`bool`): a flat list of scans, and the volume files of a folder, are one study, not a batch of studies.
     use_scan_names (`bool`): return `scan_name_ids`.
     num_channels (`int`): 1 for volumes, 3 for pictures.
     train_crop_scale (`list[float]`): smallest and largest share of a picture's area in a random training crop.
     train_turns (`bool`): random quarter turns and flips of square pictures in training; true of pictures from above only.
     accept (`list[str]`): codes of the checks (`itemized-clip inspect`) that a scan is used in spite of; never saved.
+    layout (`str`): what the volume files of a folder are where their names leave it open: `"study"`, scans of one study, or
+        `"cohort"`, a study each; never saved.
     """
 
     domain: str | None
@@ -113,6 +115,7 @@ class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     train_crop_scale: list[float] | tuple[float, ...] | None
     train_turns: bool | None
     accept: list[str] | tuple[str, ...] | None
+    layout: str | None
 
 
 def _in_order(windows, usual: Mapping | None) -> dict | None:
@@ -134,6 +137,15 @@ def _is_study(x) -> bool:
     return folder or isinstance(x, (list, tuple, Mapping)) or hasattr(x, "scans")
 
 
+def _refuse_study_in_list(opened, images) -> None:
+    several = isinstance(images, (list, tuple)) and len(images) > 1
+    if several and len(opened.scans) > 1 and not getattr(opened, "visits", None):
+        raise ValueError(
+            f"an entry of a list of {len(images)} is a folder of {len(opened.scans)} scans, where each is one scan of a study: "
+            "pass each study by itself, or list its files."
+        )
+
+
 class ItemizedCLIPImageProcessor(BaseImageProcessor):
     """
     Image processor of all domains; the settings are those of [`ItemizedCLIPImageProcessorKwargs`].
@@ -146,7 +158,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     model_input_names = ["pixel_values", "scan_mask"]
 
     # Filled by the installed package: how a file or scan is opened and checked for a domain, and the settings of each domain.
-    reader: ClassVar[Callable[[Any, str | None, tuple[str, ...]], Any] | None] = None
+    reader: ClassVar[Callable[..., Any] | None] = None
     presets: ClassVar[Mapping[str, dict]] = {}
 
     domain = None
@@ -164,6 +176,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     train_crop_scale = None
     train_turns = False
     accept = ()
+    layout = None
     do_resize = True
     do_rescale = True
     rescale_factor = 1 / 255
@@ -185,11 +198,12 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings as they are saved: lists, windows in their order, and not what a caller accepts."""
+        """Settings as they are saved: lists, windows in their order, and not what a caller says of the input at hand."""
         written = {
             name: list(value) if isinstance(value, tuple) else value for name, value in super().to_dict().items()
         }
-        written.pop("accept", None)
+        for name in ("accept", "layout"):
+            written.pop(name, None)
         if isinstance(written.get("windows"), Mapping):
             written["windows"] = [[name, list(limits)] for name, limits in written["windows"].items()]
         return written
@@ -286,12 +300,21 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
                 on_error(what, ValueError(reason))
         if not scans:
             raise ValueError("a study needs at least one scan, this one is empty.")
+        files = sum(isinstance(source, (str, os.PathLike)) for _, source in scans)
+        if files > 1 and settings.get("domain") and not settings.get("multi_scan"):
+            raise ValueError(
+                f"the study has {files} files, expected one: studies of {settings['domain']} have one scan. Pass each file as "
+                "a study of its own."
+            )
+        if isinstance(getattr(study, "scans", study), Mapping) and settings.get("multi_scan"):
+            settings = {**settings, "layout": "study"}  # folders that it names are scans of it
         processed: list[ProcessedScan] = []
         last_error = None
         for name, source in scans:
             try:
                 scan = self._load(source, settings)
                 if hasattr(scan, "scans"):  # a file or folder that holds a whole study
+                    _refuse_study_in_list(scan, study)
                     processed += self._process_study(scan, settings, generator, on_error)
                 else:
                     name = name if name is not None else getattr(scan, "name", None)
@@ -327,7 +350,8 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         if Image is not None and isinstance(scan, Image.Image):
             return upright(scan)
         if type(self).reader is not None and (is_path or _is_scan(scan)):
-            return type(self).reader(scan, settings.get("domain", self.domain), settings.get("accept") or ())
+            stated = {"layout": settings.get("layout"), "settings": settings}
+            return type(self).reader(scan, settings.get("domain", self.domain), settings.get("accept") or (), **stated)
         if is_path:
             raise ImportError(
                 f"reading {os.fspath(scan)} needs the package: install itemized_clip_hf from a clone of its repository "

@@ -4,12 +4,13 @@ import os
 import signal
 from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers.utils import logging
 
 from ..data.cache import CachedPictures
+from ..data.layout import Layout
 from ..data.records import Records, read_records
 from ..data.storage import check_prepared
 from ..data.tokenizer import load_tokenizer, train_tokenizer
@@ -117,6 +118,7 @@ def train_recipe(
     init: str | None = None,
     accept_license: bool = False,
     interrupts: Interrupts | None = None,
+    layout: str | None = None,
     **overrides,
 ) -> ItemizedCLIPTrainer:
     """
@@ -132,6 +134,7 @@ def train_recipe(
         init: weights that the recipe's model starts from as far as they fit, see `initialization.initialize`.
         accept_license: of MAE weights, where `init` is a file of these.
         interrupts: ends training at SIGINT and SIGTERM with a checkpoint, and a `TrainingInterrupted`.
+        layout: what the files of a folder are where it cannot be told, see `data.layout.Layout`.
         overrides: training arguments that win over the recipe's.
 
     Raises:
@@ -141,7 +144,9 @@ def train_recipe(
     checkpoint = checkpoint_to_resume(output) if resume else None
     if not resume:
         require_unused(output)
-    records: Records | CachedPictures = read_records(data, items_column=items_column, images_column=images_column)
+    columns: dict[str, Any] = {"items_column": items_column, "images_column": images_column}
+    rule = Layout.of_settings({**load_domain(recipe.domain).image, **recipe.image}, layout)
+    records: Records | CachedPictures = read_records(data, **columns, layout=rule)
     if records.items_column is None or records.images_column is None:
         raise ValueError(
             f"{data}: no column of items or of images among {records.columns}; name them with --items-column and "
@@ -173,6 +178,7 @@ def train_recipe(
                     "the tokenizer is learned from the data: word embeddings that were loaded belong to other words unless "
                     "--tokenizer names the one of these weights."
                 )
+    processor.image_processor.layout = layout
     if args.bf16 and args.use_cpu:  # as in the vision tower: PyTorch's own attention is slow there
         model.text_model.set_attn_implementation("eager")
     for folder in (data, eval_data):
@@ -182,7 +188,7 @@ def train_recipe(
         records = cache(records, recipe.cache_pictures)
     eval_records: Records | CachedPictures | None = None
     if eval_data is not None:
-        eval_records = read_records(eval_data, items_column=items_column, images_column=images_column)
+        eval_records = read_records(eval_data, **columns, layout=rule)
         eval_records = cache(eval_records, recipe.cache_pictures) if recipe.cache_pictures else eval_records
     listening = interrupts.listening() if interrupts is not None else nullcontext()
     with listening, held(output, resume, args.process_index == 0):

@@ -5,6 +5,7 @@ try:
 except ImportError:
     raise ImportError("DICOM files need pydicom: pip install 'itemized-clip-hf[dicom]'.") from None
 
+from .sample import sample_visits
 from .study import read_dicom
 
-__all__ = ["read_dicom"]
+__all__ = ["read_dicom", "sample_visits"]

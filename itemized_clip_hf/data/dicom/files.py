@@ -26,8 +26,13 @@ class Unusable(ValueError):
     """A file or series that is left out, and why, in words without values of the header."""
 
 
-def list_files(path: Path, stack: contextlib.ExitStack) -> Iterator[DicomFile]:
-    """Files in the order of their names; those of a zip stay readable until the stack is closed."""
+def list_files(path: Path, stack: contextlib.ExitStack, below: bool = True) -> Iterator[DicomFile]:
+    """
+    Files in the order of their names; those of a zip stay readable until the stack is closed.
+
+    Args:
+        below: those of sub-folders, too.
+    """
     if path.is_file() and path.suffix.lower() == ".zip":
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
@@ -39,7 +44,7 @@ def list_files(path: Path, stack: contextlib.ExitStack) -> Iterator[DicomFile]:
                 read = _zip_reader(archive, info)
                 yield DicomFile(name, read)
         return
-    for member in sorted(path.rglob("*")) if path.is_dir() else [path]:
+    for member in sorted(path.rglob("*") if below else path.iterdir()) if path.is_dir() else [path]:
         if member.is_file() and not member.name.startswith(".") and member.name != "DICOMDIR":
             yield DicomFile(member.name, partial(_read_bounded, member))
 

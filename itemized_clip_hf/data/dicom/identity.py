@@ -42,6 +42,13 @@ def _digests(header, names: tuple[str, ...]) -> dict[str, str]:
     return digests
 
 
+def name_visit(header) -> str:
+    """A digest of the visit: of its UID, or, where there is none, of patient and date; empty where there is no patient."""
+    digests = _digests(header, (*_PATIENT, *_VISIT))
+    known = digests.keys() & {"StudyInstanceUID", *_PATIENT}
+    return digests.get("StudyInstanceUID") or " ".join(digests[name] for name in sorted(digests) if known)
+
+
 def _join(known: list[dict[str, str]], found: dict[str, str]) -> None:
     """Adds what was found to the known ones that it does not contradict, which thereby become one."""
     fitting = [one for one in known if all(one.get(name, value) == value for name, value in found.items())]

@@ -1,0 +1,54 @@
+"""Kinds of files, told by their names and first bytes."""
+
+import os
+from itertools import islice
+from pathlib import Path
+
+from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
+TENSOR_SUFFIXES = (".pt", ".npy", ".npz")
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *TENSOR_SUFFIXES, ".dcm", ".zip")
+
+
+def is_volume(path: Path) -> bool:
+    """A visible file with the suffix of a volume."""
+    name = path.name.lower()
+    return path.is_file() and not name.startswith(".") and name.endswith(VOLUME_SUFFIXES) and not name.endswith(".dcm")
+
+
+def is_picture(path: Path) -> bool:
+    """A visible file with the suffix of a picture."""
+    return path.is_file() and path.name.lower().endswith(PICTURE_SUFFIXES) and not path.name.startswith(".")
+
+
+def is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip" and path.is_file()
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file starts as DICOM files do, or as one without preamble may; the DICOM reader has the last word."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
+    bare = len(start) == 132 and start[:2] in (b"\x02\0", b"\x08\0") and start[3] == 0
+    return start[128:] == b"DICM" or bare
+
+
+def holds_dicom(path: Path, most: int = 20, below: bool = True) -> bool:
+    """Whether one of the first files of a folder, or below it, is DICOM."""
+    listed = sorted(path.rglob("*") if below else path.iterdir())
+    files = (file for file in listed if file.name != "DICOMDIR" and not file.name.startswith(".") and file.is_file())
+    return any(file.suffix.lower() == ".dcm" or is_dicom(file) for file in islice(files, most))
+
+
+def study_name(path: str | os.PathLike) -> str:
+    """File or folder name without `.nii.gz` and the like."""
+    name = Path(path).name
+    for suffix in (".gz", *VOLUME_SUFFIXES, *PICTURE_SUFFIXES):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+    return name.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
