@@ -110,13 +110,14 @@ def only_picture(path: Path, layout: Layout) -> Path | None:
 def require_one_scan(images: Any, layout: Layout) -> None:
     """
     Raises:
-        ValueError: the images of a study are several files, where studies have one scan.
+        ValueError: the images of a study are a list of several files, where studies have one scan. A dictionary says itself
+            that its files are of one study.
     """
-    listed = list(images.values()) if isinstance(images, dict) else images
-    files = sum(isinstance(image, str) for image in listed) if isinstance(listed, (list, tuple)) else 0
+    files = sum(isinstance(image, str) for image in images) if isinstance(images, (list, tuple)) else 0
     if files > 1 and not layout.multi_scan:
         raise ValueError(
-            f"the study has {files} files, expected one: studies have one scan here. Give each file a row of its own."
+            f"the study has {files} files, expected one: studies have one scan here. Give each file a row of its own, or names "
+            "(name -> file) if they are of one patient."
         )
 
 

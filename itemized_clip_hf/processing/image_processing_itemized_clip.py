@@ -300,11 +300,12 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
                 on_error(what, ValueError(reason))
         if not scans:
             raise ValueError("a study needs at least one scan, this one is empty.")
-        files = sum(isinstance(source, (str, os.PathLike)) for _, source in scans)
+        listed = study if isinstance(study, (list, tuple)) else ()
+        files = sum(isinstance(source, (str, os.PathLike)) for source in listed)
         if files > 1 and settings.get("domain") and not settings.get("multi_scan"):
             raise ValueError(
                 f"the study has {files} files, expected one: studies of {settings['domain']} have one scan. Pass each file as "
-                "a study of its own."
+                "a study of its own, or a dictionary (name -> file) if they are of one patient."
             )
         if isinstance(getattr(study, "scans", study), Mapping) and settings.get("multi_scan"):
             settings = {**settings, "layout": "study"}  # folders that it names are scans of it

@@ -255,16 +255,16 @@ def test_what_a_caller_accepts_is_not_saved(tmp_path):
 
 
 def test_a_damaged_file_of_a_study_folder_is_told(tmp_path, caplog):
-    save(tmp_path / "a.nii.gz", head() + 1000)
-    (tmp_path / "b.nii.gz").write_bytes(b"\x1f\x8bdamaged")
+    save(tmp_path / "T1.nii.gz", head() + 1000)
+    (tmp_path / "T2.nii.gz").write_bytes(b"\x1f\x8bdamaged")
     processor = ItemizedCLIPImageProcessor.from_domain("brain-mri", scan_size=[8, 16, 16], in_plane_size=16)
     told = []
     processor.process_study(str(tmp_path), on_error=lambda name, error: told.append(name))
-    assert told == ["b.nii.gz"]
+    assert told == ["T2.nii.gz"]
     logging.getLogger("transformers").propagate = True
     with caplog.at_level("WARNING"):
         processor(str(tmp_path))
-    assert any("b.nii.gz is left out" in record.getMessage() for record in caplog.records)
+    assert any("T2.nii.gz is left out" in record.getMessage() for record in caplog.records)
 
 
 # ---------------------------------------------------------------- pictures
