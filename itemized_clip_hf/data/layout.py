@@ -168,7 +168,8 @@ class _Listing:
         scans = [file for file in volumes if not is_called_mask(study_name(file))] or volumes
         if len(scans) < len(volumes):
             logger.warning(f"{len(volumes) - len(scans)} files of {path.name} are called masks, and are no studies")
-        inner = [row for folder in folders if self._holds_study(folder) for row in self._list_inner(folder)]
+        folders = [folder for folder in folders if not is_called_mask(folder.name) and self._holds_study(folder)]
+        inner = [row for folder in folders for row in self._list_inner(folder)]
         if len(scans) == 1 and not inner and study_name(scans[0]) not in self.layout.ids:
             return [_row(scans[0] if len(volumes) > 1 else path, path.name)]
         return [_row(file) for file in scans] + inner

@@ -19,7 +19,7 @@ _CT = (
 _VALUES = (r"b0", r"b50", r"b\d{3,4}", r"(?:te|ti|tr|fa)\d+", r"[bhj]\d\d[fs]")
 _WORD = re.compile(f"(?:{'|'.join([*_SEQUENCES, *_PLANES, *_CONTRAST, *_CT, *_VALUES])})+")
 _NUMBERED = frozenset("s se ser series im img run rep e echo acq v vol r tra ax".split())
-_MASK = frozenset("seg segmentation mask label labels labelmap roi lesionmask brainmask".split())
+_MASK = frozenset("seg segs segmentation segmentations mask masks label labels labelmap roi rois brainmask".split())
 
 
 def is_called_mask(name: str) -> bool:
