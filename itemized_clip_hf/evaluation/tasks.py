@@ -220,11 +220,10 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
         raise ValueError(f"the task {name} has no settings {strange}; it has {own}.")
     about = {"model": hash_model(model), "processor": hash_processor(processor)}
     found = TASKS[name](model, processor, data, about=about, **settings)
-    notes = (
-        []
-        if name == "retrieval"
-        else trained_on_notes(model, trained_on, ids_of(read_records(data, layout=Layout.of_processor(processor))))
-    )
+    notes = []
+    if name != "retrieval":
+        records = read_records(data, layout=Layout.of_processor(processor))
+        notes = trained_on_notes(model, trained_on, ids_of(records))
     path = Path(data)
     results = {
         "protocol": name,
