@@ -1,6 +1,7 @@
 """Small right files of every kind, ways to damage them, and what reads them: the parts of `fuzz.py`."""
 
 import gzip
+import itertools
 import json
 import random
 import shutil
@@ -246,6 +247,19 @@ def tiny_model():
     return ItemizedCLIPModel(tiny_config(len(tokenizer))), processor
 
 
+def write_reports(folder: Path) -> None:
+    for number, report in enumerate(REPORTS):
+        (folder / f"{number}.txt").write_text(report)
+
+
+REPORTS = (
+    "INDICATION: headache.\nFINDINGS: A 3 cm mass in the left frontal lobe with surrounding edema. No hemorrhage, no shift.\n"
+    "IMPRESSION:\n1. Left frontal mass.\n2. Old infarct; follow-up in 3 months is recommended.",
+    "Pneumothorax: none\nEffusion | small, left\n[x] Nodule\n[ ] Mass\n- cardiomegaly\n- no consolidation",
+    "<p>Lungs are clear.</p><p>Heart size is normal.</p>&nbsp;No acute disease.",
+)
+
+
 def write_models(folder: Path) -> None:
     model, processor = tiny_model()
     for name, size in (("whole", "1GB"), ("parts", "40KB")):
@@ -333,6 +347,20 @@ def read_prompt_file(path: Path) -> str:
     return "" if found and all(text.strip() for texts in found.values() for text in texts) else "blank prompts"
 
 
+def read_report(path: Path) -> str:
+    from itemized_clip_hf.data.itemize import itemize_report
+
+    report = path.read_bytes().decode("utf-8", "replace")[:100_000]  # 30 times what a long one has
+    found = itemize_report(report, "brain-mri")
+    places = sorted([span for span in found.spans if span] + [(part.start, part.end) for part in found.removed])
+    inside = all(0 <= start <= end <= len(report) for start, end in places)
+    return (
+        ""
+        if inside and all(first[1] <= second[0] for first, second in itertools.pairwise(places))
+        else "places overlap"
+    )
+
+
 def read_model(path: Path) -> str:
     from itemized_clip_hf.hub.load import load
 
@@ -376,6 +404,7 @@ FAMILIES: dict[str, tuple[Callable, str, Callable]] = {
     "protocols": (copy_all("itemized_clip_hf/evaluation/protocols/[c-r]*.yaml"), "text", read_protocol_file),
     "cards": (copy_all("hub_cards/*.yaml"), "text", read_card_file),
     "prompts": (write_prompts, "text", read_prompt_file),
+    "reports": (write_reports, "header", read_report),
     "models": (write_models, "bytes", read_model),
     "adapters": (write_adapters, "bytes", read_adapters),
     "checkpoints": (write_checkpoints, "bytes", read_weights),

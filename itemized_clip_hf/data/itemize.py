@@ -43,6 +43,11 @@ TELLING_WORDS = SIDES | frozenset(
     "upper lower middle anterior posterior medial lateral superior inferior proximal distal apical basal no not without many "
     "few several increased decreased larger smaller new stable red green blue white black yellow brown gray grey".split()
 )
+_ACCOMPANIED = re.compile(
+    r",?\s+(?:and\s+)?with\s+(?P<second>(?:an?\s+|(?:mild|minimal|moderate|marked|severe|extensive|prominent|significant|some)\s+)*"
+    r"(?:surrounding|associated|accompanying|adjacent|perilesional|resultant|resulting|secondary)\b)",
+    re.IGNORECASE,
+)
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
 
 
@@ -115,7 +120,7 @@ def itemize_report(report: str, domain: str | Domain | None = None, threshold: f
             if verdict == FINDING and domain and domain.is_normal([_plain(plain.text[start:end])]):
                 verdict = NORMAL
             if verdict == FINDING:
-                kept.append((start, end))
+                kept += split_accompanied(plain.text, start, end)
             else:
                 remove(start, end, verdict)
     texts = [_plain(plain.text[start:end]) for start, end in kept]
@@ -131,6 +136,18 @@ def itemize_report(report: str, domain: str | Domain | None = None, threshold: f
         item = normal_item(domain)
         items, spans, is_normal = ([item], [None], True) if item else ([], [], False)
     return ItemizedReport(items, spans, removed, is_normal)
+
+
+def split_accompanied(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """
+    Places of a finding and of those that go with it: "a mass with surrounding edema" are two items, "a mass with irregular
+    margins" is one. Both parts have to name an abnormality.
+    """
+    for found in _ACCOMPANIED.finditer(text, start, end):
+        parts = text[start : found.start()], text[found.end() : end]
+        if all(any(map(names_abnormality, _TOKEN.findall(part.lower()))) for part in parts):
+            return [(start, found.start()), *split_accompanied(text, found.start("second"), end)]
+    return [(start, end)]
 
 
 def itemize_captions(captions: str | Sequence[str], threshold: float = 0.8) -> ItemizedReport:

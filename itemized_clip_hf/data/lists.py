@@ -141,8 +141,10 @@ def _boxes(text: str) -> Iterator[tuple[int, int]]:
 
 def _cells(text: str) -> Iterator[tuple[int, int]]:
     """Bars and tabs between the cells of a line, unless the line is a field: "Pneumothorax | none"."""
-    for line in re.finditer(r"[^\n]*[|\t][^\n]*", text):
-        bars = [found for found in re.finditer(r"\s*\|+\s*|(?<=\S)[ \t]*\t[ \t]*(?=\S)", line[0])]
+    for line in re.finditer(r"[^\n]+", text):
+        if "|" not in line[0] and "\t" not in line[0]:
+            continue
+        bars = [found for found in re.finditer(r"(?<!\s)\s*\|+\s*|(?<=\S)[ \t]*\t[ \t]*(?=\S)", line[0])]
         cells = [cell for cell in re.split(r"\||\t", line[0]) if cell.strip()]
         if len(cells) == 2 and _FIELD_VALUE.match(cells[1]):
             inner = next((bar for bar in bars if line[0][: bar.start()].strip(" |")), None)

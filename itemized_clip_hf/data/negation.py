@@ -55,7 +55,7 @@ _SUSPECTED = re.compile(
 )
 _COMPLAINT = re.compile(r"(?:(?:the )?(?:patient|pt|he|she|mother|father|family)\b[\w ]{0,30}?)?\bden(?:y|ies|ied)\b")
 _RULED_OUT = re.compile(
-    r"(?:(?<!to )(?<!should )(?<!must )(?<!cannot )\bbe |\b(?:is|are|was|were|been|being) )?(?:\w+ly )?"
+    r"(?:(?<!to )(?<!should )(?<!must )(?<!cannot )\bbe |\b(?:is|are|was|were|been|being) )?(?:\b\w+ly )?"
     r"(?:ruled[- ]out|excluded|eliminated)\b(?! (?:from|by))"
 )
 _ADVISED = re.compile("evaluat|follow|correlat|clinic|control|differential|examin|verif|compar|recommend")
@@ -137,7 +137,7 @@ def _pieces(text: str, masked: str) -> list[tuple[int, int, bool]]:
         kind, before = found.lastgroup, masked[start : found.start()]
         if depths[found.start()] or not before.strip():
             continue
-        if kind == "colon" and not _introduces(before, masked[found.end() :]):
+        if kind == "colon" and not _introduces(before[-_LONGEST_REMARK:], masked[found.end() :]):
             continue
         if kind == "dash" and not (
             _OPENS_WITH_DENIAL.match(before)
@@ -157,6 +157,10 @@ def _pieces(text: str, masked: str) -> list[tuple[int, int, bool]]:
         weak = kind == "weak"
         start = found.end() if weak else found.start()
     return [*pieces, (start, len(text), weak)]
+
+
+_LONGEST_REMARK = 400
+"""Characters before a colon that are looked at."""
 
 
 def _introduces(before: str, after: str) -> bool:

@@ -18,7 +18,7 @@ SENTENCE_STARTS = tuple("the there no it its this these an a both all bilateral 
 _QUOTE = re.compile("[\"“”]|''")
 _LINE_END = re.compile(r"\n\s*")
 _FULL_STOP = re.compile(r"[.!?]+[\"”')\]>]*(?=\s|$)|(?<=[a-z)])\.(?=[A-Z][a-z])")
-_WORD_BEFORE = re.compile(r"[\w.]*\w$")
+_WORD_BEFORE = re.compile(r"(?<![\w.])[\w.]*\w$")
 _LEFT_OPEN = re.compile(
     r"(?:,|\b(?:the|an?|of|in|on|at|to|and|n?or|with|by|for|from|is|are|was|were|be|no|not|without|any|evidence"
     r"|suspicious|focal|acute|significant|new))$",

@@ -474,3 +474,27 @@ def test_normal_chest_x_rays_are_recognised(data_folder):
     figures, _ = load_benchmark().chest_x_ray(folder)
     assert figures["normal called normal"] >= 0.9
     assert figures["abnormal called normal"] <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("report", "items"),
+    [
+        (
+            "A 3 cm mass in the left frontal lobe with surrounding vasogenic edema and mild midline shift.",
+            ["A 3 cm mass in the left frontal lobe", "surrounding vasogenic edema and mild midline shift."],
+        ),
+        (
+            "Mass with marked surrounding edema, and with an associated hemorrhage.",
+            ["Mass", "marked surrounding edema", "an associated hemorrhage."],
+        ),
+        ("A mass with irregular margins.", ["A mass with irregular margins."]),
+        ("The left lobe with adjacent nodule.", ["The left lobe with adjacent nodule."]),
+        ("No mass with surrounding edema.", ["no significant abnormalities."]),
+    ],
+)
+def test_what_goes_with_a_finding_is_an_item(report, items):
+    found = itemize_report(report, "brain-mri")
+    assert found.items == items
+    assert [report[slice(*span)] for span in found.spans if span] == [
+        item for item, span in zip(items, found.spans) if span
+    ]
