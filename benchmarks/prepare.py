@@ -4,7 +4,8 @@ Throughput of `itemized-clip prepare` on the real volumes, against decoding alon
     python benchmarks/prepare.py [--repeats 5] [--copies 6] [-o benchmarks/results/prepare.json]
 
 Both run in pools that are up before the clock starts, in turns; medians are kept. "decompression" is the share of one
-process's time that the reader spends in zlib.
+process's time that the reader spends in zlib. "share_of_size" is what the stored volumes take of their voxels' bytes,
+"read_ms" the time to get one of them back, "copy_ms" that of copying its voxels.
 """
 
 import argparse
@@ -68,6 +69,28 @@ def share_of_decompression(plan) -> float:
         nifti.zlib = zlib
 
 
+def storage(folder: Path, plan) -> dict:
+    """Size of the shards' volumes and the time to read them."""
+    import pyarrow
+
+    from itemized_clip_hf.data.storage import load_scans
+
+    stored, raw, times = 0, 0, {"read": [], "copy": []}
+    for number in range(min(plan.num_shards, 12)):
+        with pyarrow.memory_map(str(folder / f"part-{number:05d}.arrow")) as source:
+            for row in pyarrow.ipc.open_stream(source).read_all().to_pylist():
+                for scan in row["scans"]:
+                    start = time.perf_counter()
+                    (array,) = (found.array for found in load_scans([scan]).values())
+                    middle = time.perf_counter()
+                    array.copy()
+                    times["copy"].append(1e3 * (time.perf_counter() - middle))
+                    times["read"].append(1e3 * (middle - start))
+                    stored, raw = stored + len(scan["voxels"]), raw + array.nbytes
+    read, copy = (round(statistics.median(times[name]), 2) for name in ("read", "copy"))
+    return {"share_of_size": round(stored / raw, 3), "read_ms": read, "copy_ms": copy}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=str(Path(__file__).parents[2] / "shared" / "data" / "volumes"))
@@ -111,6 +134,7 @@ def main():
                     pool.map(module._prepare_shard, range(plan.num_shards), chunksize=1)
                     times["decode"].append(middle - start)
                     times["prepare"].append(time.perf_counter() - middle)
+            stored = storage(Path(folder), plan)
         decode_s, prepare_s = (statistics.median(times[name]) for name in ("decode", "prepare"))
         results[domain] = {
             "studies": len(rows),
@@ -120,6 +144,7 @@ def main():
             "scans_per_s": round(len(paths) / prepare_s, 1),
             "share_of_decode_speed": round(statistics.median(d / p for d, p in zip(*times.values())), 3),
             "decompression": round(share_of_decompression(plan), 3),
+            **stored,
         }
         print(domain, results[domain])
     total = {name: sum(result[name] for result in results.values()) for name in ("decode_s", "prepare_s")}

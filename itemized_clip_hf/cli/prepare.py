@@ -48,10 +48,12 @@ def command(
     """
     Prepare a training set.
 
-    The domain's fixed preprocessing is done once: volumes are stored with 8 bits (or as HU, 16 bits), with items, labels and
-    geometry. Train from the folder with `itemized-clip train --data FOLDER`. A killed run goes on where it was. What cannot be
-    used is listed in quarantine.csv with the reason, and summary.html shows what was kept.
+    The domain's fixed preprocessing is done once: volumes are stored with 8 bits (or as HU, 16 bits), compressed without loss,
+    with items, labels and geometry; how much that takes is said first. Train from the folder with `itemized-clip train --data
+    FOLDER`. A killed run goes on where it was. What cannot be used is listed in quarantine.csv with the reason, and
+    summary.html shows what was kept.
     """
+    from itemized_clip_hf.data.estimate import estimate
     from itemized_clip_hf.data.prepare import plan_studies, prepare
 
     image_settings: dict = {}
@@ -77,6 +79,7 @@ def command(
         shard_size=shard_size,
         layout=layout,
     )
+    click.echo(f"studies: {len(plan.rows):,}, {estimate(plan, output)}", err=True)
     say_what_stays(output)
     summary = prepare(plan, output, left_out, num_workers=workers, progress=not as_json)
     if as_json:

@@ -1,6 +1,7 @@
 """Prepared scans as rows of a `datasets` table, and back, and the settings that they were prepared with."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -10,10 +11,17 @@ from ..processing.image_processing_itemized_clip import ItemizedCLIPImageProcess
 from .study import Scan
 
 DTYPES = ("uint8", "int16")
+ZSTD = "/zstd"
+"""Behind the type of compressed voxels. Folders prepared before have none, and both kinds stand in one table."""
+MOST_BYTES = 1 << 31
+"""Of one volume."""
 
 
 def scan_features():
-    """Features of the `scans` column: one entry a prepared volume, voxels in C order of `shape` (D, H, W), little-endian."""
+    """
+    Features of the `scans` column: one entry a prepared volume, voxels in C order of `shape` (D, H, W), little-endian. Where
+    `dtype` ends in `/zstd` they are one frame of zstd: the low bytes of all voxels, then the high ones, if there are any.
+    """
     from datasets import List, Value
 
     return List(
@@ -38,34 +46,75 @@ def store_scan(scan: Scan, prepared: ProcessedScan, name: str) -> dict:
     return {
         "name": name,
         "modality": scan.modality,
-        "dtype": str(voxels.dtype),
+        "dtype": f"{voxels.dtype}{ZSTD}",
         "shape": list(voxels.shape),
         "affine": affine,
         "source_shape": list(scan.array.shape),
         "source_spacing": list(scan.spacing or ()),
         "history": list(scan.history),
-        "voxels": np.ascontiguousarray(voxels).astype(voxels.dtype.newbyteorder("<"), copy=False).tobytes(),
+        "voxels": _compress(voxels),
     }
+
+
+def _codec():
+    """Fastest level: higher ones take three times as long for 2 % less."""
+    import pyarrow
+
+    return pyarrow.Codec("zstd", compression_level=1)
+
+
+def _compress(voxels: np.ndarray) -> bytes:
+    """16-bit voxels as low bytes and high bytes, which makes them a fifth smaller, and faster to write and read."""
+    if voxels.dtype != np.uint8:
+        words = np.ascontiguousarray(voxels, "<i2").view("<u2").ravel()
+        voxels = np.stack([words.astype(np.uint8), (words >> 8).astype(np.uint8)])
+    return _codec().compress(np.ascontiguousarray(voxels), asbytes=True)
+
+
+def _decompress(voxels: bytes, size: int, dtype: np.dtype) -> np.ndarray:
+    single = np.frombuffer(_codec().decompress(voxels, size, asbytes=True), np.uint8)
+    if dtype == np.uint8:
+        return single
+    words = single[size // 2 :].astype("<u2")
+    words <<= 8
+    words |= single[: size // 2]
+    return words.view(dtype)
 
 
 def load_scans(rows: list[dict]) -> dict[str, Scan]:
     """The scans of a study by name, ready for the processor of the domain that they were prepared for."""
     scans = {}
     for row in rows:
-        if row["dtype"] not in DTYPES:
-            raise ValueError(
-                f"prepared scan {row['name']!r} has voxels of type {row['dtype']!r}, expected one of {DTYPES}."
-            )
-        array = np.frombuffer(row["voxels"], np.dtype(row["dtype"]).newbyteorder("<"))
-        if array.size != int(np.prod(row["shape"])):
-            raise ValueError(
-                f"prepared scan {row['name']!r} has {array.size} voxels, its shape {row['shape']} says otherwise."
-            )
+        array = _voxels_of(row)
         affine = np.array(row["affine"]).reshape(4, 4) if row["affine"] else None
         scans[row["name"]] = Scan(
-            array.reshape(row["shape"]), affine, row["name"], None, row["modality"], list(row["history"]), prepared=True
+            array, affine, row["name"], None, row["modality"], list(row["history"]), prepared=True
         )
     return scans
+
+
+def _voxels_of(row: dict) -> np.ndarray:
+    """(D, H, W)."""
+    name, voxels = row["dtype"].removesuffix(ZSTD), row["voxels"]
+    if name not in DTYPES:
+        raise ValueError(
+            f"prepared scan {row['name']!r} has voxels of type {row['dtype']!r}, expected one of {DTYPES}."
+        )
+    dtype = np.dtype(name).newbyteorder("<")
+    size = math.prod(row["shape"]) * dtype.itemsize
+    if row["dtype"].endswith(ZSTD):
+        if not 0 < size <= MOST_BYTES:
+            raise ValueError(f"prepared scan {row['name']!r} has the shape {row['shape']}: damaged.")
+        try:
+            return _decompress(voxels, size, dtype).reshape(row["shape"])
+        except OSError as error:
+            raise ValueError(f"prepared scan {row['name']!r} cannot be decompressed: {error}") from None
+    if len(voxels) != size:
+        raise ValueError(
+            f"prepared scan {row['name']!r} has {len(voxels) // dtype.itemsize} voxels, its shape {row['shape']} says "
+            "otherwise."
+        )
+    return np.frombuffer(voxels, dtype).reshape(row["shape"])
 
 
 def preset_of(processor: ItemizedCLIPImageProcessor) -> dict:
