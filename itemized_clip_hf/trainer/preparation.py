@@ -62,8 +62,19 @@ def build_objective(args: ItemizedCLIPTrainingArguments, domain) -> Objective:
     return load_objective(args.objective, **weights)
 
 
+def align_weights(model: nn.Module) -> None:
+    """
+    Weights that lie in a file's memory (safetensors) get memory of their own: some kernels add in another order where weights do
+    not start at a multiple of 64 bytes, so a run that is resumed in a new process would differ in the last bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
+
+
 def prepare_model(model, args: ItemizedCLIPTrainingArguments, objective: Objective, processor) -> None:
     """Adapters, the objective and its parameters, and what stays as it is. The random numbers of others are left alone."""
+    align_weights(model)
     if hasattr(processor, "preprocessing"):
         processor.check_model(model.config)
         model.config.preprocessing = processor.preprocessing()
