@@ -64,8 +64,8 @@ def build_objective(args: ItemizedCLIPTrainingArguments, domain) -> Objective:
 
 def align_weights(model: nn.Module) -> None:
     """
-    Weights that lie in a file's memory (safetensors) get memory of their own: some kernels add in another order where weights do
-    not start at a multiple of 64 bytes, so a run that is resumed in a new process would differ in the last bit.
+    Weights that lie in a file's memory (safetensors) get memory of their own: some kernels add in another order where weights
+    do not start at a multiple of 64 bytes, so a run that is resumed in a new process would differ in the last bit.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
