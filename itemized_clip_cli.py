@@ -70,6 +70,51 @@ def domain_option(required: bool = False):
     return click.option("--domain", metavar="NAME", required=required, help="e.g. brain-mri, head-ct, chest-ct.")
 
 
+LOOKS = {
+    "accept": "code",
+    "base": "model",
+    "checkpoint": "source",
+    "data": "source",
+    "device": "device",
+    "domain": "domain",
+    "eval_data": "source",
+    "facts_file": "source",
+    "init": "source",
+    "inputs": "source",
+    "into": "model",
+    "labels": "label_table",
+    "model": "model",
+    "output": "output",
+    "paths": "source",
+    "prompt_file": "prompts",
+    "protocol_name": "protocol",
+    "recipe": "recipe",
+    "results": "source",
+    "source": "source",
+    "tokenizer": "tokenizer",
+    "validation": "source",
+    "validation_labels": "source",
+}
+"""Parameters of verbs -> the function of `itemized_clip_hf/cli/_looks.py` that looks at their values before the verb starts."""
+
+
+def look_first(command: click.Command) -> click.Command:
+    """Has the values of a verb's options looked at while they are parsed, before the verb imports anything."""
+    for parameter in command.params:
+        if parameter.name in LOOKS and parameter.callback is None:
+            parameter.callback = _look
+    return command
+
+
+def _look(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    from itemized_clip_hf.cli import _looks
+
+    for one in value if isinstance(value, tuple) else (value,):
+        if one is not None:
+            getattr(_looks, LOOKS[str(parameter.name)])(one)
+    return value
+
+
 def parse_settings(settings: tuple[str, ...]) -> dict:
     """NAME=VALUE, values as JSON where they are."""
     parsed = {}
@@ -142,7 +187,7 @@ class Verbs(click.Group):
         spec: Any = importlib.util.spec_from_file_location(f"itemized_clip_cli_{name}", _verbs_folder() / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return module.command
+        return look_first(module.command)
 
     def invoke(self, context):
         try:

@@ -1,6 +1,7 @@
 """Turn an authors' checkpoint into a folder that the Auto classes load."""
 
 import json
+from pathlib import Path
 
 import click
 
@@ -25,26 +26,31 @@ from itemized_clip_cli import json_option, tokenizer_option
     help="JSON or YAML: changes to the domain's architecture, e.g. attention_scopes of other HLIP variants.",
 )
 @click.option("--into", metavar="DIR", help="A model that takes the encoder of sequence names of a Prima checkpoint.")
-@click.option("--accept", multiple=True, metavar="CODE", help="other-vocabulary: take a tokenizer of other words.")
+@click.option(
+    "--accept", "accepted", multiple=True, metavar="CODE", help="other-vocabulary: take a tokenizer of other words."
+)
 @click.option("--overwrite", is_flag=True, help="Replace what the output folder holds.")
 @json_option
-def command(checkpoint, domain, output, tokenizer, config, into, accept, overwrite, as_json):
+def command(checkpoint, domain, output, tokenizer, config, into, accepted, overwrite, as_json):
     """
     Convert a checkpoint of the reference code into a model folder.
 
     Only weights are read, nothing in the file is executed. Every key is mapped once or named in an error; the result is
     compared with the source on a random input, and conversion_report.json tells the figures.
     """
+    if into is None and domain is None:
+        raise click.UsageError("pass --domain: shapes do not tell brain MRI from head CT, nor what pictures show.")
+    if Path(output).is_dir() and any(Path(output).iterdir()) and not overwrite:
+        raise ValueError(f"{output} is not empty: choose another folder, or pass --overwrite.")
+
     from itemized_clip_hf.conversion.folder import convert_folder, put_names
 
     if into is not None:
         report = put_names(checkpoint, into, output, overwrite)
         summary = {"output": output, "keys": len(report["keys"]), "not used": report["not_used"]}
     else:
-        if domain is None:
-            raise click.UsageError("pass --domain: shapes do not tell brain MRI from head CT, nor what pictures show.")
         architecture = read_architecture(config, domain) if config else None
-        report = convert_folder(checkpoint, domain, output, tokenizer, architecture, accept, overwrite)
+        report = convert_folder(checkpoint, domain, output, tokenizer, architecture, accepted, overwrite)
         summary = {
             "output": output,
             "keys": len(report["keys"]),

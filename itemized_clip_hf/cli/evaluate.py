@@ -112,14 +112,7 @@ def command(
     Tasks without a label table take the place of a protocol: retrieval (captions as COCO's or Karpathy's JSON, or a list),
     items (a list of studies with items: completeness and separability), segmentation (a list with `mask`).
     """
-    from itemized_clip_hf.cli._studies import Opener
-    from itemized_clip_hf.data.files import hold_output, write_text
-    from itemized_clip_hf.data.layout import Layout
-    from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
-    from itemized_clip_hf.evaluation.protocol import load_protocol
-    from itemized_clip_hf.evaluation.report import draw_evaluation, format_results, model_index
-    from itemized_clip_hf.evaluation.tasks import TASKS, format_task, run_task
-    from itemized_clip_hf.hub.load import UNTRAINED, load, say_origin
+    from itemized_clip_hf.evaluation.protocols import TASKS, check_task_settings, load_protocol
     from itemized_clip_hf.specs import read_prompts
 
     task = protocol_name in TASKS
@@ -137,6 +130,18 @@ def command(
     ):
         raise click.UsageError(f"{option} means nothing to {protocol_name}")
     protocol = None if task else load_protocol(protocol_name, variant)
+    chosen = parse_settings(settings)
+    if task:
+        check_task_settings(protocol_name, chosen)
+
+    from itemized_clip_hf.cli._studies import Opener
+    from itemized_clip_hf.data.files import hold_output, write_text
+    from itemized_clip_hf.data.layout import Layout
+    from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
+    from itemized_clip_hf.evaluation.report import draw_evaluation, format_results, model_index
+    from itemized_clip_hf.evaluation.tasks import format_task, run_task
+    from itemized_clip_hf.hub.load import UNTRAINED, load, say_origin
+
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     click.get_current_context().with_resource(hold_output(target))
@@ -160,11 +165,6 @@ def command(
         "opened_with": opener.settings(),
     }
     if protocol is None:
-        chosen = parse_settings(settings)
-        if set(chosen) & set(common):
-            raise click.BadParameter(
-                f"{sorted(set(chosen) & set(common))} have options of their own", param_hint="--set"
-            )
         results = run_task(protocol_name, loaded, processor, data, **common, **chosen)
         results["model"] |= say_origin(model)
         write_text(target, json.dumps(results, indent=1) + "\n")

@@ -31,8 +31,7 @@ def package_facts() -> dict:
 
     import itemized_clip_hf
     from itemized_clip_hf.domains import available_domains
-    from itemized_clip_hf.evaluation.protocol import available_protocols
-    from itemized_clip_hf.evaluation.tasks import TASKS
+    from itemized_clip_hf.evaluation.protocols import TASKS, available_protocols
     from itemized_clip_hf.recipes import available_recipes
     from itemized_clip_hf.trainer.objectives import available_objectives
 

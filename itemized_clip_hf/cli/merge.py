@@ -19,11 +19,11 @@ def command(model, base, output, as_json):
     The card of the adapters (README.md, card.yaml) goes along, with the merge in its history.
     """
     import json
+    from pathlib import Path
 
-    from itemized_clip_hf.hub.adapters import is_adapter_folder
+    if not (Path(model) / "adapter_config.json").exists():
+        raise click.BadParameter(f"{model} holds no adapters (adapter_config.json)", param_hint="--model")
     from itemized_clip_hf.hub.merge import merge_folder
 
-    if not is_adapter_folder(model):
-        raise click.BadParameter(f"{model} holds no adapters (adapter_config.json)", param_hint="--model")
     summary = {"output": output, "parameters": merge_folder(model, output, base)}
     click.echo(json.dumps(summary) if as_json else "\n".join(f"{name:<16}{value}" for name, value in summary.items()))

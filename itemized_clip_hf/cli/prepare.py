@@ -53,19 +53,23 @@ def command(
     FOLDER`. A killed run goes on where it was. What cannot be used is listed in quarantine.csv with the reason, and
     summary.html shows what was kept.
     """
-    from itemized_clip_hf.data.estimate import estimate
-    from itemized_clip_hf.data.prepare import plan_studies, prepare
+    from itemized_clip_hf.recipes import read_recipe
 
     image_settings: dict = {}
     if recipe is not None:
-        from itemized_clip_hf.recipes import load_recipe
-
-        loaded = load_recipe(recipe)
+        loaded = read_recipe(recipe)
         if domain not in (None, loaded.domain):
             raise ValueError(f"recipe {recipe!r} is for the domain {loaded.domain}, not {domain}.")
         domain, image_settings = loaded.domain, loaded.image
     if domain is None:
         raise click.UsageError("pass --domain or --recipe.")
+
+    from itemized_clip_hf.data.estimate import estimate
+    from itemized_clip_hf.data.prepare import plan_studies, prepare
+    from itemized_clip_hf.domains import load_domain
+    from itemized_clip_hf.domains.schema import check_image_settings
+
+    check_image_settings({**load_domain(domain).image, **image_settings}, f"{recipe or domain}: image")
     plan, left_out = plan_studies(
         studies,
         domain,

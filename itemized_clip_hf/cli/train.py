@@ -29,6 +29,20 @@ def leaving_at_signals():
             signal.signal(number, handler)
 
 
+def look_at_folders(recipe, data: str, eval_data: str | None, output: str, resume: bool, fresh: bool) -> None:
+    """What is wrong with the folders of a run, as far as their names and settings tell it; `fresh`: not of another model."""
+    from itemized_clip_hf.data.prepared import prepared_fields, require_prepared_for
+    from itemized_clip_hf.domains import load_domain
+    from itemized_clip_hf.trainer.used_folder import require_unused
+
+    if not resume:
+        require_unused(output)
+    stated = prepared_fields({"domain": recipe.domain, **load_domain(recipe.domain).image, **recipe.image})
+    for folder in (data, eval_data):
+        if folder is not None and fresh:
+            require_prepared_for(folder, stated)
+
+
 @click.command()
 @click.option("--recipe", required=True, metavar="NAME", help="A recipe of the package (see info) or a YAML file.")
 @click.option("--variant", help="A variant that the recipe names, e.g. paper-table-12.")
@@ -56,7 +70,11 @@ def leaving_at_signals():
 )
 @click.option("--images-column", help="Column of the images, if not images, image, scans, file or path.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A training argument, e.g. max_steps=100; repeat."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A training argument, e.g. max_steps=100, or a key of the recipe, e.g. model.hidden_size=64; repeat.",
 )
 @accept_option
 @layout_option
@@ -89,23 +107,36 @@ def command(
     study that cannot be read is left out of its batch and listed in quarantine.csv. Ctrl-C saves a checkpoint; --resume goes
     on from it.
     """
-    overrides = parse_settings(settings)
-    if accept:
-        overrides["accept"] = list(accept)
-    if device == "cpu":
-        overrides["use_cpu"] = True
-    elif device != "auto":
+    if device not in ("auto", "cpu"):
         raise click.BadParameter(
             "training takes every visible GPU: choose with CUDA_VISIBLE_DEVICES, or pass cpu", param_hint="--device"
         )
+    chosen = parse_settings(settings)
     with leaving_at_signals():
-        from itemized_clip_hf.recipes import load_recipe
+        from itemized_clip_hf.recipes import read_recipe
+        from itemized_clip_hf.recipes.settings import apply_settings, refuse_shapes, require_shapes
+        from itemized_clip_hf.trainer.used_folder import checkpoint_folders
+
+        loaded = read_recipe(recipe)
+        if variant:
+            loaded = loaded.variant(variant, thorough=False)
+        loaded, overrides = apply_settings(loaded, chosen)
+        if model is not None:
+            refuse_shapes(loaded, chosen)
+        if resume:
+            for checkpoint in checkpoint_folders(output)[-1:]:
+                require_shapes(loaded, chosen, checkpoint)
+        if accept:
+            overrides["accept"] = list(accept)
+        if device == "cpu":
+            overrides["use_cpu"] = True
+        look_at_folders(loaded, data, eval_data, output, resume, fresh=model is None)
+
+        from itemized_clip_hf.recipes.schema import check_recipe
         from itemized_clip_hf.trainer.interrupts import Interrupts, TrainingInterrupted
         from itemized_clip_hf.trainer.run import train_recipe
 
-        loaded = load_recipe(recipe)
-        if variant:
-            loaded = loaded.variant(variant)
+        check_recipe(loaded, f"recipe {recipe}" + (f" with {', '.join(settings)}" if settings else ""))
         try:
             trainer = train_recipe(
                 loaded,

@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
+from ..bars import without_library_bars
 from ..data.tokenizer import load_tokenizer
 from ..domains import load_domain
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
@@ -129,7 +130,8 @@ def write_folder(output: Path, model, processor, documents: dict[str, dict]) -> 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
         folder = Path(place) / "folder"
-        model.save_pretrained(folder)
+        with without_library_bars():
+            model.save_pretrained(folder)
         processor.save_pretrained(folder)
         for name, content in documents.items():
             (folder / name).write_text(json.dumps(content, indent=1) + "\n")

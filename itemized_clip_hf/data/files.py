@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, outputs that one process has for itself, and names for files."""
 
+import difflib
 import errno
 import hashlib
 import io
@@ -95,6 +96,40 @@ def _locked(place: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def nearest_name(path: str | os.PathLike) -> str:
+    """` (did you mean NAME?)` for a path that is not there: the entry of its folder with the nearest name, or nothing."""
+    path = Path(path)
+    with suppress(OSError, ValueError):
+        near = difflib.get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()), 1)
+        return f" (did you mean {path.parent / near[0]}?)" if near else ""
+    return ""
+
+
+def require_source(path: str | os.PathLike, what: str = "file or folder") -> None:
+    """Raises a FileNotFoundError where there is neither that path, nor, for a pattern, a file that matches."""
+    path = Path(path)
+    if path.exists():
+        return
+    if not any(character in str(path) for character in "*?["):
+        raise FileNotFoundError(f"there is no {what} {path}{nearest_name(path)}.")
+    if not any(path.parent.glob(path.name)):
+        raise FileNotFoundError(f"no file matches {path}.")
+
+
+def require_writable(path: str | os.PathLike) -> None:
+    """
+    Raises a ValueError where an output can be neither made nor replaced, since what stands above it is no folder or locked.
+
+    Folders that are not there yet are made when the output is written.
+    """
+    path = Path(path)
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if there != path and not there.is_dir():
+        raise ValueError(f"{path} cannot be written: {there} is a file. Choose another output.")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{path} cannot be written: no leave to write to {there}. Choose another output.")
 
 
 def is_about_output(error: BaseException) -> bool:

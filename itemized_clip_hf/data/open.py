@@ -1,6 +1,5 @@
 """The one way in: whoever opens a file or takes a scan, shell or Python, has it read and checked here."""
 
-import difflib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -12,30 +11,16 @@ from transformers.utils import logging
 
 from ..processing.image_processing_itemized_clip import open_picture
 from .checks import Report, check_scan
+from .codes import REFUSALS, known_codes
 from .layout import Layout, only_picture
 from .study import Scan, Study
+
+__all__ = ["REFUSALS", "Warnings", "known_codes", "open_image", "require_usable"]
 
 logger = logging.get_logger(__name__)
 
 MAX_WARNINGS = 8
 """Scans that one kind of warning is given for."""
-
-REFUSALS = (
-    "constant",
-    "double-rescale",
-    "inverted",
-    "mask",
-    "missing-rescale",
-    "modality",
-    "not-finite",
-    "not-hu",
-    "not-raw",
-    "orientation-unknown",
-    "sheared",
-    "spacing",
-    "two-orientations",
-)
-"""Codes that a scan can be refused with, and that `accept` knows."""
 
 
 class Warnings:
@@ -62,16 +47,6 @@ class Warnings:
 
 
 _log = Warnings()
-
-
-def known_codes(accept: Iterable[str]) -> frozenset[str]:
-    """Codes to accept; ValueError where one of them is no code."""
-    codes = frozenset([accept] if isinstance(accept, str) else accept or ())
-    for code in sorted(codes - set(REFUSALS)):
-        near = difflib.get_close_matches(code, REFUSALS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"accept holds {code!r}, which no scan is refused with; known: {', '.join(REFUSALS)}.{hint}")
-    return codes
 
 
 def require_usable(

@@ -1,13 +1,12 @@
 """Prepared scans as rows of a `datasets` table, and back, and the settings that they were prepared with."""
 
-import json
 import math
 import os
-from pathlib import Path
 
 import numpy as np
 
 from ..processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor, ProcessedScan
+from .prepared import PREPARED_FIELDS, prepared_fields, require_prepared_for
 from .study import Scan
 
 DTYPES = ("uint8", "int16")
@@ -119,29 +118,10 @@ def _voxels_of(row: dict) -> np.ndarray:
 
 def preset_of(processor: ItemizedCLIPImageProcessor) -> dict:
     """The settings that `standardize_scan` depends on."""
-    names = (
-        "domain",
-        "fit",
-        "in_plane_size",
-        "spacing",
-        "orientation",
-        "thickest_axis_first",
-        "windows",
-        "percentiles",
-    )
-    depth = processor.scan_size[0] if processor.fit == "slices" else None
-    return json.loads(json.dumps({"depth": depth, **{name: getattr(processor, name) for name in names}}))
+    names = (*PREPARED_FIELDS, "scan_size")
+    return prepared_fields({name: getattr(processor, name) for name in names})
 
 
 def check_prepared(folder: str | os.PathLike, processor: ItemizedCLIPImageProcessor) -> None:
     """Refuses a processor other than the one that a prepared folder was made for; other folders pass."""
-    path = Path(folder) / "prepare.json"
-    if not path.exists() or processor.fit == "picture":
-        return
-    made_for, wanted = json.loads(path.read_text())["image"], preset_of(processor)
-    differing = {name: (made_for.get(name), wanted[name]) for name in wanted if made_for.get(name) != wanted[name]}
-    if differing:
-        listed = "; ".join(f"{name} {old} instead of {new}" for name, (old, new) in differing.items())
-        raise ValueError(
-            f"{folder} was prepared for other settings ({listed}): prepare it again with this recipe or model."
-        )
+    require_prepared_for(folder, preset_of(processor))

@@ -17,6 +17,7 @@ from ..data.training_ids import ids_of
 from . import bootstrap as boot
 from .completeness import evaluate_items
 from .evaluate import as_json, hash_model, hash_processor, hash_text, open_record, trained_on_notes, versions
+from .protocols import check_task_settings
 from .quantity import DEFAULT, describe
 from .retrieval import evaluate_retrieval, read_captions
 from .score_file import ScoreFile
@@ -210,14 +211,8 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
     Raises:
         ValueError: there is no such task, or it has no such setting.
     """
-    import inspect
-
-    known = inspect.signature(TASKS[name]).parameters
     trained_on = settings.pop("trained_on", None)
-    strange = sorted(set(settings) - set(known) - _COMMON)
-    if strange:
-        own = [setting for setting in list(known)[3:] if setting not in _COMMON | {"unused"}]
-        raise ValueError(f"the task {name} has no settings {strange}; it has {own}.")
+    check_task_settings(name, {key: value for key, value in settings.items() if key not in _COMMON})
     about = {"model": hash_model(model), "processor": hash_processor(processor)}
     found = TASKS[name](model, processor, data, about=about, **settings)
     notes = []

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from ..bars import without_library_bars
 from ..data.tokenizer import load_tokenizer
 from ..domains import load_domain
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
@@ -14,8 +14,18 @@ from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .adapters import attach_adapters, find_base, is_adapter_folder, merge_adapters
 from .check_folder import check_finite, check_model_folder, check_processor_folder, check_shapes, explain
+from .names import UNTRAINED, require_model, say_origin, split_revision
 
-UNTRAINED = "untrained:"
+__all__ = [
+    "UNTRAINED",
+    "build_untrained",
+    "load",
+    "load_model",
+    "load_processor",
+    "pick_device",
+    "say_origin",
+    "split_revision",
+]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -44,37 +54,6 @@ def build_untrained(domain: str, tokenizer, seed: int = 0) -> tuple[ItemizedCLIP
     return ItemizedCLIPModel(config), processor
 
 
-def split_revision(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """
-    `org/name@revision` in its parts; what is a folder, and `untrained:DOMAIN`, has none.
-
-    Raises:
-        ValueError: a revision of a folder, two revisions, or one without a name.
-    """
-    if Path(name).exists() or name.startswith(UNTRAINED):
-        if revision is not None:
-            raise ValueError(f"{name} is no model of the Hub: it has no revision {revision!r}.")
-        return name, None
-    own, found, stated = name.partition("@")
-    if not found:
-        return name, revision
-    if not own or not stated:
-        raise ValueError(f"{name!r}: expected ORG/NAME@REVISION, a branch, tag or commit behind the '@'.")
-    if revision not in (None, stated):
-        raise ValueError(f"two revisions of {own}: {stated!r} and {revision!r}.")
-    return own, stated
-
-
-def say_origin(asked: str) -> dict[str, str]:
-    """Name of a model, and, of one from the Hub, the revision that was asked for and the commit that it is."""
-    name, revision = split_revision(asked)
-    local = Path(name).exists() or name.startswith(UNTRAINED)
-    cached = None if local else try_to_load_from_cache(name, "config.json", revision=revision)
-    commit = Path(cached).parent.name if isinstance(cached, str) else None  # .../snapshots/COMMIT/config.json
-    known = {"name": name, "revision": revision, "commit": commit}
-    return {key: value for key, value in known.items() if value is not None}
-
-
 def load_model(
     name: str,
     dtype="auto",
@@ -84,16 +63,11 @@ def load_model(
 ) -> ItemizedCLIPModel:
     """The model alone, on the CPU; arguments as of `load`."""
     name, revision = split_revision(name, revision)
-    if os.path.sep in name and not Path(name).exists() and name.count("/") != 1:
-        raise FileNotFoundError(f"there is no model folder {name}.")
+    require_model(name, revision)
     if is_adapter_folder(name):
         loaded = load_model(str(base) if base is not None else find_base(name), dtype)
         attach_adapters(loaded, name)
         return loaded if keep_adapters else merge_adapters(loaded)
-    if Path(name).exists() and not (Path(name) / "config.json").exists():
-        raise FileNotFoundError(
-            f"{name} is no model folder: it has no config.json. Checkpoints (.pt) have to be converted first."
-        )
     if Path(name).is_dir():
         check_model_folder(Path(name))
     config = explain(name, "config.json", AutoConfig.from_pretrained, name, revision=revision or "main")
@@ -104,7 +78,8 @@ def load_model(
         )
     if Path(name).is_dir():
         check_shapes(Path(name), lambda: ItemizedCLIPModel(config))
-    model = explain(name, "weights", AutoModel.from_pretrained, name, dtype=dtype, revision=revision or "main")
+    with without_library_bars():
+        model = explain(name, "weights", AutoModel.from_pretrained, name, dtype=dtype, revision=revision or "main")
     check_finite(model, name)
     return model
 

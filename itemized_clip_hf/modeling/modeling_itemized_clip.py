@@ -280,6 +280,8 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
             `pooler_output` (M, P) or (B, K, P), projected, not normalised; `last_hidden_state` (..., T, hidden_size).
         """
         layout = input_ids.shape[:-1]
+        if hasattr(self.text_model.config, "use_cache"):  # of the library's decoders; with checkpointing it warns of it
+            kwargs = {"use_cache": False, **kwargs}
         outputs = self.text_model(
             input_ids=input_ids.flatten(0, -2),
             attention_mask=None if attention_mask is None else attention_mask.flatten(0, -2),

@@ -1,5 +1,6 @@
 """Training runs, one YAML file each: domain, changes to architecture and preprocessing, tokenizer, training arguments."""
 
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,21 @@ class Recipe:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     note: str = ""
 
-    def variant(self, name: str) -> "Recipe":
-        """This recipe with the changes of one of its variants."""
+    def variant(self, name: str, thorough: bool = True) -> "Recipe":
+        """
+        This recipe with the changes of one of its variants.
+
+        Args:
+            thorough: check the recipe that the variant starts from, if that is another one; see `load_recipe`.
+        """
         if name not in self.variants:
-            raise ValueError(f"the recipe has no variant {name!r}; it has {sorted(self.variants)}.")
+            near = difflib.get_close_matches(name, self.variants, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"the recipe has no variant {name!r}; it has {sorted(self.variants)}.{hint}")
         changes = dict(self.variants[name])
-        base = load_recipe(changes.pop("base")) if "base" in changes else self
+        base = self
+        if "base" in changes:
+            base = (load_recipe if thorough else read_recipe)(changes.pop("base"))
         return Recipe(**merge_recipes({**vars(base), "variants": {}}, changes))
 
     def architecture(self) -> dict:
@@ -84,17 +94,30 @@ def load_recipe(name_or_path: str) -> Recipe:
     Raises:
         ValueError: there is none, it is no YAML, or it or one of its variants says what no recipe can (file, key, expected).
     """
+    from .schema import check_recipe
+
+    recipe = read_recipe(name_or_path)
+    check_recipe(recipe, find_recipe(name_or_path).name)
+    return recipe
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a recipe; ValueError where there is none of that name."""
+    for path in (Path(name_or_path), _FOLDER / f"{name_or_path}.yaml"):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(str(name_or_path), available_recipes(), 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"there is no recipe {name_or_path!r}; choose one of {available_recipes()} or a YAML file.{hint}")
+
+
+def read_recipe(name_or_path: str) -> Recipe:
+    """A recipe as it is written: its own keys are checked, but not what the model, the processor and the Trainer take."""
     return _read_recipe(name_or_path, ())
 
 
 def _read_recipe(name_or_path: str, above: tuple[str, ...]) -> Recipe:
-    from .schema import check_recipe
-
-    path = Path(name_or_path)
-    if not path.is_file():
-        path = _FOLDER / f"{name_or_path}.yaml"
-    if not path.is_file():
-        raise ValueError(f"there is no recipe {name_or_path!r}; choose one of {available_recipes()} or a YAML file.")
+    path = find_recipe(name_or_path)
     if str(path.resolve()) in above:
         raise ValueError(f"{path.name} starts from itself: `base` names a recipe that names it again.")
     content = read_written(path)
@@ -111,6 +134,4 @@ def _read_recipe(name_or_path: str, above: tuple[str, ...]) -> Recipe:
     if base is not None:
         conform(base, str, f"{path.name}: base")
         content = merge_recipes({**vars(_read_recipe(base, (*above, str(path.resolve())))), "variants": {}}, content)
-    recipe = build(Recipe, content, path.name)
-    check_recipe(recipe, path.name)
-    return recipe
+    return build(Recipe, content, path.name)

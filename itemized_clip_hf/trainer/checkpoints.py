@@ -17,22 +17,14 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..bars import without_library_bars
 from ..data.training_ids import remember
 from ..hub.adapters import has_adapters, load_adapter_weights, save_adapters
 from ..hub.card_callback import CardCallback
 from .distributed import own_class
+from .used_folder import checkpoint_folders
 
 logger = logging.get_logger(__name__)
-
-
-def checkpoint_folders(folder: str | os.PathLike) -> list[Path]:
-    """All checkpoints of a run, also those that were not written to their end, by their step."""
-    found = []
-    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if path.is_dir() and step.isdigit():
-            found.append((int(step), path))
-    return [path for _, path in sorted(found)]
 
 
 def is_complete(checkpoint: str | os.PathLike) -> bool:
@@ -152,7 +144,7 @@ class CheckpointingTrainer(Trainer):
         """Of a model with adapters these and what else was trained; its base stays where it is."""
         folder = Path(cast(str, output_dir if output_dir is not None else self.args.output_dir))
         if not has_adapters(self.model):
-            with own_class(self.model):
+            with own_class(self.model), without_library_bars():
                 super()._save(output_dir, state_dict)
         elif self.args.should_save:
             save_adapters(self.model, folder, state_dict)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from .checkpoints import checkpoint_folders, is_complete, last_complete_checkpoint, remove_incomplete_checkpoints
+from .checkpoints import is_complete, last_complete_checkpoint, remove_incomplete_checkpoints
 
 try:
     import fcntl
@@ -17,22 +17,6 @@ except ImportError:  # Windows
 logger = logging.get_logger(__name__)
 
 LOCK = ".training"
-MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "trainer_state.json")
-
-
-def require_unused(output: str | os.PathLike) -> None:
-    """
-    Raises:
-        ValueError: where the folder holds an earlier run or a model.
-    """
-    steps = [path.name.rpartition("-")[2] for path in checkpoint_folders(output)]
-    files = [name for name in MODEL_FILES if (Path(output) / name).exists()]
-    if steps or files:
-        held = f"checkpoints of an earlier run, up to step {steps[-1]}" if steps else f"a model already ({files[0]})"
-        raise ValueError(
-            f"{output} holds {held}: pass --resume (resume=True) to go on with that run, or choose another output folder. "
-            "Nothing was changed."
-        )
 
 
 def checkpoint_to_resume(output: str | os.PathLike) -> str | None:

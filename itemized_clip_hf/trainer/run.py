@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from transformers.utils import logging
 
+from ..bars import without_library_bars
 from ..data.cache import CachedPictures
 from ..data.layout import Layout
 from ..data.records import Records, read_records
@@ -20,6 +21,7 @@ from ..hub.load import load
 from ..hub.precision import multiplies_bf16
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ..processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..recipes import Recipe, without_foreign_weights
 from .argument_rules import FOR_SCRIPTS
@@ -27,9 +29,10 @@ from .checkpoints import last_complete_checkpoint
 from .gather import world_size
 from .initialization import initialize
 from .interrupts import Interrupts, TrainingInterrupted
-from .output_folder import checkpoint_to_resume, held, require_unused
+from .output_folder import checkpoint_to_resume, held
 from .trainer import ItemizedCLIPTrainer
 from .training_args import ItemizedCLIPTrainingArguments
+from .used_folder import require_unused
 
 logger = logging.get_logger(__name__)
 
@@ -80,6 +83,10 @@ def build_arguments(recipe: Recipe, output, overrides: dict) -> ItemizedCLIPTrai
     """Training arguments of the recipe with the changes to them, as far as this machine allows."""
     settings = {"logging_strategy": "steps", **without_foreign_weights(recipe.training, overrides), **overrides}
     known = ItemizedCLIPTrainingArguments.__dataclass_fields__
+    for old in [name for name in settings if name.startswith("gradient_checkpointing")]:
+        new = old.replace("gradient", "activation")  # as later versions of the library call it
+        if new in known:
+            settings.setdefault(new, settings.pop(old))
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise ValueError(f"there are no training arguments {unknown}; see transformers.TrainingArguments.")
@@ -144,6 +151,13 @@ def train_recipe(
     checkpoint = checkpoint_to_resume(output) if resume else None
     if not resume:
         require_unused(output)
+    args = build_arguments(recipe, output, overrides)
+    if model_folder is not None and init is not None:
+        raise ValueError("pass a model to go on from (--model), or weights for the recipe's model (--init), not both.")
+    folders = [folder for folder in (data, eval_data) if folder is not None]
+    if checkpoint is None and model_folder is None:
+        for folder in folders:
+            check_prepared(folder, ItemizedCLIPImageProcessor.from_domain(recipe.domain, **recipe.image))
     columns: dict[str, Any] = {"items_column": items_column, "images_column": images_column}
     rule = Layout.of_settings({**load_domain(recipe.domain).image, **recipe.image}, layout)
     records: Records | CachedPictures = read_records(data, **columns, layout=rule)
@@ -155,9 +169,6 @@ def train_recipe(
     logger.warning(
         f"{len(records)} studies; images from {records.images_column!r}, items from {records.items_column!r}"
     )
-    args = build_arguments(recipe, output, overrides)
-    if model_folder is not None and init is not None:
-        raise ValueError("pass a model to go on from (--model), or weights for the recipe's model (--init), not both.")
     if checkpoint is not None or model_folder is not None:
         source = cast(str, checkpoint or model_folder)
         if checkpoint is not None and is_adapter_folder(checkpoint):
@@ -181,9 +192,8 @@ def train_recipe(
     processor.image_processor.layout = layout
     if args.bf16 and args.use_cpu:  # as in the vision tower: PyTorch's own attention is slow there
         model.text_model.set_attn_implementation("eager")
-    for folder in (data, eval_data):
-        if folder is not None:
-            check_prepared(folder, processor.image_processor)
+    for folder in folders:
+        check_prepared(folder, processor.image_processor)
     if recipe.cache_pictures:
         records = cache(records, recipe.cache_pictures)
     eval_records: Records | CachedPictures | None = None
@@ -210,7 +220,8 @@ def _train(model, processor, args, data, checkpoint, origin, interrupts) -> Item
     if args.lora is not None and not model.config.name_or_path:
         base = Path(output) / "base"
         if args.process_index == 0:
-            model.save_pretrained(base)
+            with without_library_bars():
+                model.save_pretrained(base)
             processor.save_pretrained(base)
         model.config.name_or_path = str(base)
     trainer = ItemizedCLIPTrainer(model, args, train_dataset=data[0], eval_dataset=data[1], processing_class=processor)

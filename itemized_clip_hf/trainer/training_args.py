@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_available
 from transformers.trainer_utils import HubStrategy
@@ -76,6 +77,8 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
                 "parameters, gradients and optimizer state too."
             )
         super().__post_init__()
+        if self.dataloader_pin_memory and not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # without an accelerator it does nothing but warn
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
                 f"hub_strategy is {self.hub_strategy.value!r}: optimizer states and pickled arguments are not uploaded; choose "

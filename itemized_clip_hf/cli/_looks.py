@@ -1,0 +1,58 @@
+"""
+A first look at the values of options, before a verb imports anything heavy: what cannot work is told at once.
+
+Each function raises a ValueError or OSError that says what was found, what was expected and what to do, as the code does that
+would meet the value later.
+"""
+
+import re
+from pathlib import Path
+
+from itemized_clip_hf.data.codes import known_codes
+from itemized_clip_hf.data.files import require_source, require_writable
+from itemized_clip_hf.domains import load_domain
+from itemized_clip_hf.evaluation.protocols import TASKS, find_protocol
+from itemized_clip_hf.hub.names import require_model
+from itemized_clip_hf.recipes import read_recipe
+from itemized_clip_hf.specs import read_prompts
+
+DEVICES = "auto cpu cuda hpu mps mtia npu xla xpu"
+
+source = require_source
+output = require_writable
+model = require_model
+prompts = read_prompts
+
+
+def domain(name: str) -> None:
+    load_domain(name)
+
+
+def code(name: str) -> None:
+    known_codes([name])
+
+
+def label_table(entry: str) -> None:
+    """`FILE` or `TABLE=FILE`."""
+    require_source(entry.partition("=")[2] if "=" in entry and not Path(entry).exists() else entry, "label table")
+
+
+def protocol(name: str) -> None:
+    if name not in TASKS:
+        find_protocol(name)
+
+
+def tokenizer(path: str) -> None:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no tokenizer at {path}.")
+
+
+def device(name: str) -> None:
+    if not re.fullmatch(rf"({DEVICES.replace(' ', '|')})(:\d+)?", name) or name.startswith("auto:"):
+        raise ValueError(
+            f"there is no device {name!r}: expected one of {DEVICES}, or one with its number such as cuda:1."
+        )
+
+
+def recipe(name: str) -> None:
+    read_recipe(name)
