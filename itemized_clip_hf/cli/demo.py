@@ -97,6 +97,7 @@ def train(folder: Path, seed: int = 0, steps: int = 1600, studies: int = 3000, d
         ItemizedCLIPTrainer,
         ItemizedCLIPTrainingArguments,
     )
+    from itemized_clip_hf.bars import without_library_bars
     from itemized_clip_hf.data.tokenizer import train_tokenizer
     from itemized_clip_hf.hub.load import pick_device
     from itemized_clip_hf.phantom import PhantomDataset
@@ -143,7 +144,8 @@ def train(folder: Path, seed: int = 0, steps: int = 1600, studies: int = 3000, d
     trainer = ItemizedCLIPTrainer(model, arguments, train_dataset=rows, processing_class=processor)
     trainer.train()
     model.eval()
-    model.save_pretrained(folder / "model")
+    with without_library_bars():
+        model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     return model, processor
 

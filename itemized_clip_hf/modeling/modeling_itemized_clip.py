@@ -280,12 +280,12 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
             `pooler_output` (M, P) or (B, K, P), projected, not normalised; `last_hidden_state` (..., T, hidden_size).
         """
         layout = input_ids.shape[:-1]
-        if hasattr(self.text_model.config, "use_cache"):  # of the library's decoders; with checkpointing it warns of it
-            kwargs = {"use_cache": False, **kwargs}
+        # A setting of decoders that BERT has too; switched on it warns while activations are recomputed.
+        uncached = {"use_cache": False} if hasattr(self.text_model.config, "use_cache") else {}
         outputs = self.text_model(
             input_ids=input_ids.flatten(0, -2),
             attention_mask=None if attention_mask is None else attention_mask.flatten(0, -2),
-            **{**kwargs, "return_dict": True},
+            **{**uncached, **kwargs, "return_dict": True},
         )
         hidden_states = outputs.last_hidden_state
         if self.text_pooling == "eos":

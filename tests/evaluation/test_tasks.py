@@ -105,3 +105,15 @@ def test_the_command(model_folder, listed, tmp_path):
         text=True,
     )
     assert done.returncode == 1 and "expected one of" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_settings_that_are_known_before_the_tasks_are_imported():
+    import inspect
+
+    from itemized_clip_hf.evaluation import protocols, tasks
+
+    assert list(protocols.TASKS) == list(tasks.TASKS)
+    for name, task in tasks.TASKS.items():
+        parameters = list(inspect.signature(task).parameters)[3:]
+        own = tuple(setting for setting in parameters if setting not in tasks._COMMON | {"unused"})
+        assert protocols.TASKS[name] == own
