@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from tiny_models import ITEMS
 
 from itemized_clip_hf.trainer.checkpoints import is_complete, last_complete_checkpoint
-from itemized_clip_hf.trainer.output_folder import LOCK, held, require_unused
+from itemized_clip_hf.trainer.output_folder import LOCK, held
+from itemized_clip_hf.trainer.used_folder import require_unused
 
 RECIPE = """
 domain: brain-mri

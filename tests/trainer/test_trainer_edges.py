@@ -21,7 +21,8 @@ from itemized_clip_hf import (
 )
 from itemized_clip_hf.trainer.checkpoints import last_complete_checkpoint
 from itemized_clip_hf.trainer.interrupts import Interrupts
-from itemized_clip_hf.trainer.output_folder import checkpoint_to_resume, require_unused
+from itemized_clip_hf.trainer.output_folder import checkpoint_to_resume
+from itemized_clip_hf.trainer.used_folder import CHECKPOINT, STATE, require_unused
 
 
 def terms(metrics: dict, prefix: str) -> dict:
@@ -355,3 +356,10 @@ def test_resumed_head_ct_equals_the_undisturbed_run(tokenizer, tmp_path):
     trainer.train(resume_from_checkpoint=True)
     for name, value in runs["whole"].items():
         assert torch.equal(value, trainer.model.state_dict()[name]), name
+
+
+def test_names_of_the_library_that_are_written_out():
+    from transformers.trainer import TRAINER_STATE_NAME
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+    assert (CHECKPOINT, STATE) == (PREFIX_CHECKPOINT_DIR, TRAINER_STATE_NAME)
