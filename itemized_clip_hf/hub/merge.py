@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from ..bars import without_library_bars
 from ..data.training_ids import TrainingIds
 from ..specs import read_text
 from .adapters import find_base, is_adapter_folder
@@ -34,7 +35,8 @@ def merge_folder(adapters: str | os.PathLike, output: str | os.PathLike, base: s
     base = base if base is not None else find_base(adapters)
     kept = is_edited(output)
     model, processor = load(adapters, "cpu", base=base)
-    model.save_pretrained(output)
+    with without_library_bars():
+        model.save_pretrained(output)
     processor.save_pretrained(output)
     trained_on = TrainingIds.read(adapters)
     if trained_on is not None:
