@@ -134,6 +134,7 @@ _NO_LOSS = (
     "another file holds the same image",
     "another slice of the series holds the same image",
     "a zip beside volume files",
+    "a folder beside volume files",
 )
 """Reasons for which something is left out of every study and nothing of the patient is missed."""
 

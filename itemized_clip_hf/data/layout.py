@@ -214,6 +214,11 @@ class _Listing:
                 )
             return self.layout.choice == "study" and only
         if len(everyone) <= 1 and only:
+            if len({is_zip(unit) for unit in units}) > 1:
+                raise ValueError(
+                    f"{path.name} holds folders and zips of one study ({_some(unit.name for unit in units)}): unpack the "
+                    "zips, or take away what is there twice."
+                )
             return True
         if sum(map(len, visits)) > len(everyone):
             shared = [unit.name for unit, own in zip(units, visits) if any(own & o for o in visits if o is not own)]

@@ -12,7 +12,7 @@ from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 from . import nifti
 from .files import open_bounded
 from .itk import read_itk
-from .kinds import ITK_SUFFIXES, TENSOR_SUFFIXES, VOLUME_SUFFIXES, is_dicom, is_volume, is_zip
+from .kinds import ITK_SUFFIXES, TENSOR_SUFFIXES, VOLUME_SUFFIXES, holds_dicom, is_dicom, is_volume, is_zip
 from .layout import Layout, only_study, require_one_scan
 from .study import Scan, Study, require_scan_of_list
 
@@ -121,7 +121,14 @@ def _read_folder(path: Path, volume_index: int | None) -> Study:
             raise ValueError("a zip beside volume files is left alone; name it to read it")
         return _read_file(file, volume_index)
 
-    return _collect(path, files, read)
+    study = _collect(path, files, read)
+    if holds_dicom(path, below=False):
+        reason = "they lie beside volume files or zips and are left alone; put them into a folder of their own"
+        study.skipped.append(("DICOM files", reason))
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        if any(map(is_volume, folder.iterdir())) or holds_dicom(folder):
+            study.skipped.append((folder.name, "a folder beside volume files is left alone; name it to read it"))
+    return study
 
 
 def _collect(folder: Path, files: list[Path], read: Callable[[Path], Scan | Study]) -> Study:

@@ -405,6 +405,26 @@ def test_zips_of_one_visit_are_one_study(tmp_path):
     assert sorted(read_file(tmp_path / "zips").scans) == ["T1", "T2"]
 
 
+def test_folders_beside_zips_of_one_visit_are_refused(tmp_path):
+    """One of the two kinds would be left out."""
+    for name in ("T1", "T2"):
+        visit(tmp_path / "study", name)
+    zip_folder(tmp_path / "study" / "T2", tmp_path / "study" / "T2.zip")
+    with pytest.raises(ValueError, match="folders and zips of one study"):
+        list_studies(tmp_path / "study")
+
+
+def test_what_lies_beside_volume_files_is_named(tmp_path):
+    write_volume(tmp_path / "T1.nii.gz", 0)
+    write_volume(tmp_path / "derived" / "T1.nii.gz", 1)
+    visit(tmp_path, "raw")
+    for file in sorted((tmp_path / "raw").iterdir())[:2]:
+        file.rename(tmp_path / file.name)
+    study = read_file(tmp_path)
+    assert list(study.scans) == ["T1"]
+    assert [name for name, _ in study.skipped] == ["DICOM files", "derived", "raw"]
+
+
 def test_folders_in_a_list_are_not_joined(tmp_path, tokenizer):
     for patient in ("p1", "p2"):
         for name in ("T1", "T2"):

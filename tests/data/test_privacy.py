@@ -19,14 +19,18 @@ def studies(tmp_path_factory):
     for number, study in enumerate(("s1", "s2")):
         for name, orientation in names.items():
             grid = make_grid(orientation, slices=10, size=(40, 44), spacing=(4.0, 4.0), distance=8.0)
-            made = make_series(grid, "MR", SeriesDescription=f"{name} T1 Mustermann 20190823")
+            visit = f"1.2.826.0.1.3680043.8.498.{number + 1}"
+            made = make_series(grid, "MR", SeriesDescription=f"{name} T1 Mustermann 20190823", StudyInstanceUID=visit)
             save(made, folder / study / name, name="Mustermann_Erika_{:04d}.dcm", start=100 * number)
     zip_folder(folder / "s2", folder / "s2.zip", prefix="Mustermann^Erika/")
     for file in (folder / "s2").rglob("*.dcm"):
         file.unlink()
     for place in (*(folder / "s2").iterdir(), folder / "s2"):
         place.rmdir()
-    lost = make_series(make_grid(slices=4), "MR", SeriesDescription="localizer Erika Mustermann")
+    visit = "1.2.826.0.1.3680043.8.498.3"
+    lost = make_series(
+        make_grid(slices=4), "MR", SeriesDescription="localizer Erika Mustermann", StudyInstanceUID=visit
+    )
     save(lost, folder / "s3", name="QX7731Z_{:04d}")
     return folder
 
