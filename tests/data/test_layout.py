@@ -417,6 +417,7 @@ def test_folders_beside_zips_of_one_visit_are_refused(tmp_path):
 def test_what_lies_beside_volume_files_is_named(tmp_path):
     write_volume(tmp_path / "T1.nii.gz", 0)
     write_volume(tmp_path / "derived" / "T1.nii.gz", 1)
+    write_volume(tmp_path / "masks" / "T1.nii.gz", 1)
     visit(tmp_path, "raw")
     for file in sorted((tmp_path / "raw").iterdir())[:2]:
         file.rename(tmp_path / file.name)
