@@ -112,7 +112,7 @@ def test_captions(tmp_path):
     [
         (("-i", "{reports}"), "pass -o ITEMS.jsonl"),
         (("-i", "{reports}", "--write-prompts", "p", "--read-answers", "{reports}"), "--read-answers needs -o"),
-        (("-i", "nowhere.csv", "-o", "{out}"), "there is no file nowhere.csv"),
+        (("-i", "nowhere.csv", "-o", "{out}"), "there is no file or folder nowhere.csv"),
         (("-i", "{reports}", "-o", "{out}", "--domain", "knee"), "unknown domain 'knee'"),
         (("-i", "{reports}", "-o", "{out}", "--text-column", "body"), "no column 'body'"),
     ],
