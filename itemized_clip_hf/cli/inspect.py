@@ -22,7 +22,7 @@ def command(paths, inputs, domain, accept, layout, volume_index, verbose, as_jso
     Inspect studies.
 
     PATHS are files, folders and lists as for predict. Every scan gets a verdict: ok, warn or refuse, with a code, what was
-    found and what to do. Ends with status 0 if all are ok, 1 after a warning, 2 after a refusal.
+    found and what to do; a picture is ok or refused. Ends with status 0 if all are ok, 1 after a warning, 2 after a refusal.
     """
     from itemized_clip_hf.cli._studies import Inputs
     from itemized_clip_hf.data.checks import LEVELS, check_study
@@ -44,6 +44,11 @@ def command(paths, inputs, domain, accept, layout, volume_index, verbose, as_jso
         try:
             if "error" in record:
                 raise ValueError(record["error"])
+            if rule.pictures:
+                size = picture_size(record.get("images"), domain)
+                results.append({**named, "scan": None, "verdict": "ok", "shape": list(size), "problems": []})
+                rows.append([record["id"], "", "ok", " x ".join(map(str, size)), "", ""])
+                continue
             study = read_study(record.get("images"), record["id"], volume_index, layout=rule)
         except (OSError, ValueError, ImportError) as error:
             results.append(
@@ -74,3 +79,16 @@ def command(paths, inputs, domain, accept, layout, volume_index, verbose, as_jso
     else:
         click.echo(format_table(["study", "scan", "verdict", "shape", "spacing (mm)", "axes"], rows))
     sys.exit(worst)
+
+
+def picture_size(picture, domain: str) -> tuple[int, int]:
+    """
+    Height and width of a picture that the domain's processor takes.
+
+    Raises:
+        ValueError, OSError: it does not, and why.
+    """
+    from itemized_clip_hf import ItemizedCLIPImageProcessor
+
+    source = ItemizedCLIPImageProcessor.from_domain(domain).process_study(picture)[0].source
+    return source.size[::-1] if hasattr(source, "getexif") else source.shape[:2]

@@ -160,7 +160,7 @@ class _Listing:
             raise ValueError(
                 f"{path.name} holds {len(names)} volume files ({_some(names)}), and it cannot be told whether they are the "
                 f"scans of one study or studies of several patients: {doubt}. Pass --layout study or --layout cohort (in "
-                "Python layout='study' or layout='cohort'), or name the files of each study."
+                "Python layout='study' or layout='cohort'); or put the files of each patient into a folder of their own."
             )
         return [_row(path, path.name)]
 

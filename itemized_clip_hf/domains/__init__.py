@@ -1,5 +1,6 @@
 """Facts of each domain, one YAML file each: preprocessing, text, normal rule, prompts, loss weights, architecture."""
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -67,7 +68,9 @@ def load_domain(name: str) -> Domain:
     """The domain of that name."""
     path = _FOLDER / f"{name}.yaml"
     if name not in available_domains():
-        raise ValueError(f"unknown domain {name!r}; known: {available_domains()}.")
+        near = difflib.get_close_matches(name, available_domains(), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"unknown domain {name!r}; known: {available_domains()}{hint}")
     return build(Domain, read_written(path), path.name, name=name)
 
 

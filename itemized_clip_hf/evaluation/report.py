@@ -103,7 +103,7 @@ def draw_evaluation(
         if protocol.findings is None:
             files.append(_plot_confusion(protocol, scores, truth, folder / f"{start}confusion.png"))
         else:
-            scale, bias = map(float, scale_and_bias(model))
+            scale, bias = (float(value.detach()) for value in scale_and_bias(model))
             files.append(_plot_curves(protocol, scores, truth, None, folder / f"{start}roc.png"))
             files.append(_plot_curves(protocol, scores, truth, (scale, bias), folder / f"{start}calibration.png"))
     if model.config.scoring == "global":  # no attention to draw

@@ -6,10 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
+from itemized_clip_cli import main
 from itemized_clip_hf.data.checks import check_scan, check_study, hu_problem
 from itemized_clip_hf.data.reader import read_file
 from itemized_clip_hf.data.study import Scan, Study
+from itemized_clip_hf.domains import load_domain
 
 HEAD = np.array([[3.0, 0, 0, -75], [0, 4, 0, -100], [0, 0, -4, 100], [0, 0, 0, 1]])
 
@@ -190,3 +194,21 @@ def test_command(write_volume, tmp_path):
     done = inspect(tmp_path / "study", "--domain", "brain-mri", "--accept", "not-raw")
     assert done.returncode == 1 and "AX_T2: warn [not-raw]" in done.stderr
     assert inspect(tmp_path / "study" / "AX_FLAIR.nii.gz").returncode == 2
+
+
+def test_pictures_are_inspected_by_their_processor(tmp_path):
+    Image.new("RGB", (40, 30), (200, 10, 20)).save(tmp_path / "field.png")
+    (tmp_path / "river.jpg").write_bytes(b"\xff\xd8damaged")
+    Image.fromarray(np.full((8, 8), 70_000, dtype=np.int32)).save(tmp_path / "wide.tif")
+    done = CliRunner().invoke(main, ["inspect", str(tmp_path), "--domain", "remote-sensing", "--json"])
+    results = {result["study"]: result for result in json.loads(done.stdout)}
+    assert done.exit_code == 2
+    assert {name: result["verdict"] for name, result in results.items()} == {
+        "field": "ok", "river": "refuse", "wide": "refuse",
+    }  # fmt: skip
+    assert results["field"]["shape"] == [30, 40] and "more than 8 bits" in results["wide"]["error"]
+
+
+def test_an_unknown_domain_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'remote-sensing'"):
+        load_domain("remotesensing")
