@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
+from .kinds import VOLUME_SUFFIXES, is_volume, study_name
 from .prepare import Plan
-from .reader import VOLUME_SUFFIXES
+from .scan_names import is_called_mask
 from .study import Scan
 
 SAMPLE = 200
@@ -88,6 +89,9 @@ def count_scans(images: Any) -> int:
         return sum(count_scans(image) for image in images)
     path = Path(str(images))
     if path.is_dir():
+        beside = [file for file in path.iterdir() if is_volume(file) and not is_called_mask(study_name(file))]
+        if beside:  # what lies in folders next to them is left alone
+            return len(beside)
         names = [str(Path(folder) / file) for folder, _, files in os.walk(path) for file in files]
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

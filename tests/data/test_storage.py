@@ -68,13 +68,22 @@ def test_bytes_of_a_scan(domain, volumes, voxels):
 
 
 def test_scans_are_counted_by_their_names(tmp_path):
-    for name in ("a/T1.nii.gz", "a/masks/m.nrrd", "a/dicom/1.dcm", "a/dicom/2.dcm", "a/other/IM0001", "a/.hidden"):
+    for name in (
+        "a/T1.nii.gz",
+        "a/masks/m.nrrd",
+        "a/dicom/1.dcm",
+        "b/dicom/1.dcm",
+        "b/dicom/2.dcm",
+        "b/other/IM0001",
+        "b/.hidden",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         for name in ("t1/1.dcm", "t1/2.dcm", "t2/1.dcm"):
             archive.writestr(name, b"")
-    assert count_scans(str(tmp_path / "a")) == 4
+    assert count_scans(str(tmp_path / "a")) == 1  # folders beside volume files are left alone
+    assert count_scans(str(tmp_path / "b")) == 2
     assert count_scans(str(tmp_path / "z.zip")) == 2
     assert count_scans({"T1": "x.nii.gz", "T2": ["y.nii.gz", "z.nii.gz"]}) == 3
 
