@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tiny_models import ITEMS
+
+from itemized_clip_cli import main
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -196,5 +199,5 @@ def test_errors_say_what_to_do(model_folder, studies, tmp_path, arguments, messa
         "empty": tmp_path / "empty",
         "other": tmp_path / "other",
     }
-    done = run(*[a.format(**places) for a in arguments], check=False)
-    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    done = CliRunner().invoke(main, [a.format(**places) for a in arguments])
+    assert done.exit_code != 0 and message in done.stderr and isinstance(done.exception, SystemExit), done.output

@@ -172,7 +172,7 @@ def kill_and_restart(tmp_path: Path, count: int, kills: int, seed: int) -> None:
             process.send_signal(signal.SIGKILL)
             killed += 1
         process.wait()
-    assert killed >= kills // 2
+    assert killed >= max(kills // 2, 1)
     subprocess.run(
         command(studies, reports, tmp_path / "killed", tmp_path / "small.yaml"),
         check=True,
@@ -186,8 +186,8 @@ def kill_and_restart(tmp_path: Path, count: int, kills: int, seed: int) -> None:
     assert {row["study"] for row in quarantined(tmp_path / "killed") if not row["file"]} == bad
 
 
-def test_killed_twice_and_restarted(tmp_path):
-    kill_and_restart(tmp_path, 16, 2, 0)
+def test_killed_and_restarted(tmp_path):
+    kill_and_restart(tmp_path, 12, 1, 0)
 
 
 @pytest.mark.slow

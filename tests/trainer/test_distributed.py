@@ -75,7 +75,9 @@ def replay_rank(rank: int, world: int, port: int, name: str):
     leave_group()
 
 
-@pytest.mark.parametrize("name", names("loss_dist_*"))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("world3")) for name in names("loss_dist_*")]
+)
 def test_recorded_worlds(name):
     world = int(name[-1])
     mp.spawn(replay_rank, (world, free_port(), name), nprocs=world)

@@ -51,7 +51,12 @@ def retrieval(model, objective, volumes, texts):
     return (scores.argmax(0)[real.flatten()] == owner).float().mean().item()
 
 
-@pytest.mark.parametrize("name", available_objectives())
+QUICK = ("itemized_clip", "clip", "smartclip")  # of items, of joined items, of drawn items
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in available_objectives()]
+)
 def test_learns_by_heart(name):
     torch.manual_seed(0)
     volumes, studies = generate()

@@ -373,7 +373,7 @@ def resume_run(folder, stop_after, resume, objective):
         json.dump(losses, file)
 
 
-@pytest.mark.parametrize("objective", ["itemized_clip", "smartclip"])
+@pytest.mark.parametrize("objective", ["itemized_clip", pytest.param("smartclip", marks=pytest.mark.slow)])
 def test_killed_and_resumed_run_equals_an_undisturbed_one(tmp_path, objective):
     """Bitwise: same scans, items, negatives, token masks and dropped paths after the restart, and the same mask network."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
