@@ -283,5 +283,6 @@ def lora_rank(rank: int, world: int, port: int, folder: str):
     leave_group()
 
 
+@pytest.mark.slow
 def test_two_processes(base, tmp_path):
     mp.spawn(lora_rank, (2, free_port(), str(tmp_path)), nprocs=2)

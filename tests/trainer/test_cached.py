@@ -210,6 +210,7 @@ def ddp_rank(rank: int, world: int, port: int):
     leave_group()
 
 
+@pytest.mark.slow
 def test_two_processes():
     mp.spawn(ddp_rank, (2, free_port()), nprocs=2)
 

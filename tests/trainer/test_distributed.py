@@ -75,8 +75,11 @@ def replay_rank(rank: int, world: int, port: int, name: str):
     leave_group()
 
 
+SLOW = ("world3", "rad_world4")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("world3")) for name in names("loss_dist_*")]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith(SLOW)) for name in names("loss_dist_*")]
 )
 def test_recorded_worlds(name):
     world = int(name[-1])

@@ -3,6 +3,7 @@
 import unittest
 from unittest import mock
 
+import pytest
 import torch
 from transformers import set_seed
 from transformers.loss.loss_utils import LOSS_MAPPING
@@ -122,11 +123,13 @@ class ItemizedCLIPVisionModelTest(ModelTesterMixin, unittest.TestCase):
             self.assertIsNone(model.get_output_embeddings())
 
 
+@pytest.mark.slow  # the model's own tests have such a tower
 class ItemizedCLIPStudyVisionModelTest(ItemizedCLIPVisionModelTest):
     model_tester_class = StudyVisionTester
     additional_model_inputs = ["scan_mask", "scan_name_ids"]
 
 
+@pytest.mark.slow
 class ItemizedCLIPScanTableVisionModelTest(ItemizedCLIPVisionModelTest):
     model_tester_class = ScanTableVisionTester
 
