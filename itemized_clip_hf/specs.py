@@ -12,7 +12,7 @@ import math
 import os
 import re
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -182,13 +182,34 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is meant, as far as its letters tell."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'NAME'?` for the end of a message, or nothing."""
+    found = nearest(name, known)
+    return f" Did you mean {found!r}?" if found else ""
+
+
+def find_written(what: str, name_or_path: str | os.PathLike, folder: Path, known: Collection[str]) -> Path:
+    """The YAML file of a path, or of one of the names that stand in a folder; ValueError where there is none."""
+    for path in (Path(name_or_path), folder / f"{name_or_path}.yaml"):
+        if path.is_file():
+            return path
+    name = str(name_or_path)
+    hint = did_you_mean(name, known)
+    raise ValueError(f"there is no {what} {name!r}; choose one of {list(known)} or a YAML file.{hint}")
+
+
 def check_keys(found: Collection[str], known: Collection[str], where: str, what: str = "known are") -> None:
     """Raises where keys are unknown, and names the nearest known one of each."""
     unknown = sorted(set(found) - set(known), key=str)
     if not unknown:
         return
-    nearest = {name: difflib.get_close_matches(str(name), list(known), 1) for name in unknown[:5]}
-    hints = ", ".join(f"{match[0]!r} instead of {_short(name)}" for name, match in nearest.items() if match)
+    matches = {name: nearest(str(name), known) for name in unknown[:5]}
+    hints = ", ".join(f"{match!r} instead of {_short(name)}" for name, match in matches.items() if match)
     shown = f"[{', '.join(map(_short, unknown[:5]))}]" + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
     listed = f"; {what} {sorted(known)}" if len(known) <= 40 else ""
     raise ValueError(f"{where}: unknown keys {shown}{f' (perhaps {hints})' if hints else ''}{listed}.")

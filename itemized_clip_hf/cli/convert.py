@@ -38,10 +38,11 @@ def command(checkpoint, domain, output, tokenizer, config, into, accepted, overw
     Only weights are read, nothing in the file is executed. Every key is mapped once or named in an error; the result is
     compared with the source on a random input, and conversion_report.json tells the figures.
     """
+    from itemized_clip_hf.data.files import refuse_to_replace
+
     if into is None and domain is None:
         raise click.UsageError("pass --domain: shapes do not tell brain MRI from head CT, nor what pictures show.")
-    if Path(output).is_dir() and any(Path(output).iterdir()) and not overwrite:
-        raise ValueError(f"{output} is not empty: choose another folder, or pass --overwrite.")
+    refuse_to_replace(Path(output), overwrite)
 
     from itemized_clip_hf.conversion.folder import convert_folder, put_names
 

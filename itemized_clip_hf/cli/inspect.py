@@ -51,9 +51,7 @@ def command(paths, inputs, domain, accept, layout, volume_index, verbose, as_jso
                 continue
             study = read_study(record.get("images"), record["id"], volume_index, layout=rule)
         except (OSError, ValueError, ImportError) as error:
-            results.append(
-                {"study": record["id"], "path": record["path"], "scan": None, "verdict": "refuse", "error": str(error)}
-            )
+            results.append({**named, "scan": None, "verdict": "refuse", "error": str(error)})
             rows.append([record["id"], "", "refuse", "", "", ""])
             click.echo(f"{record['id']}: refuse: {error}", err=True)
             worst = 2

@@ -19,9 +19,10 @@ def command(model, base, output, as_json):
     The card of the adapters (README.md, card.yaml) goes along, with the merge in its history.
     """
     import json
-    from pathlib import Path
 
-    if not (Path(model) / "adapter_config.json").exists():
+    from itemized_clip_hf.hub.names import is_adapter_folder
+
+    if not is_adapter_folder(model):
         raise click.BadParameter(f"{model} holds no adapters (adapter_config.json)", param_hint="--model")
     from itemized_clip_hf.hub.merge import merge_folder
 

@@ -14,6 +14,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from ..bars import without_library_bars
+from ..data.files import refuse_to_replace
 from ..data.tokenizer import load_tokenizer
 from ..domains import load_domain
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
@@ -118,11 +119,6 @@ def hash_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def refuse_to_replace(output: Path, overwrite: bool) -> None:
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise ValueError(f"{output} is not empty: choose another folder, or pass --overwrite.")
 
 
 def write_folder(output: Path, model, processor, documents: dict[str, dict]) -> None:

@@ -209,7 +209,7 @@ def _check_intensities(scan: Scan, domain: str | None, add: Callable, facts: dic
             found = f"not raw intensities: values {low:.2f} to {high:.2f}, MR magnitudes are not negative"
             advice = "use the series before normalisation; or accept it, if skull and background are as in training"
             add("not-raw", "refuse", found, advice)
-        elif _mostly_zero(sample) and _has_hard_edge(sample):
+        elif (sample == 0).mean() > _STRIPPED_SHARE and _has_hard_edge(sample):
             add("skull-stripped", "warn", "most voxels are exactly 0: it looks skull-stripped", _STRIPPED_ADVICE)
     elif domain is None and scan.modality is None and not _plausible_hu(sample):
         advice = "name the domain, for the checks of its units"
@@ -298,28 +298,26 @@ def _most_common(values: np.ndarray) -> float:
     return float(edges[int(counts.argmax())])
 
 
-def _mostly_zero(values: np.ndarray) -> bool:
-    return float((values == 0).mean()) > 0.6
-
-
 def _warn_of_stripped_neighbors(study: Study, reports: list[Report]) -> None:
     """One mask strips all series of a study, and shows in the contrast of some only: the others are told by its shape."""
-    scans = list(study.scans.values())
-    stripped = [
-        scan.array == 0
-        for scan, report in zip(scans, reports)
-        if any(problem.code == "skull-stripped" for problem in report.problems)
-    ]
-    for scan, report in zip(scans, reports) if stripped else ():
-        if any(problem.code == "skull-stripped" for problem in report.problems) or not _mostly_zero(scan.array):
-            continue
-        outside = scan.array == 0
-        same = [mask for mask in stripped if mask.shape == outside.shape and (mask == outside).mean() > 0.99]
-        if same:
+    known: list[np.ndarray] = []
+    others: list[tuple[np.ndarray, Report]] = []
+    for scan, report in zip(study.scans.values(), reports):
+        if any(problem.code == "skull-stripped" for problem in report.problems):
+            known.append(scan.array == 0)
+        else:
+            others.append((scan.array, report))
+    for array, report in others if known else ():
+        outside = array == 0
+        if outside.mean() > _STRIPPED_SHARE and any(
+            mask.shape == outside.shape and (mask == outside).mean() > 0.99 for mask in known
+        ):
             found = "its zeros are those of a series of the study that looks skull-stripped"
             report.problems.append(Problem("skull-stripped", "warn", found, _STRIPPED_ADVICE))
 
 
+_STRIPPED_SHARE = 0.6
+"""Share of voxels that are exactly 0, at least, where the skull was taken away."""
 _STRIPPED_ADVICE = "use the series with the skull, as in training, or expect other scores"
 
 

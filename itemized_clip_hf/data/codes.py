@@ -1,7 +1,8 @@
 """Codes that a scan can be refused with, and that `accept` knows."""
 
-import difflib
 from collections.abc import Iterable
+
+from ..specs import did_you_mean
 
 REFUSALS = (
     "constant",
@@ -24,7 +25,6 @@ def known_codes(accept: Iterable[str]) -> frozenset[str]:
     """Codes to accept; ValueError where one of them is no code."""
     codes = frozenset([accept] if isinstance(accept, str) else accept or ())
     for code in sorted(codes - set(REFUSALS)):
-        near = difflib.get_close_matches(code, REFUSALS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(code, REFUSALS)
         raise ValueError(f"accept holds {code!r}, which no scan is refused with; known: {', '.join(REFUSALS)}.{hint}")
     return codes

@@ -1,6 +1,5 @@
 """Files that are written whole or not at all, outputs that one process has for itself, and names for files."""
 
-import difflib
 import errno
 import hashlib
 import io
@@ -9,6 +8,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ..specs import nearest
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)
 _LONGEST = 60
@@ -102,8 +103,8 @@ def nearest_name(path: str | os.PathLike) -> str:
     """` (did you mean NAME?)` for a path that is not there: the entry of its folder with the nearest name, or nothing."""
     path = Path(path)
     with suppress(OSError, ValueError):
-        near = difflib.get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()), 1)
-        return f" (did you mean {path.parent / near[0]}?)" if near else ""
+        near = nearest(path.name, sorted(entry.name for entry in path.parent.iterdir()))
+        return f" (did you mean {path.parent / near}?)" if near else ""
     return ""
 
 
@@ -130,6 +131,12 @@ def require_writable(path: str | os.PathLike) -> None:
         raise ValueError(f"{path} cannot be written: {there} is a file. Choose another output.")
     if not os.access(there, os.W_OK):
         raise ValueError(f"{path} cannot be written: no leave to write to {there}. Choose another output.")
+
+
+def refuse_to_replace(output: Path, overwrite: bool) -> None:
+    """Raises a ValueError where a folder holds something that is not to be replaced."""
+    if output.exists() and any(output.iterdir()) and not overwrite:
+        raise ValueError(f"{output} is not empty: choose another folder, or pass --overwrite.")
 
 
 def is_about_output(error: BaseException) -> bool:

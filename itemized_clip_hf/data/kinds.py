@@ -45,6 +45,11 @@ def holds_dicom(path: Path, most: int = 20, below: bool = True) -> bool:
     return any(file.suffix.lower() == ".dcm" or is_dicom(file) for file in islice(files, most))
 
 
+def holds_study(folder: Path) -> bool:
+    """Whether a folder holds volume files, the reference's folders of tensors, or DICOM files at any depth."""
+    return any(map(is_volume, folder.iterdir())) or any(folder.glob("*/*.pt")) or holds_dicom(folder)
+
+
 def study_name(path: str | os.PathLike) -> str:
     """File or folder name without `.nii.gz` and the like."""
     name = Path(path).name

@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..domains import Presets
-from .kinds import holds_dicom, is_picture, is_volume, is_zip, study_name
+from .kinds import holds_dicom, holds_study, is_picture, is_volume, is_zip, study_name
 from .scan_names import are_scan_names, doubt_one_study, is_called_mask
 
 logger = logging.get_logger(__name__)
@@ -143,11 +143,7 @@ class _Listing:
         return self._list_units(path, [*folders, *volumes])
 
     def _holds_volumes(self, path: Path) -> bool:
-        return holds_dicom(path) or any(self._holds_study(entry) for entry in path.iterdir() if entry.is_dir())
-
-    @staticmethod
-    def _holds_study(folder: Path) -> bool:
-        return any(map(is_volume, folder.iterdir())) or any(folder.glob("*/*.pt")) or holds_dicom(folder)
+        return holds_dicom(path) or any(holds_study(entry) for entry in path.iterdir() if entry.is_dir())
 
     def _list_files(self, path: Path, volumes: list[Path], folders: list[Path]) -> list[dict]:
         """A folder of volume files: the study that they are, or the studies."""
@@ -168,7 +164,7 @@ class _Listing:
         scans = [file for file in volumes if not is_called_mask(study_name(file))] or volumes
         if len(scans) < len(volumes):
             logger.warning(f"{len(volumes) - len(scans)} files of {path.name} are called masks, and are no studies")
-        folders = [folder for folder in folders if not is_called_mask(folder.name) and self._holds_study(folder)]
+        folders = [folder for folder in folders if not is_called_mask(folder.name) and holds_study(folder)]
         inner = [row for folder in folders for row in self._list_inner(folder)]
         if len(scans) == 1 and not inner and study_name(scans[0]) not in self.layout.ids:
             return [_row(scans[0] if len(volumes) > 1 else path, path.name)]
@@ -176,7 +172,7 @@ class _Listing:
 
     def _list_units(self, path: Path, entries: list[Path]) -> list[dict]:
         """A folder of folders and zips."""
-        units = [entry for entry in sorted(entries) if is_zip(entry) or self._holds_study(entry)]
+        units = [entry for entry in sorted(entries) if is_zip(entry) or holds_study(entry)]
         if not units:
             raise ValueError(
                 f"the folder {path} holds neither volumes, nor DICOM series, nor folders of them, nor pictures."

@@ -1,13 +1,12 @@
 """Facts of each domain, one YAML file each: preprocessing, text, normal rule, prompts, loss weights, architecture."""
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..specs import build, read_written
+from ..specs import build, nearest, read_written
 
 _FOLDER = Path(__file__).parent
 
@@ -68,8 +67,8 @@ def load_domain(name: str) -> Domain:
     """The domain of that name."""
     path = _FOLDER / f"{name}.yaml"
     if name not in available_domains():
-        near = difflib.get_close_matches(name, available_domains(), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        near = nearest(name, available_domains())
+        hint = f"; did you mean {near!r}?" if near else "."
         raise ValueError(f"unknown domain {name!r}; known: {available_domains()}{hint}")
     return build(Domain, read_written(path), path.name, name=name)
 

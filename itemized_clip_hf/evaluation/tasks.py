@@ -11,7 +11,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ..data.layout import Layout
-from ..data.records import read_records, refuse_repeats
+from ..data.records import Records, read_records, refuse_repeats
 from ..data.study import Scan
 from ..data.training_ids import ids_of
 from . import bootstrap as boot
@@ -78,6 +78,7 @@ def run_items(
     progress: bool = False,
     open_study: Callable[[dict], Any] | None = None,
     num_workers: int = 0,
+    trained_on: str | os.PathLike | None = None,
     **unused,
 ) -> dict:
     """Item retrieval, COMPLETE@k, MLL, mAMS and the share of each series: see `completeness.evaluate_items`."""
@@ -109,6 +110,7 @@ def run_items(
         "figures": found.summary(resamples, seed),
         "series": found.series_shares(),
         "unreadable": [{"id": records.id_of(number), "reason": reason} for number, reason in failed.items()],
+        **_notes(model, trained_on, records),
     }
 
 
@@ -125,6 +127,7 @@ def run_segmentation(
     scores_file: str | os.PathLike | None = None,
     open_study: Callable[[dict], Any] | None = None,
     opened_with: Mapping[str, Any] | None = None,
+    trained_on: str | os.PathLike | None = None,
     *,
     about: Mapping[str, str],
     **unused,
@@ -180,7 +183,13 @@ def run_segmentation(
         "figures": summary,
         "per_study": {study: dict(zip(names, map(float, kept.scores[study]))) for study in ids if study in kept.scores},
         "unreadable": [{"id": study, "reason": reason} for study, reason in kept.errors.items()],
+        **_notes(model, trained_on, records),
     }
+
+
+def _notes(model, trained_on: str | os.PathLike | None, records: Records) -> dict[str, list[str]]:
+    notes = trained_on_notes(model, trained_on, ids_of(records))
+    return {"notes": notes} if notes else {}
 
 
 _COMMON = {
@@ -193,6 +202,7 @@ _COMMON = {
     "scores_file",
     "open_study",
     "opened_with",
+    "trained_on",
 }
 TASKS: dict[str, Callable[..., dict]] = {
     "retrieval": run_retrieval,
@@ -211,20 +221,14 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
     Raises:
         ValueError: there is no such task, or it has no such setting.
     """
-    trained_on = settings.pop("trained_on", None)
     check_task_settings(name, {key: value for key, value in settings.items() if key not in _COMMON})
     about = {"model": hash_model(model), "processor": hash_processor(processor)}
     found = TASKS[name](model, processor, data, about=about, **settings)
-    notes = []
-    if name != "retrieval":
-        records = read_records(data, layout=Layout.of_processor(processor))
-        notes = trained_on_notes(model, trained_on, ids_of(records))
     path = Path(data)
     results = {
         "protocol": name,
         **({} if name == "segmentation" else {"quantity": DEFAULT}),
         **found,
-        **({"notes": notes} if notes else {}),
         "model": {
             "name": str(model.config.name_or_path or ""),
             "domain": model.config.domain,

@@ -19,8 +19,9 @@ from torch import nn
 from ..modeling.configuration_itemized_clip import SCORINGS
 from ..specs import conform, describe, read_json
 from .check_folder import explain, tensor_shapes
+from .names import ADAPTER_CONFIG
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 PRESETS = {"vision": ("vision_model",), "text": ("text_model",), "both": ("vision_model", "text_model")}
 TRAINABLE = ("item_pooler", "visual_projection", "text_projection", "logit_scale", "logit_bias")
 
@@ -183,7 +184,7 @@ def read_adapter_config(folder: str | Path):
     Raises:
         ValueError: it is damaged, of another kind than LoRA, or has settings that no adapters can have.
     """
-    path = Path(folder) / CONFIG_FILE
+    path = Path(folder) / ADAPTER_CONFIG
     content = read_json(path, dict)
     if content.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type is {describe(content.get('peft_type'))}, expected 'LORA'.")
@@ -194,14 +195,14 @@ def read_adapter_config(folder: str | Path):
         raise ValueError(
             f"{path}: r is {content.get('r')} and lora_dropout {content.get('lora_dropout')}, expected 1 to 4096 and a share."
         )
-    return explain(str(folder), CONFIG_FILE, require_peft().PeftConfig.from_pretrained, str(folder))
+    return explain(str(folder), ADAPTER_CONFIG, require_peft().PeftConfig.from_pretrained, str(folder))
 
 
 def attach_adapters(model: Any, folder: str | Path) -> None:
     """Adapters of a folder, and what else was trained with them, on its base model, in place."""
     peft = require_peft()
     config = read_adapter_config(folder)
-    explain(str(folder), CONFIG_FILE, peft.inject_adapter_in_model, config, model, _NAME)
+    explain(str(folder), ADAPTER_CONFIG, peft.inject_adapter_in_model, config, model, _NAME)
     load_adapter_weights(model, folder)
 
 
@@ -218,10 +219,6 @@ def merge_adapters(model: Any) -> Any:
     model.requires_grad_(True)
     model.config.name_or_path = ""  # no longer the weights of that folder
     return model
-
-
-def is_adapter_folder(folder: str | Path) -> bool:
-    return (Path(folder) / CONFIG_FILE).exists() and not (Path(folder) / "config.json").exists()
 
 
 def find_base(folder: str | Path) -> str:

@@ -12,9 +12,9 @@ from ..domains import load_domain
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
-from .adapters import attach_adapters, find_base, is_adapter_folder, merge_adapters
+from .adapters import attach_adapters, find_base, merge_adapters
 from .check_folder import check_finite, check_model_folder, check_processor_folder, check_shapes, explain
-from .names import UNTRAINED, require_model, say_origin, split_revision
+from .names import UNTRAINED, is_adapter_folder, require_model, say_origin, split_revision
 
 __all__ = [
     "UNTRAINED",

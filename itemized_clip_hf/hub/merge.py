@@ -6,9 +6,10 @@ from pathlib import Path
 from ..bars import without_library_bars
 from ..data.training_ids import TrainingIds
 from ..specs import read_text
-from .adapters import find_base, is_adapter_folder
+from .adapters import find_base
 from .card import CARD, FACTS, CardFacts, facts_of_folder, is_edited, write_card
 from .load import load
+from .names import is_adapter_folder
 
 MERGED = "The LoRA adapters were added to the weights of their base model (`itemized-clip merge`)."
 LICENSE = ("license", "license_name", "license_link", "license_note")

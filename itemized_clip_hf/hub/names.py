@@ -7,7 +7,13 @@ from ..data.files import nearest_name
 from ..domains import load_domain
 
 UNTRAINED = "untrained:"
+ADAPTER_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+
+
+def is_adapter_folder(folder: str | Path) -> bool:
+    """Whether a folder holds adapters and no whole model."""
+    return (Path(folder) / ADAPTER_CONFIG).exists() and not (Path(folder) / "config.json").exists()
 
 
 def split_revision(name: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -53,7 +59,7 @@ def require_model(name: str, revision: str | None = None) -> None:
     if name.startswith(UNTRAINED):
         load_domain(name.removeprefix(UNTRAINED))
     elif path.exists():
-        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+        if not any((path / file).exists() for file in ("config.json", ADAPTER_CONFIG)):
             raise FileNotFoundError(
                 f"{name} is no model folder: it has no config.json. Checkpoints (.pt) have to be converted first."
             )
@@ -77,7 +83,7 @@ def _in_cache(name: str, revision: str | None) -> str | None:
     """Path of the config of a model of the Hub that was downloaded before."""
     from huggingface_hub import try_to_load_from_cache
 
-    for file in ("config.json", "adapter_config.json"):
+    for file in ("config.json", ADAPTER_CONFIG):
         found = try_to_load_from_cache(name, file, revision=revision)
         if isinstance(found, str):
             return found

@@ -476,10 +476,6 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             to_source = to_source @ step
         pixel_values = picture.float()
         if settings["do_rescale"]:
-            if picture.is_floating_point():
-                _warn_of_unit_interval(
-                    pixel_values, "the picture", "multiplied by rescale_factor as if they were 0 to 255"
-                )
             pixel_values = pixel_values * settings["rescale_factor"]
         if settings["do_normalize"]:
             pixel_values = _normalize(pixel_values, settings)

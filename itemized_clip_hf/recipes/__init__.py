@@ -1,12 +1,11 @@
 """Training runs, one YAML file each: domain, changes to architecture and preprocessing, tokenizer, training arguments."""
 
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..domains import load_domain
-from ..specs import build, check_keys, conform, describe, read_written
+from ..specs import build, check_keys, conform, describe, did_you_mean, find_written, read_written
 
 _FOLDER = Path(__file__).parent
 
@@ -44,8 +43,7 @@ class Recipe:
             thorough: check the recipe that the variant starts from, if that is another one; see `load_recipe`.
         """
         if name not in self.variants:
-            near = difflib.get_close_matches(name, self.variants, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, self.variants)
             raise ValueError(f"the recipe has no variant {name!r}; it has {sorted(self.variants)}.{hint}")
         changes = dict(self.variants[name])
         base = self
@@ -103,12 +101,7 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe; ValueError where there is none of that name."""
-    for path in (Path(name_or_path), _FOLDER / f"{name_or_path}.yaml"):
-        if path.is_file():
-            return path
-    near = difflib.get_close_matches(str(name_or_path), available_recipes(), 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"there is no recipe {name_or_path!r}; choose one of {available_recipes()} or a YAML file.{hint}")
+    return find_written("recipe", name_or_path, _FOLDER, available_recipes())
 
 
 def read_recipe(name_or_path: str) -> Recipe:

@@ -7,8 +7,8 @@ from transformers.utils import logging
 
 from ..conversion import describe_checkpoint
 from ..conversion.checkpoint import read_checkpoint
-from ..hub.adapters import is_adapter_folder
 from ..hub.load import load_model
+from ..hub.names import is_adapter_folder
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel, ItemizedCLIPVisionModel
 from ..modeling.vision_itemized_clip import resample_grid
 

@@ -16,8 +16,9 @@ from ..data.records import Records, read_records
 from ..data.storage import check_prepared
 from ..data.tokenizer import load_tokenizer, train_tokenizer
 from ..domains import load_domain
-from ..hub.adapters import find_base, is_adapter_folder
+from ..hub.adapters import find_base
 from ..hub.load import load
+from ..hub.names import is_adapter_folder
 from ..hub.precision import multiplies_bf16
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
@@ -179,6 +180,8 @@ def train_recipe(
                 f"{checkpoint or model_folder} is a model of domain {model.config.domain!r}, the recipe is for "
                 f"{recipe.domain!r}."
             )
+        for folder in folders:
+            check_prepared(folder, processor.image_processor)
     else:
         processor = build_processor(recipe, records.items(), tokenizer)
         model = build_model(recipe, processor.tokenizer, args.seed)
@@ -192,8 +195,6 @@ def train_recipe(
     processor.image_processor.layout = layout
     if args.bf16 and args.use_cpu:  # as in the vision tower: PyTorch's own attention is slow there
         model.text_model.set_attn_implementation("eager")
-    for folder in folders:
-        check_prepared(folder, processor.image_processor)
     if recipe.cache_pictures:
         records = cache(records, recipe.cache_pictures)
     eval_records: Records | CachedPictures | None = None

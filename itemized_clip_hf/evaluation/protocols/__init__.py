@@ -4,7 +4,6 @@ Evaluation protocols as data: what is asked of which studies, where the answers 
 Nothing heavy is imported here, so that a mistyped name is told at once.
 """
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 
 from ...domains import load_domain
 from ...recipes import merge
-from ...specs import build, check_keys, conform, describe, read_written
+from ...specs import build, check_keys, conform, describe, find_written, read_written
 
 _FOLDER = Path(__file__).parent
 Prompts = dict[str, list[str]]
@@ -177,13 +176,7 @@ def available_protocols() -> list[str]:
 
 def find_protocol(name_or_path: str | os.PathLike) -> Path:
     """The file of a protocol; ValueError where there is none of that name."""
-    for path in (Path(name_or_path), _FOLDER / f"{name_or_path}.yaml"):
-        if path.is_file():
-            return path
-    known = [*available_protocols(), *TASKS]
-    near = difflib.get_close_matches(str(name_or_path), known, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"there is no protocol {str(name_or_path)!r}; choose one of {known} or a YAML file.{hint}")
+    return find_written("protocol", name_or_path, _FOLDER, [*available_protocols(), *TASKS])
 
 
 def load_protocol(name_or_path: str | os.PathLike, variant: str | None = None) -> Protocol:
