@@ -41,12 +41,12 @@ BETTER = {
 def measure(folder: Path, test_studies: int, seed: int) -> dict[str, np.ndarray]:
     """Figure -> one value per study or item."""
     from itemized_clip_hf.cli.demo import SCAN_SIZE, as_scans
-    from itemized_clip_hf.evaluation.completeness import evaluate_items
     from itemized_clip_hf.evaluation.grounding import PointingGame, energy_in_mask, swap_margins
     from itemized_clip_hf.evaluation.metrics import auroc
+    from itemized_clip_hf.evaluation.tasks.items import evaluate_items
     from itemized_clip_hf.evaluation.zero_shot import score_studies
     from itemized_clip_hf.explain.maps import explain_items
-    from itemized_clip_hf.hub.load import load
+    from itemized_clip_hf.models.load import load
     from itemized_clip_hf.phantom import FINDINGS, ZERO_SHOT_PROMPTS, PhantomDataset
 
     model, processor = load(folder / "model", "cpu")

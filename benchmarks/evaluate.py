@@ -23,7 +23,7 @@ def build(num_prompts: int):
 
     from itemized_clip_hf import ItemizedCLIPConfig, ItemizedCLIPModel, ItemizedCLIPProcessor
     from itemized_clip_hf.cli.demo import SCAN_SIZE, TEXT, VISION
-    from itemized_clip_hf.data.tokenizer import train_tokenizer
+    from itemized_clip_hf.models.tokenizer import train_tokenizer
     from itemized_clip_hf.phantom import PhantomDataset
 
     items = dict.fromkeys(item for study in PhantomDataset("test", 400, shape=SCAN_SIZE) for item in study.items)

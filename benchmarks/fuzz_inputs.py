@@ -15,8 +15,7 @@ import numpy as np
 import torch
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 ABSURD = [
     None,
@@ -239,7 +238,7 @@ def tiny_model():
     from tiny_models import ITEMS, tiny_config
 
     from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
-    from itemized_clip_hf.data.tokenizer import train_tokenizer
+    from itemized_clip_hf.models.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(ITEMS, 120, 24)
     processor = ItemizedCLIPProcessor.from_domain("brain-mri", tokenizer, scan_size=[8, 16, 16], in_plane_size=18)
@@ -268,7 +267,7 @@ def write_models(folder: Path) -> None:
 
 
 def write_adapters(folder: Path) -> None:
-    from itemized_clip_hf.hub.adapters import add_lora, save_adapters
+    from itemized_clip_hf.models.adapters import add_lora, save_adapters
 
     model, processor = tiny_model()
     add_lora(model, "both")
@@ -284,7 +283,7 @@ def write_checkpoints(folder: Path) -> None:
 
 def read_scans(path: Path) -> str:
     from itemized_clip_hf.data.checks import check_study
-    from itemized_clip_hf.data.reader import read_study
+    from itemized_clip_hf.data.readers.read import read_study
     from itemized_clip_hf.data.study import Study
 
     study = read_study(str(path), "S")
@@ -302,7 +301,7 @@ def read_scans(path: Path) -> str:
 
 
 def read_rows(path: Path) -> str:
-    from itemized_clip_hf.data.records import read_records
+    from itemized_clip_hf.data.studies.records import read_records
 
     records = read_records(path)
     return "" if [records.id_of(i) for i in range(len(records))] else "no rows"
@@ -326,7 +325,7 @@ def read_domain_file(path: Path) -> str:
 
 
 def read_protocol_file(path: Path) -> str:
-    from itemized_clip_hf.evaluation.protocol import load_protocol
+    from itemized_clip_hf.evaluation.protocols.images import load_protocol
 
     protocol = load_protocol(path)
     prompts = protocol.choose_prompts()
@@ -348,7 +347,7 @@ def read_prompt_file(path: Path) -> str:
 
 
 def read_report(path: Path) -> str:
-    from itemized_clip_hf.data.itemize import itemize_report
+    from itemized_clip_hf.data.reports.itemize import itemize_report
 
     report = path.read_bytes().decode("utf-8", "replace")[:100_000]  # 30 times what a long one has
     found = itemize_report(report, "brain-mri")
@@ -362,15 +361,15 @@ def read_report(path: Path) -> str:
 
 
 def read_model(path: Path) -> str:
-    from itemized_clip_hf.hub.load import load
+    from itemized_clip_hf.models.load import load
 
     model, processor = load(path, "cpu")
     return _score(model, processor)
 
 
 def read_adapters(path: Path) -> str:
-    from itemized_clip_hf.hub.adapters import attach_adapters, merge_adapters
-    from itemized_clip_hf.hub.load import load_processor
+    from itemized_clip_hf.models.adapters import attach_adapters, merge_adapters
+    from itemized_clip_hf.models.load import load_processor
 
     model, _ = tiny_model()
     attach_adapters(model, path)

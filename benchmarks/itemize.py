@@ -17,9 +17,9 @@ from pathlib import Path
 
 import yaml
 
-from itemized_clip_hf.data.itemize import ItemizedReport, itemize_report
-from itemized_clip_hf.data.reports import read_sources
-from itemized_clip_hf.data.sentences import split_sentences
+from itemized_clip_hf.data.reports.itemize import ItemizedReport, itemize_report
+from itemized_clip_hf.data.reports.sentences import split_sentences
+from itemized_clip_hf.data.reports.sources import read_sources
 
 KEYWORDS = Path(__file__).parent / "itemize_keywords.yaml"
 

@@ -33,10 +33,10 @@ def build(case: str, ranks: int, device: str):
     import torch
 
     from itemized_clip_hf.modeling.pooling_itemized_clip import ItemizedCLIPItemPooler
-    from itemized_clip_hf.trainer.objectives.blocks import Block, SeededMask
-    from itemized_clip_hf.trainer.objectives.functional import draw_negatives, normal_pairs
-    from itemized_clip_hf.trainer.objectives.fused import fused_terms
-    from itemized_clip_hf.trainer.objectives.plain import plain_terms
+    from itemized_clip_hf.trainer.losses.blocks import Block, SeededMask
+    from itemized_clip_hf.trainer.losses.functional import draw_negatives, normal_pairs
+    from itemized_clip_hf.trainer.losses.fused import fused_terms
+    from itemized_clip_hf.trainer.losses.plain import plain_terms
 
     batch, slots, length, keep_rate, key_rate, factor = CASES[case]
     generator = torch.Generator().manual_seed(0)

@@ -34,8 +34,8 @@ def decode(path: str) -> int:
 
 def share_of_decompression(plan) -> float:
     """Of the time that one process spends on all studies of a plan."""
-    from itemized_clip_hf.data import nifti
-    from itemized_clip_hf.data.prepare import _image_processor, prepare_study
+    from itemized_clip_hf.data.readers import nifti
+    from itemized_clip_hf.data.studies.prepare.run import _image_processor, prepare_study
 
     spent = 0.0
 
@@ -73,7 +73,7 @@ def storage(folder: Path, plan) -> dict:
     """Size of the shards' volumes and the time to read them."""
     import pyarrow
 
-    from itemized_clip_hf.data.storage import load_scans
+    from itemized_clip_hf.data.studies.storage import load_scans
 
     stored, raw, times = 0, 0, {"read": [], "copy": []}
     for number in range(min(plan.num_shards, 12)):
@@ -102,7 +102,7 @@ def main():
     import numpy
     import torch
 
-    from itemized_clip_hf.data import prepare as module
+    from itemized_clip_hf.data.studies.prepare import run as module
 
     torch.set_num_threads(1)
     results = {}

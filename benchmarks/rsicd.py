@@ -24,7 +24,7 @@ import numpy as np
 
 from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
 from itemized_clip_hf.evaluation.metrics import true_class_ranks
-from itemized_clip_hf.evaluation.protocol import load_protocol
+from itemized_clip_hf.evaluation.protocols.images import load_protocol
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -104,7 +104,7 @@ def json_or_text(value: str):
 
 def run_one(arguments, seed: int) -> None:
     """Trains and tests one seed, in this process."""
-    from itemized_clip_hf.hub.load import load
+    from itemized_clip_hf.models.load import load
     from itemized_clip_hf.recipes import load_recipe
     from itemized_clip_hf.trainer.run import train_recipe
 
@@ -152,7 +152,7 @@ def last_figures(arguments, seed: int) -> dict:
     """Figures on the validation images of the last checkpoint of a run that did not end."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    from itemized_clip_hf.hub.load import load
+    from itemized_clip_hf.models.load import load
 
     folder = Path(arguments.output) / f"seed-{seed}"
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from itemized_clip_hf.explain.maps import explain_study
-from itemized_clip_hf.hub.load import load
+from itemized_clip_hf.models.load import load
 
 CLASSES = {
     "Airport": "the airport",

@@ -2,8 +2,8 @@
 
     python benchmarks/sentences.py --data ../shared/data/reports [--errors] [-o benchmarks/results/sentences.json]
 
-`tests/data/sentence_labels.csv` holds labels and hashes only; the sentences are found in the reports by their hash. Most were
-drawn among sentences with a denial, a comparison or an exclusion, so the figures are lower than over all sentences.
+`tests/data/reports/sentence_labels.csv` holds labels and hashes only; the sentences are found in the reports by their hash.
+Most were drawn among sentences with a denial, a comparison or an exclusion, so the figures are lower than over all sentences.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from itemized_clip_hf.data.itemize import itemize_report
+from itemized_clip_hf.data.reports.itemize import itemize_report
 
-LABELS = Path(__file__).parents[1] / "tests" / "data" / "sentence_labels.csv"
+LABELS = Path(__file__).parents[1] / "tests" / "data" / "reports" / "sentence_labels.csv"
 CT_REPORTS = "chest_ct_reports.jsonl.gz"
 X_RAY_REPORTS = "indiana_chest_xray_reports.csv"
 

@@ -120,7 +120,7 @@ def load_text(data: Path, studies: int, device: str) -> dict:
     import torch
 
     from itemized_clip_hf import ItemizedCLIPProcessor
-    from itemized_clip_hf.data.tokenizer import load_tokenizer
+    from itemized_clip_hf.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(data / "tokenizers" / "bpe_simple_vocab_16e6.txt.gz"), 100)
     processor = ItemizedCLIPProcessor.from_domain("remote-sensing", tokenizer=tokenizer)

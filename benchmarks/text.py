@@ -30,7 +30,7 @@ def rsicd(data: Path, studies: int) -> list[list[str]]:
 
 
 def chest(data: Path, studies: int) -> list[list[str]]:
-    from itemized_clip_hf.data.itemize import itemize_report
+    from itemized_clip_hf.data.reports.itemize import itemize_report
 
     with gzip.open(data / "reports" / "chest_ct_reports.jsonl.gz", "rt") as lines:
         reports = [json.loads(next(lines))["report"] for _ in range(studies)]
@@ -51,8 +51,8 @@ CASES = {
 
 def measure(case: str, data: Path, scale: float, repeats: int, device: str) -> dict:
     from itemized_clip_hf import ItemizedCLIPConfig, ItemizedCLIPModel, ItemizedCLIPProcessor
-    from itemized_clip_hf.data.tokenizer import load_tokenizer
     from itemized_clip_hf.domains import load_domain
+    from itemized_clip_hf.models.tokenizer import load_tokenizer
 
     domain, source, studies, slots, context = CASES[case]
     architecture = json.loads(json.dumps(load_domain(domain).architecture))

@@ -7,9 +7,9 @@ from .registration import register
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .evaluation.pipeline import ItemizedCLIPPipeline
     from .modeling.configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCLIPVisionConfig
     from .modeling.modeling_itemized_clip import ItemizedCLIPModel, ItemizedCLIPPreTrainedModel, ItemizedCLIPVisionModel
+    from .pipelines import ItemizedCLIPPipeline
     from .processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
     from .processing.processing_itemized_clip import ItemizedCLIPProcessor
     from .trainer.trainer import ItemizedCLIPTrainer
@@ -19,7 +19,7 @@ _MODULES = {
     "ItemizedCLIPConfig": ".modeling.configuration_itemized_clip",
     "ItemizedCLIPImageProcessor": ".processing.image_processing_itemized_clip",
     "ItemizedCLIPModel": ".modeling.modeling_itemized_clip",
-    "ItemizedCLIPPipeline": ".evaluation.pipeline",
+    "ItemizedCLIPPipeline": ".pipelines",
     "ItemizedCLIPPreTrainedModel": ".modeling.modeling_itemized_clip",
     "ItemizedCLIPProcessor": ".processing.processing_itemized_clip",
     "ItemizedCLIPTrainer": ".trainer.trainer",

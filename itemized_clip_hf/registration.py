@@ -14,7 +14,7 @@ CONFIGS = f"{__package__}.modeling.configuration_itemized_clip"
 MODELS = f"{__package__}.modeling.modeling_itemized_clip"
 IMAGE_PROCESSOR = f"{__package__}.processing.image_processing_itemized_clip"
 PROCESSOR = f"{__package__}.processing.processing_itemized_clip"
-PIPELINES = f"{__package__}.evaluation.pipeline"
+PIPELINES = f"{__package__}.pipelines"
 
 
 def register() -> None:
@@ -90,7 +90,7 @@ def register_pipelines() -> None:
     from transformers import AutoModel
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .evaluation.pipeline import ItemizedCLIPImagePipeline, ItemizedCLIPPipeline
+    from .pipelines import ItemizedCLIPImagePipeline, ItemizedCLIPPipeline
 
     PIPELINE_REGISTRY.register_pipeline(
         "zero-shot-study-classification", pipeline_class=ItemizedCLIPPipeline, pt_model=AutoModel, type="multimodal"

@@ -1,20 +1,17 @@
 """Tiny configurations, generated volumes, no downloads."""
 
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-sys.path.insert(0, str(Path(__file__).parent))
-
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import pytest
+import torch
 
 torch.set_num_threads(1)
 
-from tiny_models import DATA, ITEMS, tiny_config  # noqa: E402
+from tiny_models import DATA, ITEMS, tiny_config
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +24,17 @@ def data_folder() -> Path:
 
 @pytest.fixture
 def tokenizer():
-    from itemized_clip_hf.data.tokenizer import train_tokenizer
+    from itemized_clip_hf.models.tokenizer import train_tokenizer
 
     return train_tokenizer(ITEMS, vocab_size=120, context_length=24)
+
+
+@pytest.fixture
+def processor(tokenizer):
+    """Of tiny brain MRI studies."""
+    from itemized_clip_hf import ItemizedCLIPProcessor
+
+    return ItemizedCLIPProcessor.from_domain("brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16)
 
 
 @pytest.fixture
@@ -66,7 +71,7 @@ def write_volume(tmp_path):
 def model_folder(tmp_path_factory) -> Path:
     """A tiny brain MRI model with its processor."""
     from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
-    from itemized_clip_hf.data.tokenizer import train_tokenizer
+    from itemized_clip_hf.models.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 compare, rsicd = pytest.importorskip("compare"), pytest.importorskip("rsicd")
 GROUPS = [group for group in ("objectives", "recipe") if (rsicd.RESULTS / f"rsicd-compare-{group}.json").exists()]
 

@@ -17,14 +17,14 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from conversion.sources import source, training_dictionary
 from PIL import Image
+from sources import source, training_dictionary
 from tiny_models import ITEMS
 
 import itemized_clip_hf
 from itemized_clip_hf import domains, recipes
-from itemized_clip_hf.data.tokenizer import train_tokenizer
-from itemized_clip_hf.evaluation.protocol import load_protocol
+from itemized_clip_hf.evaluation.protocols.images import load_protocol
+from itemized_clip_hf.models.tokenizer import train_tokenizer
 
 for package in ("nibabel", "sklearn", "datasets", "matplotlib", "peft"):
     pytest.importorskip(package)
@@ -98,8 +98,8 @@ def shrink(content, kind, vocabulary, name):
 
 
 def write_model(folder: Path, domain: str, tokenizer_file: Path) -> None:
-    from itemized_clip_hf.data.tokenizer import load_tokenizer
-    from itemized_clip_hf.hub.load import build_untrained
+    from itemized_clip_hf.models.load import build_untrained
+    from itemized_clip_hf.models.tokenizer import load_tokenizer
 
     model, processor = build_untrained(domain, load_tokenizer(tokenizer_file, 24))
     with torch.no_grad():

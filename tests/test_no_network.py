@@ -8,8 +8,7 @@ import sys
 
 import pytest
 import torch
-from conversion.sources import source, tokenizer_of_size, training_dictionary
-from conversion.test_folder import TEXT, VISION
+from sources import TEXT, VISION, source, tokenizer_of_size, training_dictionary
 
 BLOCK = """
 import socket

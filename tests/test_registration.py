@@ -96,7 +96,7 @@ def test_an_imported_library_gets_the_registrations_and_nothing_else_changes():
         # modules of the package that do
         "import itemized_clip_hf.modeling.vision_itemized_clip",
         "import itemized_clip_hf.processing.processing_itemized_clip",
-        "import itemized_clip_hf.evaluation.pipeline",
+        "import itemized_clip_hf.pipelines",
     ],
 )
 def test_everything_is_registered_whatever_is_imported_first(first):

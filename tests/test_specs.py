@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from itemized_clip_hf.conversion.checkpoint import read_state_dict
-from itemized_clip_hf.data.records import read_table
+from itemized_clip_hf.data.studies.records import read_table
 from itemized_clip_hf.domains import _FOLDER, available_domains, read_domain
-from itemized_clip_hf.evaluation.protocol import load_protocol
+from itemized_clip_hf.evaluation.protocols.images import load_protocol
 from itemized_clip_hf.hub.card import CardFacts
 from itemized_clip_hf.recipes import available_recipes, load_recipe
 from itemized_clip_hf.specs import read_prompts, read_written
@@ -159,7 +159,7 @@ NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 5 6\nencoding: raw\nendian
     ],
 )
 def test_headers_that_end_the_process_inside_itk(tmp_path, name, change, said):
-    from itemized_clip_hf.data.itk import check_header
+    from itemized_clip_hf.data.readers.itk import check_header
 
     text = MHA if name.endswith("mha") else NRRD
     voxels = np.arange(120, dtype="<i2").tobytes()
@@ -177,7 +177,7 @@ def model_folder(tmp_path_factory):
     from tiny_models import ITEMS, tiny_config
 
     from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
-    from itemized_clip_hf.data.tokenizer import train_tokenizer
+    from itemized_clip_hf.models.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_tokenizer(ITEMS, 120, 24)
@@ -245,7 +245,7 @@ def with_nan(folder):
 def test_damaged_model_folders(model_folder, tmp_path, change, said):
     import shutil
 
-    from itemized_clip_hf.hub.load import load
+    from itemized_clip_hf.models.load import load
 
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
@@ -256,8 +256,8 @@ def test_damaged_model_folders(model_folder, tmp_path, change, said):
 
 
 def test_weights_to_start_from_are_numbers(model_folder, tmp_path):
-    from itemized_clip_hf.hub.load import load
-    from itemized_clip_hf.trainer.initialization import initialize
+    from itemized_clip_hf.conversion.initialize import initialize
+    from itemized_clip_hf.models.load import load
 
     model, _ = load(model_folder, "cpu")
     state = {name: t.clone() for name, t in model.state_dict().items()}

@@ -12,7 +12,7 @@ from itemized_clip_hf.data.codes import known_codes
 from itemized_clip_hf.data.files import require_source, require_writable
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.evaluation.protocols import TASKS, find_protocol
-from itemized_clip_hf.hub.names import require_model
+from itemized_clip_hf.models.names import require_model
 from itemized_clip_hf.recipes import read_recipe
 from itemized_clip_hf.specs import read_prompts
 

@@ -17,7 +17,7 @@ from itemized_clip_hf.evaluation.quantity import DEFAULT, convert, describe, nor
 from itemized_clip_hf.evaluation.score_file import ScoreFile
 from itemized_clip_hf.evaluation.text_table import format_table
 from itemized_clip_hf.evaluation.zero_shot import match_class, score_studies
-from itemized_clip_hf.hub.precision import describe_precision, working_precision
+from itemized_clip_hf.models.precision import describe_precision, working_precision
 
 MOST_COLUMNS = 10
 """Studies side by side; more get a line each."""

@@ -13,11 +13,11 @@ import click
 from itemized_clip_hf.data.kinds import study_name
 from itemized_clip_hf.data.layout import Layout, only_picture, require_one_scan
 from itemized_clip_hf.data.open import Warnings, known_codes, require_usable
-from itemized_clip_hf.data.reader import read_file
-from itemized_clip_hf.data.records import Records, read_records
+from itemized_clip_hf.data.readers.read import read_file
+from itemized_clip_hf.data.studies.records import Records, read_records
+from itemized_clip_hf.data.studies.training_ids import ids_of
 from itemized_clip_hf.data.study import Scan, Study, Unreadable, require_scan_of_list
 from itemized_clip_hf.data.tables import TABLE_SUFFIXES
-from itemized_clip_hf.data.training_ids import ids_of
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.evaluation.encode import Closed
 from itemized_clip_hf.processing.image_processing_itemized_clip import PICTURE_SUFFIXES

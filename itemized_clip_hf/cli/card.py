@@ -34,7 +34,7 @@ def command(model, facts_file, results, name, license_id, output, overwrite):
         is_edited,
         write_card,
     )
-    from itemized_clip_hf.hub.load import load_model
+    from itemized_clip_hf.models.load import load_model
 
     if (model is None) == (facts_file is None):
         raise click.UsageError("pass a model folder (-m) or a file of facts (-i).")

@@ -98,8 +98,8 @@ def train(folder: Path, seed: int = 0, steps: int = 1600, studies: int = 3000, d
         ItemizedCLIPTrainingArguments,
     )
     from itemized_clip_hf.bars import without_library_bars
-    from itemized_clip_hf.data.tokenizer import train_tokenizer
-    from itemized_clip_hf.hub.load import pick_device
+    from itemized_clip_hf.models.load import pick_device
+    from itemized_clip_hf.models.tokenizer import train_tokenizer
     from itemized_clip_hf.phantom import PhantomDataset
 
     torch.manual_seed(seed)

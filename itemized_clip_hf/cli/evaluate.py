@@ -138,9 +138,9 @@ def command(
     from itemized_clip_hf.data.files import hold_output, write_text
     from itemized_clip_hf.data.layout import Layout
     from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
-    from itemized_clip_hf.evaluation.report import draw_evaluation, format_results, model_index
-    from itemized_clip_hf.evaluation.tasks import format_task, run_task
-    from itemized_clip_hf.hub.load import UNTRAINED, load, say_origin
+    from itemized_clip_hf.evaluation.protocols.report import draw_evaluation, format_results, model_index
+    from itemized_clip_hf.evaluation.tasks.run import format_task, run_task
+    from itemized_clip_hf.models.load import UNTRAINED, load, say_origin
 
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)

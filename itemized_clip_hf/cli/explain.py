@@ -71,8 +71,8 @@ def command(
     from itemized_clip_hf.evaluation.encode import in_order
     from itemized_clip_hf.evaluation.evaluate import hash_model, hash_processor, hash_text
     from itemized_clip_hf.evaluation.text_table import format_table
-    from itemized_clip_hf.hub.load import load, say_origin
-    from itemized_clip_hf.hub.precision import weights_dtype, working_precision
+    from itemized_clip_hf.models.load import load, say_origin
+    from itemized_clip_hf.models.precision import weights_dtype, working_precision
 
     require_inputs(inputs)
     place = Path(output)
@@ -196,7 +196,7 @@ def explain_study(model, processor, study: ToExplain, method: str) -> list[dict[
 def write_bases(folder: Path, maps: list) -> dict[int, str]:
     """Each scan that has geometry and is no NIfTI file, once: number of the map -> file that it lies on."""
     from itemized_clip_hf.data.files import file_name, whole_file
-    from itemized_clip_hf.data.nifti import write_nifti
+    from itemized_clip_hf.data.readers.nifti import write_nifti
 
     written: dict[int, str] = {}
     files: dict[int, str] = {}

@@ -50,7 +50,7 @@ def package_facts() -> dict:
 
 
 def model_facts(model: str) -> dict:
-    from itemized_clip_hf.hub.load import load
+    from itemized_clip_hf.models.load import load
 
     loaded, processor = load(model, "cpu")
     config, vision = loaded.config, loaded.config.vision_config

@@ -28,7 +28,7 @@ def command(paths, inputs, domain, accept, layout, volume_index, verbose, as_jso
     from itemized_clip_hf.data.checks import LEVELS, check_study
     from itemized_clip_hf.data.layout import Layout
     from itemized_clip_hf.data.open import known_codes
-    from itemized_clip_hf.data.reader import read_study
+    from itemized_clip_hf.data.readers.read import read_study
     from itemized_clip_hf.domains import load_domain
     from itemized_clip_hf.evaluation.text_table import format_table
 

@@ -53,9 +53,9 @@ def command(
     A language model can take the place of the rules: --write-prompts writes what to ask it, --read-answers takes its verified
     answers. Where there is none that holds, the rules' items are used.
     """
-    from itemized_clip_hf.data import rewrite
-    from itemized_clip_hf.data.itemize import normal_item
-    from itemized_clip_hf.data.reports import read_sources, write_jsonl
+    from itemized_clip_hf.data.reports import llm_items as rewrite
+    from itemized_clip_hf.data.reports.itemize import normal_item
+    from itemized_clip_hf.data.reports.sources import read_sources, write_jsonl
     from itemized_clip_hf.domains import load_domain
 
     if not output and not write_prompts:
@@ -116,7 +116,7 @@ def _rows(sources, kind, domain, answers, keep_text, with_source, quiet):
     """Lines of the output."""
     from tqdm import tqdm
 
-    from itemized_clip_hf.data.itemize import itemize_captions, itemize_report
+    from itemized_clip_hf.data.reports.itemize import itemize_captions, itemize_report
 
     for source in tqdm(sources, desc="itemize", unit="report", disable=quiet or len(sources) < 500):
         found = itemize_captions(source.text) if kind == "captions" else itemize_report(source.text, domain)

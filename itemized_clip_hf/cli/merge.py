@@ -20,11 +20,11 @@ def command(model, base, output, as_json):
     """
     import json
 
-    from itemized_clip_hf.hub.names import is_adapter_folder
+    from itemized_clip_hf.models.names import is_adapter_folder
 
     if not is_adapter_folder(model):
         raise click.BadParameter(f"{model} holds no adapters (adapter_config.json)", param_hint="--model")
-    from itemized_clip_hf.hub.merge import merge_folder
+    from itemized_clip_hf.models.merge import merge_folder
 
     summary = {"output": output, "parameters": merge_folder(model, output, base)}
     click.echo(json.dumps(summary) if as_json else "\n".join(f"{name:<16}{value}" for name, value in summary.items()))

@@ -82,9 +82,9 @@ def command(
     from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts, require_inputs
     from itemized_clip_hf.data.files import hold_output
     from itemized_clip_hf.data.layout import Layout
-    from itemized_clip_hf.data.training_ids import warn_of_training
-    from itemized_clip_hf.hub.load import UNTRAINED, load, say_origin
-    from itemized_clip_hf.hub.precision import weights_dtype
+    from itemized_clip_hf.data.studies.training_ids import warn_of_training
+    from itemized_clip_hf.models.load import UNTRAINED, load, say_origin
+    from itemized_clip_hf.models.precision import weights_dtype
 
     require_inputs(inputs)
     target = Path(output) if output else None

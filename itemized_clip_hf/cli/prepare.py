@@ -64,8 +64,8 @@ def command(
     if domain is None:
         raise click.UsageError("pass --domain or --recipe.")
 
-    from itemized_clip_hf.data.estimate import estimate
-    from itemized_clip_hf.data.prepare import plan_studies, prepare
+    from itemized_clip_hf.data.studies.prepare.estimate import estimate
+    from itemized_clip_hf.data.studies.prepare.run import plan_studies, prepare
     from itemized_clip_hf.domains import load_domain
     from itemized_clip_hf.domains.schema import check_image_settings
 

@@ -31,7 +31,7 @@ def leaving_at_signals():
 
 def look_at_folders(recipe, data: str, eval_data: str | None, output: str, resume: bool, fresh: bool) -> None:
     """What is wrong with the folders of a run, as far as their names and settings tell it; `fresh`: not of another model."""
-    from itemized_clip_hf.data.prepared import prepared_fields, require_prepared_for
+    from itemized_clip_hf.data.studies.prepared import prepared_fields, require_prepared_for
     from itemized_clip_hf.domains import load_domain
     from itemized_clip_hf.trainer.used_folder import require_unused
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..bars import without_library_bars
 from ..data.files import refuse_to_replace
-from ..data.tokenizer import load_tokenizer
 from ..domains import load_domain
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
+from ..models.tokenizer import load_tokenizer
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..version import __version__
 from . import convert
@@ -151,7 +151,7 @@ def put_names(
     Returns:
         Report: the names that were taken, and how many others the checkpoint holds.
     """
-    from ..hub.load import load
+    from ..models.load import load
     from . import names
     from .checkpoint import read_state_dict
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..processing.geometry_itemized_clip import axis_spacing
-from .reader import mask_reason
+from .readers.read import mask_reason
 from .study import Scan, Study
 
 LEVELS = ("note", "warn", "refuse")

@@ -197,7 +197,7 @@ class _Listing:
 
     def _are_one_visit(self, path: Path, units: list[Path], only: bool) -> bool:
         """Whether folders and zips of DICOM files hold one visit together, or one or more each."""
-        from .dicom import sample_visits
+        from .readers.dicom import sample_visits
 
         visits = [sample_visits(unit, self.sampled) for unit in units]
         everyone = set().union(*visits)

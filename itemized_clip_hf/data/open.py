@@ -106,7 +106,7 @@ def open_image(
     Raises:
         FileNotFoundError, ValueError: the file cannot be read, the folder holds several studies, or the scan is refused.
     """
-    from .reader import read_file
+    from .readers.read import read_file
 
     if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
         rule = Layout.of_domain(domain, layout) if settings is None else Layout.of_settings(settings, layout)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .cells import neutralize, restore
-from .reader import TENSOR_SUFFIXES
+from .readers.read import TENSOR_SUFFIXES
 
 TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".tsv", ".json")
 _SEPARATORS = (",", ";", "\t", "|")

@@ -16,16 +16,16 @@ import torch
 from transformers.utils import logging
 
 from ..data.layout import Layout, only_picture, require_one_scan
-from ..data.storage import check_prepared
-from ..data.training_ids import warn_of_training
+from ..data.studies.storage import check_prepared
+from ..data.studies.training_ids import warn_of_training
 from ..version import __version__
 from . import bootstrap as boot
 from .encode import Closed
 from .metrics import require_sklearn
-from .protocol import Protocol, ProtocolStudies, Truth, as_published, find_list, read_truth
+from .protocols.images import Protocol, ProtocolStudies, Truth, as_published, find_list, read_truth
+from .protocols.summary import choose_thresholds, columns_of, summarize
 from .quantity import DEFAULT
 from .score_file import ScoreFile
-from .summary import choose_thresholds, columns_of, summarize
 from .zero_shot import score_studies
 
 logger = logging.get_logger(__name__)
@@ -111,7 +111,7 @@ class Evaluation:
 
 def open_record(record: dict, layout: Layout | None = None):
     """Images of a study: paths of volumes are read; `layout` says what a study is in a folder."""
-    from ..data.reader import read_study
+    from ..data.readers.read import read_study
     from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
 
     images = record["images"]

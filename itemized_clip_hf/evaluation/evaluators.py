@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..data.records import Records
-from .completeness import evaluate_items
+from ..data.studies.records import Records
 from .evaluate import evaluate_protocol
-from .protocol import Protocol, load_protocol
+from .protocols.images import Protocol, load_protocol
+from .tasks.items import evaluate_items
 
 logger = logging.get_logger(__name__)
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from ..explain.maps import HeatMap
-from .completeness import item_attention
 from .encode import EncodedStudies, encode_inputs
+from .tasks.items import item_attention
 from .zero_shot import score_encoded
 
 

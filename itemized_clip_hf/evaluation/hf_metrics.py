@@ -4,9 +4,9 @@ import numpy as np
 
 from . import bootstrap as boot
 from . import metrics
-from .protocol import Protocol, Truth
-from .retrieval import LEVELS
-from .summary import summarize
+from .protocols.images import Protocol, Truth
+from .protocols.summary import summarize
+from .tasks.retrieval import LEVELS
 
 try:
     import datasets

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..data.nifti import write_nifti
+from ..data.readers.nifti import write_nifti
 from ..evaluation.encode import encode_inputs, encode_texts
 from ..evaluation.zero_shot import score_encoded
 from ..processing.geometry_itemized_clip import scaling

@@ -16,9 +16,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..data.cells import restore
 from ..data.privacy import IDENTIFYING_FIELDS
+from ..models.names import is_adapter_folder
 from .card import CARD, FACTS, UNKNOWN_LICENSE, CardFacts, card_text, facts_of_folder, is_edited, write_card
 from .load_test import run_load_test
-from .names import is_adapter_folder
 
 PUBLISHED = (
     CARD,

@@ -18,9 +18,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..bars import without_library_bars
-from ..data.training_ids import remember
-from ..hub.adapters import has_adapters, load_adapter_weights, save_adapters
-from ..hub.card_callback import CardCallback
+from ..data.studies.training_ids import remember
+from ..models.adapters import has_adapters, load_adapter_weights, save_adapters
+from .card_callback import CardCallback
 from .distributed import own_class
 from .used_folder import checkpoint_folders
 

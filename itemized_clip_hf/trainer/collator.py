@@ -10,8 +10,8 @@ import torch
 from transformers.utils import logging
 
 from ..data.cells import neutralize
-from ..data.items import choose_items, sample_diverse
 from ..data.open import known_codes
+from ..data.studies.items import choose_items, sample_diverse
 from ..data.truth_values import read_truth_value
 from ..processing.image_processing_itemized_clip import ProcessedScan
 

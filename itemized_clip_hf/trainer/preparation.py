@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers.utils import logging
 
-from ..hub.adapters import add_lora, has_adapters
 from ..hub.push import licensed
+from ..models.adapters import add_lora, has_adapters
 from .collator import ItemizedCLIPCollator
 from .objectives import Objective, load_objective
 from .training_args import ItemizedCLIPTrainingArguments

@@ -6,8 +6,8 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from ..hub.card_callback import CardCallback
 from ..hub.push import push_folder
+from .card_callback import CardCallback
 from .training_args import ItemizedCLIPTrainingArguments
 
 logger = logging.get_logger(__name__)

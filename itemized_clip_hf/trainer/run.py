@@ -10,25 +10,25 @@ import torch
 from transformers.utils import logging
 
 from ..bars import without_library_bars
-from ..data.cache import CachedPictures
+from ..conversion.initialize import initialize
 from ..data.layout import Layout
-from ..data.records import Records, read_records
-from ..data.storage import check_prepared
-from ..data.tokenizer import load_tokenizer, train_tokenizer
+from ..data.studies.cache import CachedPictures
+from ..data.studies.records import Records, read_records
+from ..data.studies.storage import check_prepared
 from ..domains import load_domain
-from ..hub.adapters import find_base
-from ..hub.load import load
-from ..hub.names import is_adapter_folder
-from ..hub.precision import multiplies_bf16
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ..models.adapters import find_base
+from ..models.load import load
+from ..models.names import is_adapter_folder
+from ..models.precision import multiplies_bf16
+from ..models.tokenizer import load_tokenizer, train_tokenizer
 from ..processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..recipes import Recipe, without_foreign_weights
 from .argument_rules import FOR_SCRIPTS
 from .checkpoints import last_complete_checkpoint
 from .gather import world_size
-from .initialization import initialize
 from .interrupts import Interrupts, TrainingInterrupted
 from .output_folder import checkpoint_to_resume, held
 from .trainer import ItemizedCLIPTrainer

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, enable_full_determinism, set_seed
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from ..data.training_ids import ids_of
+from ..data.studies.training_ids import ids_of
 from ..domains import load_domain
-from ..hub.adapters import has_adapters
-from ..hub.card_callback import CardCallback
+from ..models.adapters import has_adapters
 from .argument_rules import USED_AT_CONSTRUCTION, refuse_arguments
 from .cached import KeepPixelsOnHost, cached_encoding
+from .card_callback import CardCallback
 from .checkpoints import CheckpointingTrainer
 from .collator import ItemizedCLIPCollator
 from .distributed import SeedByRank, choose_sharded_units, refuse_caching, require_even_batches, whole

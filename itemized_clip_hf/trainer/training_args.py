@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_available
 from transformers.trainer_utils import HubStrategy
 
-from ..hub.adapters import LoraSettings
+from ..models.adapters import LoraSettings
 
 
 @dataclass

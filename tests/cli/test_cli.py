@@ -9,20 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from command import run
 from tiny_models import ITEMS
 
 from itemized_clip_cli import main
 
 nibabel = pytest.importorskip("nibabel")
-
-
-def run(*arguments, check=True) -> subprocess.CompletedProcess:
-    script = Path(sys.executable).parent / "itemized-clip"
-    command = [str(script)] if script.exists() else [sys.executable, "-m", "itemized_clip_cli"]
-    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
-    if check:
-        assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +65,7 @@ def test_info(model_folder):
 
 def test_predict_equals_the_library(model_folder, studies, tmp_path):
     from itemized_clip_hf.evaluation.zero_shot import score_studies
-    from itemized_clip_hf.hub.load import load
+    from itemized_clip_hf.models.load import load
 
     out = tmp_path / "scores.csv"
     done = run("predict", "-m", model_folder, "-i", studies, "-p", ITEMS[0], "-p", ITEMS[1], "-o", out, "--json")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli.test_cli import run
 from click.testing import CliRunner
+from command import run
 
 from itemized_clip_cli import main
 

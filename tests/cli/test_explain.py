@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from data.dicom_files import SECRETS, make_grid, make_series, mr_world, save
+from dicom_files import SECRETS, make_grid, make_series, mr_world, save
 from tiny_models import ITEMS
 
 from itemized_clip_cli import main

@@ -61,7 +61,7 @@ def test_reports_to_items(reports, tmp_path):
     assert "removed                3" in table and "  absent                       1" in table
     assert read(out)[0]["removed"][0]["text"] == "The lungs are clear." and read(out)[0]["text"] == ROWS[0]["report"]
 
-    from itemized_clip_hf.data.records import read_records
+    from itemized_clip_hf.data.studies.records import read_records
 
     assert list(read_records(out))[0]["items"] == one["items"]
 

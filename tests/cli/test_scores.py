@@ -39,7 +39,7 @@ def predict(model_folder, studies, *more, status=1):
 
 def test_every_output_names_its_quantity(model_folder, studies, tmp_path):
     from itemized_clip_hf.evaluation.quantity import MEANINGS
-    from itemized_clip_hf.hub.load import load
+    from itemized_clip_hf.models.load import load
 
     assert tuple(MEANINGS) == CHOICES
     model, processor = load(model_folder, "cpu")

@@ -11,12 +11,12 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from conversion.sources import prima_state, source, tokenizer_of_size, training_dictionary
+from sources import prima_state, source, tokenizer_of_size, training_dictionary
 
 from itemized_clip_hf.conversion import convert
 from itemized_clip_hf.conversion.checkpoint import read_checkpoint
 from itemized_clip_hf.conversion.folder import convert_folder
-from itemized_clip_hf.data.reader import read_tensor
+from itemized_clip_hf.data.readers.read import read_tensor
 
 
 class Payload:
@@ -234,7 +234,7 @@ def test_wrong_domain(tmp_path, layout, domain):
 
 def test_sizes_other_than_the_domains(tmp_path):
     """A tower that lost its last layers is no smaller model, unless somebody says so."""
-    from conversion.training_files import GOLDEN
+    from training_files import GOLDEN
 
     manifest = GOLDEN / "manifest_vit_b16_2d.json"
     if not manifest.exists():
@@ -266,7 +266,7 @@ def test_tokenizers_of_other_words(tmp_path):
 
 def test_vocabularies_that_are_known(data_folder):
     from itemized_clip_hf.conversion.vocabulary import check_vocabulary
-    from itemized_clip_hf.data.tokenizer import load_tokenizer
+    from itemized_clip_hf.models.tokenizer import load_tokenizer
 
     clip = load_tokenizer(data_folder / "tokenizers" / "bpe_simple_vocab_16e6.txt.gz")
     assert check_vocabulary(clip, "remote-sensing", 49408)["confirmed"]

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from conversion.sources import LAYOUTS, prima_state, source, tokenizer_of_size, training_dictionary
 from golden_cases import assert_close, case
 from golden_models import scopes
 from safetensors.torch import save_file
+from sources import LAYOUTS, TEXT, VISION, prima_state, source, tokenizer_of_size, training_dictionary
 
 from itemized_clip_cli import main
 from itemized_clip_hf.conversion import convert, parity, reference
 from itemized_clip_hf.conversion.folder import DOMAIN, REPORT, convert_folder, put_names
 from itemized_clip_hf.domains import load_domain
-from itemized_clip_hf.hub.load import load
+from itemized_clip_hf.models.load import load
 
 LOAD = """
 import json, sys
@@ -140,7 +140,7 @@ def test_nothing_is_replaced_unasked(tmp_path):
 
 
 def test_training_starts_from_the_names_of_prima(tmp_path):
-    from itemized_clip_hf.trainer.initialization import initialize
+    from itemized_clip_hf.conversion.initialize import initialize
 
     state, domain, config = source("names")
     torch.save(prima_state(state), tmp_path / "prima.pt")
@@ -217,25 +217,3 @@ def test_the_command(tmp_path, monkeypatch, caplog):
     assert "cannot be confirmed" in caplog.text
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 1 and "is not empty" in done.stderr
-
-
-VISION = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "num_channels",
-    "image_size",
-    "patch_size",
-    "attention_scopes",
-)
-TEXT = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "layer_norm_eps",
-)

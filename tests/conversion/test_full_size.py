@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conversion.training_files import DOMAINS, GOLDEN, write_training_file
+from training_files import DOMAINS, GOLDEN, write_training_file
 
 pytestmark = [
     pytest.mark.slow,

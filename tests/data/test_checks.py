@@ -11,7 +11,7 @@ from PIL import Image
 
 from itemized_clip_cli import main
 from itemized_clip_hf.data.checks import check_scan, check_study, hu_problem
-from itemized_clip_hf.data.reader import read_file
+from itemized_clip_hf.data.readers.read import read_file
 from itemized_clip_hf.data.study import Scan, Study
 from itemized_clip_hf.domains import load_domain
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from itemized_clip_hf.data.files import explain_os_error, file_name, hold_output, whole_file, write_text
-from itemized_clip_hf.data.summary_page import write_page
+from itemized_clip_hf.data.studies.prepare.summary import write_page
 from itemized_clip_hf.evaluation.score_file import ScoreFile
 
 HOSTILE = (

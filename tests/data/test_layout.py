@@ -13,25 +13,25 @@ import pytest
 nibabel = pytest.importorskip("nibabel")
 pytest.importorskip("pydicom")
 
-import torch  # noqa: E402
-from data.dicom_files import make_grid, make_series, save, zip_folder  # noqa: E402
-from PIL import Image  # noqa: E402
-from tiny_models import ITEMS, tiny_config  # noqa: E402
-from transformers import pipeline  # noqa: E402
+import torch
+from dicom_files import make_grid, make_series, save, zip_folder
+from PIL import Image
+from tiny_models import ITEMS, tiny_config
+from transformers import pipeline
 
-from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor  # noqa: E402
-from itemized_clip_hf.cli._studies import Inputs, Opener  # noqa: E402
-from itemized_clip_hf.data.layout import Layout, list_studies  # noqa: E402
-from itemized_clip_hf.data.open import REFUSALS  # noqa: E402
-from itemized_clip_hf.data.prepare import Plan, plan_studies, prepare_study  # noqa: E402
-from itemized_clip_hf.data.reader import read_file  # noqa: E402
-from itemized_clip_hf.data.records import read_records  # noqa: E402
-from itemized_clip_hf.data.scan_names import doubt_one_study  # noqa: E402
-from itemized_clip_hf.data.tokenizer import train_tokenizer  # noqa: E402
-from itemized_clip_hf.evaluation.evaluate import open_record  # noqa: E402
-from itemized_clip_hf.evaluation.protocol import ProtocolStudies  # noqa: E402
-from itemized_clip_hf.trainer.collator import ItemizedCLIPCollator  # noqa: E402
-from itemized_clip_hf.version import __version__  # noqa: E402
+from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
+from itemized_clip_hf.cli._studies import Inputs, Opener
+from itemized_clip_hf.data.layout import Layout, list_studies
+from itemized_clip_hf.data.open import REFUSALS
+from itemized_clip_hf.data.readers.read import read_file
+from itemized_clip_hf.data.scan_names import doubt_one_study
+from itemized_clip_hf.data.studies.prepare.run import Plan, plan_studies, prepare_study
+from itemized_clip_hf.data.studies.records import read_records
+from itemized_clip_hf.evaluation.evaluate import open_record
+from itemized_clip_hf.evaluation.protocols.images import ProtocolStudies
+from itemized_clip_hf.models.tokenizer import train_tokenizer
+from itemized_clip_hf.trainer.collator import ItemizedCLIPCollator
+from itemized_clip_hf.version import __version__
 
 VOLUMES = ("brain-mri", "head-ct", "chest-ct")
 PICTURES = ("remote-sensing", "natural-images")

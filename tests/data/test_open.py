@@ -11,16 +11,16 @@ import pytest
 
 nibabel = pytest.importorskip("nibabel")
 
-import torch  # noqa: E402
-from click.testing import CliRunner  # noqa: E402
-from PIL import Image  # noqa: E402
-from tiny_models import ITEMS, tiny_config  # noqa: E402
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from tiny_models import ITEMS, tiny_config
 
-from itemized_clip_hf import ItemizedCLIPImageProcessor, ItemizedCLIPModel, ItemizedCLIPProcessor  # noqa: E402
-from itemized_clip_hf.data import checks  # noqa: E402
-from itemized_clip_hf.data.open import REFUSALS, known_codes, require_usable  # noqa: E402
-from itemized_clip_hf.data.reader import read_file  # noqa: E402
-from itemized_clip_hf.data.study import Scan  # noqa: E402
+from itemized_clip_hf import ItemizedCLIPImageProcessor, ItemizedCLIPModel, ItemizedCLIPProcessor
+from itemized_clip_hf.data import checks
+from itemized_clip_hf.data.open import REFUSALS, known_codes, require_usable
+from itemized_clip_hf.data.readers.read import read_file
+from itemized_clip_hf.data.study import Scan
 
 UPRIGHT = np.diag([-4.0, 4.0, 4.0, 1.0])
 UNUSABLE = ("constant", "not-finite", "mask")
@@ -79,7 +79,7 @@ def write_refused(folder, domain: str) -> dict[str, str]:
 
 
 def make(domain: str, folder):
-    from itemized_clip_hf.data.tokenizer import train_tokenizer
+    from itemized_clip_hf.models.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(ITEMS, vocab_size=120, context_length=24)
     size = {"scan_size": [8, 16, 16], **({"in_plane_size": 16} if domain != "chest-ct" else {})}
@@ -133,7 +133,7 @@ def by_pipeline(domain, files, folder, model, processor, accept):
 
 
 def by_training_list(domain, files, folder, model, processor, accept):
-    from itemized_clip_hf.data.records import read_records
+    from itemized_clip_hf.data.studies.records import read_records
     from itemized_clip_hf.trainer.collator import ItemizedCLIPCollator
 
     quarantine = folder / f"quarantine-{len(accept)}.csv"
@@ -145,7 +145,7 @@ def by_training_list(domain, files, folder, model, processor, accept):
 
 
 def by_prepare(domain, files, folder, model, processor, accept):
-    from itemized_clip_hf.data.prepare import plan_studies, prepare_study
+    from itemized_clip_hf.data.studies.prepare.run import plan_studies, prepare_study
 
     plan, _ = plan_studies(folder / "list.jsonl", domain, accept=sorted(accept))
     image_processor = processor.image_processor
@@ -170,7 +170,7 @@ def by_shell(domain, files, folder, model, processor, accept):
 
 
 def by_evaluate(domain, files, folder, model, processor, accept):
-    from itemized_clip_hf.evaluation.tasks import run_items
+    from itemized_clip_hf.evaluation.tasks.run import run_items
 
     processor.image_processor.accept = accept
     found = run_items(model, processor, folder / "list.jsonl", resamples=2)
@@ -294,8 +294,8 @@ TURNED = {
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_is_upright_at_every_entrance(tmp_path, orientation):
     """PNG is lossless, so that all pixels have to be equal; EXIF values as the standard defines them."""
-    from itemized_clip_hf.data.cache import shrink
-    from itemized_clip_hf.data.records import Records
+    from itemized_clip_hf.data.studies.cache import shrink
+    from itemized_clip_hf.data.studies.records import Records
 
     pixels = photograph(tmp_path / "photo.png", orientation)
     expected = TURNED[orientation](pixels).copy()

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("pydicom")
 pytest.importorskip("datasets")
-from dicom_files import SECRETS, make_grid, make_series, save, zip_folder  # noqa: E402
+from dicom_files import SECRETS, make_grid, make_series, save, zip_folder
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_no_patient_in_what_is_said_or_written(verb, studies, model_folder, tmp_
         for secret in SECRETS:
             assert secret.encode() not in text.lower(), f"{secret} in {where}"
     if verb == "prepare":
-        from itemized_clip_hf.data.records import read_records
+        from itemized_clip_hf.data.studies.records import read_records
 
         records = list(read_records(output))
         assert [record["id"] for record in records] == ["s1", "s2"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from itemized_clip_hf.data.cells import as_items, as_labels, neutralize, restore
-from itemized_clip_hf.data.records import read_records
+from itemized_clip_hf.data.studies.records import read_records
 from itemized_clip_hf.data.tables import read_table, write_csv
 from itemized_clip_hf.data.truth_values import read_truth_value
 from itemized_clip_hf.trainer.collator import ItemizedCLIPCollator

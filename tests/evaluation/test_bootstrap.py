@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from itemized_clip_hf.evaluation import bootstrap as boot  # noqa: E402
-from itemized_clip_hf.evaluation import metrics  # noqa: E402
+from itemized_clip_hf.evaluation import bootstrap as boot
+from itemized_clip_hf.evaluation import metrics
 
 
 @pytest.fixture

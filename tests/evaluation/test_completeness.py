@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from itemized_clip_hf.evaluation.completeness import evaluate_items, map_overlap
+from itemized_clip_hf.evaluation.tasks.items import evaluate_items, map_overlap
 
 BANK = [
     f"{side} {place} {what}"

@@ -11,9 +11,9 @@ from transformers import BatchFeature
 
 pytest.importorskip("sklearn")
 
-from itemized_clip_hf.evaluation.protocol import Protocol, Truth, load_protocol  # noqa: E402
-from itemized_clip_hf.evaluation.summary import columns_of, summarize  # noqa: E402
-from itemized_clip_hf.evaluation.zero_shot import score_studies  # noqa: E402
+from itemized_clip_hf.evaluation.protocols.images import Protocol, Truth, load_protocol
+from itemized_clip_hf.evaluation.protocols.summary import columns_of, summarize
+from itemized_clip_hf.evaluation.zero_shot import score_studies
 
 
 class Recorded:

@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip("evaluate")
 pytest.importorskip("sklearn")
 
-from itemized_clip_hf.evaluation import metrics  # noqa: E402
-from itemized_clip_hf.evaluation.hf_metrics import Retrieval, ZeroShotClasses, ZeroShotFindings  # noqa: E402
+from itemized_clip_hf.evaluation import metrics
+from itemized_clip_hf.evaluation.hf_metrics import Retrieval, ZeroShotClasses, ZeroShotFindings
 
 
 def test_findings():

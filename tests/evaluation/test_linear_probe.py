@@ -6,8 +6,8 @@ import torch
 
 pytest.importorskip("sklearn")
 
-from itemized_clip_hf import ItemizedCLIPProcessor  # noqa: E402
-from itemized_clip_hf.evaluation.linear_probe import extract_features, probe  # noqa: E402
+from itemized_clip_hf import ItemizedCLIPProcessor
+from itemized_clip_hf.evaluation.linear_probe import extract_features, probe
 
 
 def test_features_by_hand(make_model, tokenizer):

@@ -8,9 +8,9 @@ from golden_cases import case
 
 pytest.importorskip("sklearn")
 
-from itemized_clip_hf.evaluation import metrics  # noqa: E402
-from itemized_clip_hf.evaluation.protocol import Protocol, Truth, load_protocol  # noqa: E402
-from itemized_clip_hf.evaluation.summary import summarize  # noqa: E402
+from itemized_clip_hf.evaluation import metrics
+from itemized_clip_hf.evaluation.protocols.images import Protocol, Truth, load_protocol
+from itemized_clip_hf.evaluation.protocols.summary import summarize
 
 
 def draw(seed, count=40, ties=False):

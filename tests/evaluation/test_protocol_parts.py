@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from itemized_clip_hf.data.study import Scan  # noqa: E402
-from itemized_clip_hf.evaluation.protocol import (  # noqa: E402
+from itemized_clip_hf.data.study import Scan
+from itemized_clip_hf.evaluation.protocols.images import (
     Protocol,
     ProtocolStudies,
     Truth,
@@ -17,7 +17,7 @@ from itemized_clip_hf.evaluation.protocol import (  # noqa: E402
     load_protocol,
     read_truth,
 )
-from itemized_clip_hf.evaluation.summary import choose_thresholds, summarize  # noqa: E402
+from itemized_clip_hf.evaluation.protocols.summary import choose_thresholds, summarize
 
 OWN = Protocol("own", domain="brain-mri", findings={"mass": "mass"}, tables={"": "*.csv"})
 

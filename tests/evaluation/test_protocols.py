@@ -17,12 +17,12 @@ from transformers import BatchFeature
 pytest.importorskip("sklearn")
 nibabel = pytest.importorskip("nibabel")
 
-from itemized_clip_hf import ItemizedCLIPImageProcessor  # noqa: E402
-from itemized_clip_hf.data.open import REFUSALS  # noqa: E402
-from itemized_clip_hf.evaluation.evaluate import evaluate_protocol, open_record  # noqa: E402
-from itemized_clip_hf.evaluation.metrics import auroc  # noqa: E402
-from itemized_clip_hf.evaluation.protocol import Protocol, available_protocols, load_protocol  # noqa: E402
-from itemized_clip_hf.evaluation.report import format_results, model_index  # noqa: E402
+from itemized_clip_hf import ItemizedCLIPImageProcessor
+from itemized_clip_hf.data.open import REFUSALS
+from itemized_clip_hf.evaluation.evaluate import evaluate_protocol, open_record
+from itemized_clip_hf.evaluation.metrics import auroc
+from itemized_clip_hf.evaluation.protocols.images import Protocol, available_protocols, load_protocol
+from itemized_clip_hf.evaluation.protocols.report import format_results, model_index
 
 CT_RATE_COLUMNS = (
     "VolumeName,Medical material,Arterial wall calcification,Cardiomegaly,Pericardial effusion,Coronary artery wall "
@@ -179,8 +179,8 @@ def test_rad_chestct(tmp_path):
 
 
 def test_arrays_get_the_geometry_of_the_protocol(tmp_path):
-    from itemized_clip_hf.data.reader import read_file
-    from itemized_clip_hf.evaluation.protocol import as_published
+    from itemized_clip_hf.data.readers.read import read_file
+    from itemized_clip_hf.evaluation.protocols.images import as_published
 
     array = np.random.default_rng(0).normal(-300, 400, (30, 40, 40)).astype(np.int16)
     np.savez_compressed(tmp_path / "trn1.npz", ct=array)
@@ -217,7 +217,6 @@ def test_rsna(tmp_path):
 
 def test_cq500(tmp_path):
     pytest.importorskip("pydicom")
-    sys.path.insert(0, str(__import__("pathlib").Path(__file__).parents[1] / "data"))
     from dicom_files import make_grid, make_series
     from dicom_files import save as save_dicom
 

@@ -6,9 +6,9 @@ import torch
 from tiny_models import ITEMS
 
 from itemized_clip_hf import ItemizedCLIPProcessor
-from itemized_clip_hf.evaluation.pipeline import classify_studies
 from itemized_clip_hf.evaluation.quantity import MEANINGS, convert, describe
 from itemized_clip_hf.evaluation.zero_shot import score_studies
+from itemized_clip_hf.pipelines import classify_studies
 
 
 @pytest.fixture(params=["items", "global"])

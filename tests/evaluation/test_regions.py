@@ -9,7 +9,7 @@ from itemized_clip_hf.data.study import Scan
 from itemized_clip_hf.evaluation.encode import encode_texts
 from itemized_clip_hf.evaluation.grounding import energy_in_mask, patch_curves, swap_margins
 from itemized_clip_hf.evaluation.region_to_text import rank_texts
-from itemized_clip_hf.evaluation.segmentation import compare_with_mask, mark, mask_on_scan, segment
+from itemized_clip_hf.evaluation.tasks.segmentation import compare_with_mask, mark, mask_on_scan, segment
 from itemized_clip_hf.explain.maps import HeatMap, explain_study, paint_tokens, touched_tokens
 
 AFFINE = np.array([[0, 0, -2.0, 40], [0, -2.0, 0, 40], [4.0, 0, 0, -20], [0, 0, 0, 1]])

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from itemized_clip_hf.evaluation import metrics, report
-from itemized_clip_hf.evaluation.protocol import Protocol, Truth
+from itemized_clip_hf.evaluation import metrics
+from itemized_clip_hf.evaluation.protocols import report
+from itemized_clip_hf.evaluation.protocols.images import Protocol, Truth
 
 pytest.importorskip("matplotlib")
 

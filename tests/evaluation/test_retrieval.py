@@ -10,13 +10,18 @@ from tiny_models import ITEMS, tiny_config
 
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
 from itemized_clip_hf.evaluation.encode import encode_studies, encode_texts
-from itemized_clip_hf.evaluation.retrieval import CaptionedImages, evaluate_retrieval, read_captions, score_pairs
+from itemized_clip_hf.evaluation.tasks.retrieval import (
+    CaptionedImages,
+    evaluate_retrieval,
+    read_captions,
+    score_pairs,
+)
 from itemized_clip_hf.evaluation.zero_shot import score_top
 
 
 @pytest.fixture(scope="module")
 def ready():
-    from itemized_clip_hf.data.tokenizer import train_tokenizer
+    from itemized_clip_hf.models.tokenizer import train_tokenizer
 
     torch.manual_seed(0)
     config = tiny_config(image_size=[1, 32, 32], patch_size=[1, 8, 8], num_channels=3)

@@ -11,10 +11,10 @@ from tiny_models import ITEMS
 pytest.importorskip("sklearn")
 nibabel = pytest.importorskip("nibabel")
 
-from itemized_clip_hf.evaluation.completeness import evaluate_items  # noqa: E402
-from itemized_clip_hf.evaluation.segmentation import compare_with_mask, mask_on_scan, segment  # noqa: E402
-from itemized_clip_hf.evaluation.tasks import format_task, run_task  # noqa: E402
-from itemized_clip_hf.hub.load import load  # noqa: E402
+from itemized_clip_hf.evaluation.tasks.items import evaluate_items
+from itemized_clip_hf.evaluation.tasks.run import format_task, run_task
+from itemized_clip_hf.evaluation.tasks.segmentation import compare_with_mask, mask_on_scan, segment
+from itemized_clip_hf.models.load import load
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_items(ready, listed):
 
 
 def test_segmentation_goes_on(ready, listed, tmp_path):
-    from itemized_clip_hf.data.nifti import read_nifti
+    from itemized_clip_hf.data.readers.nifti import read_nifti
 
     settings = {"prompt": "bleed", "series": "flair", "num_tokens": 2, "resamples": 20}
     results = run_task("segmentation", *ready, listed, scores_file=tmp_path / "kept.jsonl", **settings)
@@ -110,7 +110,8 @@ def test_the_command(model_folder, listed, tmp_path):
 def test_settings_that_are_known_before_the_tasks_are_imported():
     import inspect
 
-    from itemized_clip_hf.evaluation import protocols, tasks
+    from itemized_clip_hf.evaluation import protocols
+    from itemized_clip_hf.evaluation.tasks.run import run as tasks
 
     assert list(protocols.TASKS) == list(tasks.TASKS)
     for name, task in tasks.TASKS.items():

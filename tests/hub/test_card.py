@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from conversion.sources import source, tokenizer_of_size, training_dictionary
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from sources import source, tokenizer_of_size, training_dictionary
 from tiny_models import ITEMS, TRAINING
 
 from itemized_clip_cli import main
@@ -118,7 +118,7 @@ def converted(tmp_path):
 
 def write_results(path, folder, auc=0.831, **changes):
     from itemized_clip_hf.evaluation.evaluate import hash_model
-    from itemized_clip_hf.hub.load import load_model
+    from itemized_clip_hf.models.load import load_model
 
     model = {"domain": "chest-ct", "sha256": hash_model(load_model(str(folder)))}
     mean = {"auc": {"value": auc, "low": 0.8, "high": 0.95}, "f1": {"value": None}}

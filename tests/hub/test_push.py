@@ -11,9 +11,10 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-from conversion.sources import source, tokenizer_of_size, training_dictionary
 from golden_cases import case
-from hub.loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub
+from sources import source, tokenizer_of_size, training_dictionary
+from tiny_models import SUPPORT
 
 from itemized_clip_hf import ItemizedCLIPProcessor, ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments
 from itemized_clip_hf.conversion.folder import convert_folder
@@ -277,7 +278,7 @@ import torch
 sys.path.insert(0, sys.argv[2])
 from tiny_models import ITEMS, TRAINING, tiny_config
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor, ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments
-from itemized_clip_hf.data.tokenizer import train_tokenizer
+from itemized_clip_hf.models.tokenizer import train_tokenizer
 
 processor = ItemizedCLIPProcessor.from_domain(
     "brain-mri", train_tokenizer(ITEMS, 120, 24), scan_size=[8, 16, 16], in_plane_size=16, use_scan_names=False
@@ -296,9 +297,8 @@ trainer.push_to_hub()
 
 
 def test_the_trainer_pushes_what_the_command_would(tmp_path):
-    tests = os.path.dirname(os.path.dirname(__file__))
     with LoopbackHub() as hub:
-        command = [sys.executable, "-c", TRAIN, str(tmp_path / "run"), tests]
+        command = [sys.executable, "-c", TRAIN, str(tmp_path / "run"), str(SUPPORT)]
         done = run(command, hub.environment(tmp_path / "cache"))
         assert done.returncode == 0, done.stderr[-3000:]
         repo = hub.repos["org/trained"]

@@ -2,21 +2,7 @@
 
 import pytest
 import torch
-
-
-def study(model, seed=0, scans=2):
-    generator = torch.Generator().manual_seed(seed)
-    names = torch.zeros(1, scans, 110, dtype=torch.long)
-    names[:, :, 0] = torch.arange(1, scans + 1)
-    names[:, :, 1] = 46
-    return {
-        "pixel_values": torch.randn(1, scans, 1, 8, 16, 16, generator=generator),
-        "scan_name_ids": names,
-        "scan_mask": torch.ones(1, scans, dtype=torch.bool),
-        "input_ids": torch.randint(5, 100, (1, 3, 7), generator=generator),
-        "attention_mask": torch.ones(1, 3, 7, dtype=torch.long),
-        "item_mask": torch.ones(1, 3, dtype=torch.bool),
-    }
+from tiny_models import random_study
 
 
 def pad_scans(inputs, count, seed=9):
@@ -43,7 +29,7 @@ def test_padded_scans_change_nothing(make_model, attention, scopes, named):
     changes = {"use_scan_name_encoder": True, "scan_name_hidden_size": 32} if named else {"max_num_scans": 3}
     model = make_model(attention_scopes=scopes, **changes)
     model.set_attn_implementation(attention)
-    inputs = study(model)
+    inputs = random_study(model)
     expected, padded = model(**inputs), model(**pad_scans(inputs, 3))
     tokens = expected.image_tokens.shape[1]
     torch.testing.assert_close(padded.image_embeds, expected.image_embeds, atol=1e-5, rtol=1e-5)
@@ -54,7 +40,7 @@ def test_padded_scans_change_nothing(make_model, attention, scopes, named):
 @pytest.mark.parametrize("text", ["bert", "clip"])
 def test_padded_items_change_nothing(make_model, text):
     model = make_model(text=text)
-    inputs = study(model)
+    inputs = random_study(model)
     inputs["input_ids"][..., -1] = 119  # the end token of the CLIP tower
     inputs = {name: value.repeat_interleave(2, 0) for name, value in inputs.items()}
     inputs["pixel_values"] = inputs["pixel_values"] * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1, 1, 1)
@@ -88,7 +74,7 @@ def test_padded_items_change_nothing(make_model, text):
 @torch.no_grad()
 def test_items_are_encoded_as_if_padding_were_trimmed(make_model):
     model = make_model()
-    inputs = study(model)
+    inputs = random_study(model)
     longer = {
         **inputs,
         "input_ids": torch.nn.functional.pad(inputs["input_ids"], (0, 6)),
@@ -102,7 +88,7 @@ def test_items_are_encoded_as_if_padding_were_trimmed(make_model):
 @torch.no_grad()
 def test_nothing_depends_on_the_batch(make_model):
     model = make_model(max_num_scans=8)
-    studies = [study(model, seed, scans) for seed, scans in enumerate([1, 3, 2])]
+    studies = [random_study(model, seed, scans) for seed, scans in enumerate([1, 3, 2])]
     alone = [model(**inputs) for inputs in studies]
     padded = [pad_scans(inputs, 3 - inputs["scan_mask"].shape[1]) for inputs in studies]
     together = model(**{name: torch.cat([inputs[name] for inputs in padded]) for name in padded[0]})
@@ -115,7 +101,7 @@ def test_nothing_depends_on_the_batch(make_model):
 @torch.no_grad()
 def test_shared_prompts_equal_the_same_items(make_model):
     model = make_model()
-    inputs = study(model)
+    inputs = random_study(model)
     per_study = model(**inputs).logits_per_image
     shared = {**inputs, "input_ids": inputs["input_ids"][0], "attention_mask": inputs["attention_mask"][0]}
     del shared["item_mask"]
@@ -140,7 +126,7 @@ def test_other_sizes_than_the_configured_one(make_model):
 @torch.no_grad()
 def test_bfloat16_is_close_to_float32(make_model):
     model = make_model()
-    inputs = study(model)
+    inputs = random_study(model)
     expected = model(**inputs).image_embeds
     low = model.to(torch.bfloat16)(**{**inputs, "pixel_values": inputs["pixel_values"].bfloat16()}).image_embeds
     assert torch.nn.functional.cosine_similarity(low.float(), expected).item() > 0.995
@@ -153,14 +139,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model):
         if checkpointing:
             model.gradient_checkpointing_enable()
         torch.manual_seed(0)
-        model(**study(model), return_loss=True).loss.backward()
+        model(**random_study(model), return_loss=True).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(*gradients)
 
 
 def test_clear_errors(make_model):
     model = make_model()
-    inputs = study(model)
+    inputs = random_study(model)
     with pytest.raises(ValueError, match="2 channels, the model was built for 1"):
         model.get_image_features(torch.zeros(1, 1, 2, 8, 16, 16))
     with pytest.raises(ValueError, match="not a multiple of the patch size"):

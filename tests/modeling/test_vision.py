@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from modeling.test_masks import study
+from tiny_models import random_study
 
 
 def test_patch_dropout_keeps_some_of_every_slice(make_model):
     model = make_model(attention_scopes=["slice", "scan", "study"], max_num_scans=3, patch_dropout=0.4)
-    embeddings, inputs = model.vision_model.embeddings, study(model)
+    embeddings, inputs = model.vision_model.embeddings, random_study(model)
     scans = inputs["pixel_values"]
     whole, (count, slices, tokens) = embeddings.eval()(scans)
     torch.manual_seed(0)
@@ -25,7 +25,7 @@ def test_patch_dropout_keeps_some_of_every_slice(make_model):
 def test_patch_dropout_trains_and_leaves_evaluation_alone(make_model):
     torch.manual_seed(0)
     model = make_model(attention_scopes=["slice", "scan", "study"], max_num_scans=3, patch_dropout=0.5)
-    inputs = {name: value.repeat_interleave(2, 0) for name, value in study(model).items()}
+    inputs = {name: value.repeat_interleave(2, 0) for name, value in random_study(model).items()}
     inputs["scan_mask"][1, 1] = False
     expected = model.eval()(**inputs).logits_per_image
     model.vision_model.config.patch_dropout = 0.0
@@ -41,7 +41,7 @@ def test_patch_dropout_trains_and_leaves_evaluation_alone(make_model):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_attends_like_float32(make_model, autocast):
     model = make_model()
-    inputs = study(model)
+    inputs = random_study(model)
     names = ("pixel_values", "scan_name_ids", "scan_mask")
     scans = {name: inputs[name] for name in names}
     expected, *_ = model.encode_images(**scans)

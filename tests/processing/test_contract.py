@@ -7,9 +7,9 @@ import torch
 from tiny_models import ITEMS, tiny_config
 
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
-from itemized_clip_hf.data.tokenizer import train_tokenizer
 from itemized_clip_hf.domains import available_domains
-from itemized_clip_hf.hub.load import load
+from itemized_clip_hf.models.load import load
+from itemized_clip_hf.models.tokenizer import train_tokenizer
 
 
 @pytest.fixture

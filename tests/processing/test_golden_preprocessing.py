@@ -6,7 +6,7 @@ import torch
 from golden_cases import assert_close, case
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor
-from itemized_clip_hf.data.items import choose_items
+from itemized_clip_hf.data.studies.items import choose_items
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.processing.image_processing_itemized_clip import pad_and_crop
 from itemized_clip_hf.processing.sequence_names_itemized_clip import encode_scan_name

@@ -10,8 +10,8 @@ from PIL import Image
 from tiny_models import ITEMS
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor, ItemizedCLIPProcessor
-from itemized_clip_hf.data.nifti import read_nifti
-from itemized_clip_hf.data.reader import read_file
+from itemized_clip_hf.data.readers.nifti import read_nifti
+from itemized_clip_hf.data.readers.read import read_file
 from itemized_clip_hf.domains import available_domains, load_domain
 
 SMALL = {"scan_size": [8, 16, 16], "in_plane_size": 16}

@@ -64,7 +64,7 @@ def test_two_steps(name, lists, tmp_path):
 @pytest.mark.parametrize("name", available_recipes())
 def test_prepared_data_of_the_domain_fits(name):
     """What is prepared for the recipe, or for its domain, is prepared for its tiny variant."""
-    from itemized_clip_hf.data.prepared import prepared_fields
+    from itemized_clip_hf.data.studies.prepared import prepared_fields
 
     recipe = load_recipe(name)
     tiny = recipe.variant("tiny")

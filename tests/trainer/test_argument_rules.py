@@ -5,8 +5,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from test_trainer import dataset, make_trainer, processor  # noqa: F401
 from tiny_models import tiny_config
+from trainers import dataset, make_trainer
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 

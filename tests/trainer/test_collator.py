@@ -8,7 +8,7 @@ import torch
 from tiny_models import ITEMS
 
 from itemized_clip_hf import ItemizedCLIPProcessor
-from itemized_clip_hf.data.items import choose_items, sample_diverse
+from itemized_clip_hf.data.studies.items import choose_items, sample_diverse
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.trainer.collator import ItemizedCLIPCollator
 from itemized_clip_hf.trainer.sampler import SeededDataset, SeededSampler

@@ -10,9 +10,9 @@ import torch
 from tiny_models import tiny_config
 
 from itemized_clip_hf import ItemizedCLIPModel
-from itemized_clip_hf.data.items import join_sentences
+from itemized_clip_hf.data.studies.items import join_sentences
+from itemized_clip_hf.trainer.losses.functional import group_tokens, straight_through, unit
 from itemized_clip_hf.trainer.objectives import StudyTextObjective, available_objectives, load_objective
-from itemized_clip_hf.trainer.objectives.functional import group_tokens, straight_through, unit
 from itemized_clip_hf.trainer.objectives.smartclip import MaskNetwork
 
 SCALE, BIAS = 1.3, -2.0

@@ -6,17 +6,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_trainer import dataset, make_trainer
 from tiny_models import ITEMS
+from trainers import dataset, make_trainer
 from transformers import TrainerCallback
 
 pytest.importorskip("sklearn")
 nibabel = pytest.importorskip("nibabel")
 
-from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor  # noqa: E402
-from itemized_clip_hf.evaluation.evaluate import evaluate_protocol  # noqa: E402
-from itemized_clip_hf.evaluation.evaluators import ItemEvaluator, ProtocolEvaluator  # noqa: E402
-from itemized_clip_hf.evaluation.protocol import Protocol  # noqa: E402
+from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
+from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
+from itemized_clip_hf.evaluation.evaluators import ItemEvaluator, ProtocolEvaluator
+from itemized_clip_hf.evaluation.protocols.images import Protocol
 
 
 @pytest.fixture

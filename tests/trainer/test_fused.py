@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from itemized_clip_hf.modeling.pooling_itemized_clip import ItemizedCLIPItemPooler
+from itemized_clip_hf.trainer.losses.blocks import Block, SeededMask
+from itemized_clip_hf.trainer.losses.functional import draw_keep_mask, draw_negatives, normal_pairs
+from itemized_clip_hf.trainer.losses.fused import fused_terms
+from itemized_clip_hf.trainer.losses.plain import plain_terms
 from itemized_clip_hf.trainer.objectives import load_objective
-from itemized_clip_hf.trainer.objectives.blocks import Block, SeededMask
-from itemized_clip_hf.trainer.objectives.functional import draw_keep_mask, draw_negatives, normal_pairs
-from itemized_clip_hf.trainer.objectives.fused import fused_terms
-from itemized_clip_hf.trainer.objectives.plain import plain_terms
 
 WIDTH, HEADS = 32, 4
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from golden_cases import assert_close, case, names
-from test_distributed import free_port, start
+from groups import free_port, start
 from tiny_models import leave_group
 
+from itemized_clip_hf.trainer.losses.functional import contrastive_loss, multi_positive_loss
 from itemized_clip_hf.trainer.objectives import load_objective
-from itemized_clip_hf.trainer.objectives.functional import contrastive_loss, multi_positive_loss
 
 
 def along_sphere(gradient, x):

@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 from itemized_clip_hf import ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments
 from itemized_clip_hf.bars import without_library_bars
-from itemized_clip_hf.hub.load import load, load_processor
+from itemized_clip_hf.models.load import load, load_processor
 from itemized_clip_hf.recipes import load_recipe
 from itemized_clip_hf.trainer.run import build_arguments
 

@@ -7,7 +7,7 @@ from tiny_models import tiny_config
 from torch.nn import functional as F
 
 from itemized_clip_hf import ItemizedCLIPModel
-from itemized_clip_hf.data.tokenizer import train_tokenizer
+from itemized_clip_hf.models.tokenizer import train_tokenizer
 from itemized_clip_hf.trainer.objectives import StudyTextObjective, available_objectives, load_objective
 
 STUDIES = 32

@@ -14,7 +14,7 @@ from processes import HERE, OWN, build_trainer, finish, fixed_draws, launch, run
 from transformers.integrations import is_deepspeed_available
 
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPTrainingArguments
-from itemized_clip_hf.trainer.objectives.functional import draw_keep_mask, draw_negatives
+from itemized_clip_hf.trainer.losses.functional import draw_keep_mask, draw_negatives
 
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2}}
 

@@ -11,33 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from picture_runs import pictures, processor_of, trainer_of
 from PIL import Image
-from tiny_models import ITEMS, TRAINING, tiny_config
+from tiny_models import SUPPORT
 
-from itemized_clip_hf import (
-    ItemizedCLIPModel,
-    ItemizedCLIPProcessor,
-    ItemizedCLIPTrainer,
-    ItemizedCLIPTrainingArguments,
-)
 from itemized_clip_hf.trainer.collator import ItemizedCLIPCollator
 from itemized_clip_hf.trainer.resident import ResidentPictures, bicubic_matrix, to_8_bits
 from itemized_clip_hf.trainer.sampler import SeededDataset, SeededSampler
 
 STD = 0.26  # of the normalisation, about: one step of 8 bits is 1 / 255 / STD
-
-
-def pictures(count: int = 24, side: int = 40) -> list[dict]:
-    """Gradients of natural strength: small noise pictures, enlarged."""
-    generator = np.random.default_rng(0)
-    small = generator.integers(60, 200, (count, 5, 5, 3), dtype=np.uint8)
-    large = [np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.LANCZOS)) for one in small]
-    return [{"id": f"p{i}", "images": one, "items": ITEMS[: 1 + i % 4]} for i, one in enumerate(large)]
-
-
-def processor_of(tokenizer, **settings):
-    settings = {"scan_size": [1, 32, 32], "train_crop_scale": [0.3, 1.0], "train_turns": True, **settings}
-    return ItemizedCLIPProcessor.from_domain("remote-sensing", tokenizer, **settings)
 
 
 def assert_same_batches(records, collator, batches: int, size: int = 8):
@@ -75,8 +57,8 @@ def test_the_batches_of_the_ordinary_way(tokenizer, side, turns, scale):
 
 
 def test_real_pictures(data_folder, tokenizer):
-    from itemized_clip_hf.data.cache import CachedPictures
-    from itemized_clip_hf.data.records import read_records
+    from itemized_clip_hf.data.studies.cache import CachedPictures
+    from itemized_clip_hf.data.studies.records import read_records
 
     rows = read_records(data_folder / "rsicd" / "val.parquet")
     first = [rows[index] for index in range(64)]
@@ -103,17 +85,6 @@ def test_the_filter_is_that_of_pillow(start, length, wanted):
     weights = bicubic_matrix(torch.tensor([start]), torch.tensor([length]), 40, wanted)[0]
     found = to_8_bits(weights @ torch.from_numpy(line[0]).double())
     assert np.array_equal(found.numpy(), expected[0])
-
-
-def trainer_of(tokenizer, folder, resident: bool, **changes):
-    torch.manual_seed(0)
-    config = tiny_config(num_channels=3, image_size=[1, 32, 32], patch_size=[1, 8, 8])
-    config.domain = "remote-sensing"
-    settings = {**TRAINING, "max_steps": 6, "per_device_train_batch_size": 8, "resident_pictures": resident, **changes}
-    arguments = ItemizedCLIPTrainingArguments(str(folder), **settings)
-    return ItemizedCLIPTrainer(
-        ItemizedCLIPModel(config), arguments, train_dataset=pictures(), processing_class=processor_of(tokenizer)
-    )
 
 
 def test_training_is_the_same(tokenizer, tmp_path):
@@ -150,9 +121,9 @@ torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 from pathlib import Path
 from tiny_models import ITEMS
-from trainer.test_resident import trainer_of
+from picture_runs import trainer_of
 from transformers import TrainerCallback
-from itemized_clip_hf.data.tokenizer import train_tokenizer
+from itemized_clip_hf.models.tokenizer import train_tokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
 class Slow(TrainerCallback):
@@ -169,7 +140,7 @@ print("resumed", trainer.state.global_step)
 
 
 def start(folder: Path, delay: float) -> subprocess.Popen:
-    command = [sys.executable, "-c", RUN, str(Path(__file__).parents[1]), str(folder), str(delay)]
+    command = [sys.executable, "-c", RUN, str(SUPPORT), str(folder), str(delay)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_models import ITEMS, TRAINING, tiny_config
+from tiny_models import ITEMS, SUPPORT, tiny_config
+from trainers import dataset, make_trainer
 from transformers import AutoModel
 
 from itemized_clip_hf import (
     ItemizedCLIPModel,
-    ItemizedCLIPProcessor,
     ItemizedCLIPTrainer,
     ItemizedCLIPTrainingArguments,
 )
@@ -22,34 +22,6 @@ from itemized_clip_hf.recipes import load_recipe, without_foreign_weights
 from itemized_clip_hf.trainer.collator import ItemizedCLIPCollator
 from itemized_clip_hf.trainer.objectives import StudyTextObjective, available_objectives, load_objective
 from itemized_clip_hf.trainer.sampler import SeededSampler
-
-
-def dataset(count=24, seed=0):
-    """Studies in which item k is a bright block at place k."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for index in range(count):
-        present = rng.permutation(3)[: 1 + index % 2]
-        scans = torch.from_numpy(rng.normal(0, 0.3, (1 + index % 3, 1, 8, 16, 16)).astype(np.float32))
-        for place in present:
-            scans[:, :, 4 * (place % 2) : 4 * (place % 2) + 4, 8 * (place // 2) : 8 * (place // 2) + 8, :8] += 2
-        rows.append({"id": str(index), "pixel_values": scans, "items": [ITEMS[place] for place in present]})
-    return rows
-
-
-@pytest.fixture
-def processor(tokenizer):
-    return ItemizedCLIPProcessor.from_domain("brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16)
-
-
-def make_trainer(processor, folder, model=None, rows=None, evaluators=(), **settings):
-    torch.manual_seed(0)
-    model = model or ItemizedCLIPModel(tiny_config(attention_scopes=["scan", "scan", "study"]))
-    defaults = {**TRAINING, "max_steps": 4, "per_device_train_batch_size": 8}
-    args = ItemizedCLIPTrainingArguments(output_dir=str(folder), **{**defaults, **settings})
-    return ItemizedCLIPTrainer(
-        model, args, train_dataset=rows or dataset(), processing_class=processor, evaluators=evaluators
-    )
 
 
 def test_learns_and_logs_every_term(processor, tmp_path):
@@ -325,52 +297,14 @@ def test_default_loss_uses_the_domain(processor):
 
 def run_in_process(*arguments):
     script = (
-        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import torch; torch.set_num_threads(1)\n"
-        "from test_trainer import resume_run\n"
-        "resume_run(*sys.argv[3:])\n"
+        "from trainers import resume_run\n"
+        "resume_run(*sys.argv[2:])\n"
     )
-    here = os.path.dirname(__file__)
-    command = [sys.executable, "-c", script, here, os.path.dirname(here), *map(str, arguments)]
+    command = [sys.executable, "-c", script, str(SUPPORT), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return done
-
-
-def resume_run(folder, stop_after, resume, objective):
-    """Ten steps over two and a half epochs; dies hard after `stop_after` steps."""
-    from transformers import TrainerCallback
-
-    from itemized_clip_hf.data.tokenizer import train_tokenizer
-
-    class Die(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == int(stop_after):
-                os._exit(9)
-
-    processor = ItemizedCLIPProcessor.from_domain(
-        "brain-mri", tokenizer=train_tokenizer(ITEMS, 120, 24), scan_size=[8, 16, 16], in_plane_size=16
-    )
-    torch.manual_seed(0)
-    model = ItemizedCLIPModel(
-        tiny_config(attention_scopes=["scan", "scan", "study"], max_num_scans=4, drop_path_rate=0.2)
-    )
-    trainer = make_trainer(
-        processor,
-        folder,
-        model=model,
-        max_steps=10,
-        save_strategy="steps",
-        save_steps=3,
-        per_device_train_batch_size=6,
-        objective=objective,
-        muon_learning_rate=1e-3 if objective == "smartclip" else None,
-    )
-    trainer.add_callback(Die())
-    trainer.train(resume_from_checkpoint=resume == "True")
-    torch.save(trainer.model.state_dict(), os.path.join(folder, "final.pt"))
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    with open(os.path.join(folder, "losses.json"), "w") as file:
-        json.dump(losses, file)
 
 
 @pytest.mark.parametrize("objective", ["itemized_clip", pytest.param("smartclip", marks=pytest.mark.slow)])

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from test_trainer import dataset, make_trainer, processor  # noqa: F401
 from tiny_models import ITEMS, TRAINING, tiny_config
 from torch.utils.data import IterableDataset
+from trainers import dataset, make_trainer
 from transformers import AutoModel, AutoProcessor, TrainerCallback
 
 from itemized_clip_hf import (

@@ -5,7 +5,7 @@ import reference_ranks
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_distributed import SPLIT, free_port, loss_and_gradients, shared_batch, start
+from groups import SPLIT, free_port, loss_and_gradients, shared_batch, start
 from tiny_models import leave_group
 
 WIDTH, HEADS = 8, 2
@@ -172,8 +172,8 @@ def test_mean_over_unequal_processes_is_the_whole_batch():
 
 
 def draw_rank(rank: int, world: int, port: int):
+    from itemized_clip_hf.trainer.losses.functional import draw_keep_mask, draw_negatives
     from itemized_clip_hf.trainer.objectives import load_objective
-    from itemized_clip_hf.trainer.objectives.functional import draw_keep_mask, draw_negatives
 
     start(rank, world, port)
     shapes = [(3, 2), (1, 4)]

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from transformers_source import MISSING, find_source, install  # noqa: E402
+from transformers_source import MISSING, find_source, install
 
 SOURCE = find_source()
 if SOURCE is not None:

@@ -22,7 +22,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "items": (),
     "segmentation": ("prompt", "series", "num_tokens"),
 }
-"""Evaluations that need no label table (`evaluation/tasks.py`), and their settings."""
+"""Evaluations that need no label table (`evaluation/tasks/run.py`), and their settings."""
 
 
 @dataclass

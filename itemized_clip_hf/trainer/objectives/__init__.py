@@ -4,9 +4,7 @@ import importlib
 import inspect
 import pkgutil
 
-from .base import Draws, Objective, StudyTextObjective
-
-_HELPERS = {"base", "blocks", "functional", "fused", "plain"}
+from ..objective import Draws, Objective, StudyTextObjective
 
 __all__ = [
     "Draws",
@@ -20,7 +18,7 @@ __all__ = [
 
 
 def available_objectives() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _HELPERS)
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def load_objective(name: str, **weights) -> Objective:

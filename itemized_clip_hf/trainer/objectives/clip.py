@@ -10,10 +10,10 @@ The bias of the model takes no part.
 
 import torch
 
-from ...data.items import join_sentences
+from ...data.studies.items import join_sentences
 from ..gather import gather_rows, identity_rows, world_size
-from .base import StudyTextObjective
-from .functional import contrastive_loss, unit
+from ..losses.functional import contrastive_loss, unit
+from ..objective import StudyTextObjective
 
 
 class CLIPObjective(StudyTextObjective):

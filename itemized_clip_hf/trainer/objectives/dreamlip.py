@@ -16,8 +16,8 @@ means are over real items, and tokens of padded scans belong to no group. Normal
 import torch
 
 from ..gather import gather_rows, identity_rows, padded, world_size
-from .base import Objective
-from .functional import contrastive_loss, group_tokens, unit
+from ..losses.functional import contrastive_loss, group_tokens, unit
+from ..objective import Objective
 
 
 class DreamLIPObjective(Objective):

@@ -9,8 +9,8 @@ texts, where ItemizedCLIP's ILA is divided by the studies.
 import torch
 
 from ..gather import gather_texts, rank
-from .base import Draws, Objective, draw_pairs
-from .functional import cosine_logits, multi_positive_loss, sigmoid_loss, table_queries
+from ..losses.functional import cosine_logits, multi_positive_loss, sigmoid_loss, table_queries
+from ..objective import Draws, Objective, draw_pairs
 
 
 class FLAIRObjective(Objective):

@@ -15,8 +15,8 @@ study of the same row elsewhere are a pair like any other.
 import torch
 
 from ..gather import gather_rows, identity_rows, world_size
-from .base import StudyTextObjective
-from .functional import contrastive_loss, unit
+from ..losses.functional import contrastive_loss, unit
+from ..objective import StudyTextObjective
 from .mps import MPSObjective
 
 FORMS = ("clip", "siglip")

@@ -13,11 +13,11 @@ included (as released; the paper prints 1/B for IIS).
 import torch
 
 from ..gather import gather_texts, rank, world_size
-from .base import Draws, Objective, draw_pairs
-from .blocks import Block, SeededMask
-from .functional import WORST_POSITIVE_RULES, draw_negatives, multi_positive_loss, normal_pairs
-from .fused import fused_terms
-from .plain import plain_terms
+from ..losses.blocks import Block, SeededMask
+from ..losses.functional import WORST_POSITIVE_RULES, draw_negatives, multi_positive_loss, normal_pairs
+from ..losses.fused import fused_terms
+from ..losses.plain import plain_terms
+from ..objective import Draws, Objective, draw_pairs
 
 FORMULATIONS = ("fused", "plain")
 

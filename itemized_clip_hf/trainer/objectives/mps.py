@@ -7,8 +7,8 @@ Data: a study and a list of items; no pooler is trained.
 import torch
 
 from ..gather import gather_texts, rank
-from .base import Objective
-from .functional import multi_positive_loss, normal_pairs
+from ..losses.functional import multi_positive_loss, normal_pairs
+from ..objective import Objective
 
 
 class MPSObjective(Objective):

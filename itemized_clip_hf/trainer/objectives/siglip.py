@@ -7,8 +7,8 @@ Data: an image or study and one text; a list of items is joined by ". " [inferre
     others, those of other processes too
 """
 
-from ...data.items import join_sentences
-from .base import StudyTextObjective
+from ...data.studies.items import join_sentences
+from ..objective import StudyTextObjective
 from .mps import MPSObjective
 
 

@@ -20,10 +20,10 @@ import math
 import torch
 from torch import nn
 
-from ...data.items import join_sentences
+from ...data.studies.items import join_sentences
 from ..gather import gather_rows, identity_rows, world_size
-from .base import StudyTextObjective
-from .functional import full, masked_cosines, softmax_loss, straight_through, unit
+from ..losses.functional import full, masked_cosines, softmax_loss, straight_through, unit
+from ..objective import StudyTextObjective
 
 
 class MaskNetwork(nn.Module):

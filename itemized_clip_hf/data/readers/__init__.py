@@ -1,0 +1,1 @@
+"""One file per format -> `Scan`; a folder or zip -> `Study`."""

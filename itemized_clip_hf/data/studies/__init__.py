@@ -1,0 +1,1 @@
+"""Lists of studies -> records, prepared folders, items of a training step."""

@@ -1,0 +1,1 @@
+"""A folder of studies and a file of reports -> a training set."""

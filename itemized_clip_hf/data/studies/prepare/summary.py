@@ -1,0 +1,60 @@
+"""The page that `prepare` leaves: counts, slices of the first studies, and what was left out."""
+
+import html
+from pathlib import Path
+
+from ...files import write_text
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 0.5rem 0 1.5rem; }
+td, th { text-align: left; padding: 0.15rem 1rem 0.15rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+figure { display: inline-block; width: 118px; margin: 0 8px 8px 0; font-size: 11px; overflow-wrap: anywhere;
+  vertical-align: top; }
+img { width: 112px; background: #000; display: block; }
+"""
+
+
+def write_page(path: Path, summary: dict, found: list[dict], lost: list) -> None:
+    """One HTML file without scripts or links; ids of studies are all that it tells of a patient."""
+    counts = [
+        ("studies", summary["studies"]),
+        ("of them normal", summary["normal"]),
+        ("studies left out", summary["studies_left_out"]),
+        ("files and scans left out of kept studies and others", summary["files_left_out"]),
+        ("prepared scans", summary["scans"]),
+        ("items", f"{summary['items']} ({_spread(summary['items_per_study'])} a study)"),
+    ]
+    figures = "".join(
+        f'<figure><img src="data:image/png;base64,{facts["thumbnail"]}" alt="">{html.escape(facts["id"])}<br>'
+        f"{html.escape(', '.join(facts.get('scans', ())))}</figure>"
+        for facts in found
+        if facts.get("thumbnail")
+    )
+    page = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Prepared dataset: {html.escape(summary["domain"])}</title>
+<style>{_STYLE}</style>
+<h1>Prepared dataset: {html.escape(summary["domain"])}</h1>
+{_table(counts)}
+<h2>Series</h2>
+{_table(summary["series"].items(), ("name", "scans"))}
+<h2>Warnings</h2>
+{_table(summary["warnings"].items(), ("code", "scans")) if summary["warnings"] else "<p>None.</p>"}
+<h2>Middle slice of the first scan of the first studies</h2>
+<p>{figures}</p>
+<h2>Left out ({len(lost)})</h2>
+{_table(lost[:500], ("study", "file or scan", "reason")) if lost else "<p>Nothing.</p>"}
+{"<p>The rest is in quarantine.csv.</p>" if len(lost) > 500 else ""}
+</html>
+"""
+    write_text(path, page)
+
+
+def _spread(values: dict) -> str:
+    return f"{values['min']} to {values['max']}, median {values['median']}"
+
+
+def _table(rows, header=()) -> str:
+    head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>"

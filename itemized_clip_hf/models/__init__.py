@@ -1,0 +1,1 @@
+"""Models and processors by name: folders, the Hub, adapters, tokenizers."""

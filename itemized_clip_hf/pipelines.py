@@ -1,0 +1,200 @@
+"""Pipelines: studies or pictures and labels in, one score a label out, each label scored by itself."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import Pipeline
+from transformers.image_utils import load_image
+from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
+
+from .evaluation.encode import encode_prompts, encode_studies
+from .evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs
+from .evaluation.zero_shot import score_encoded
+from .explain.maps import attend, paint_items
+
+
+def classify_studies(
+    model,
+    processor,
+    studies: Iterable,
+    candidate_labels=None,
+    hypothesis_template: str = "{}",
+    batch_size: int | None = None,
+    heat_maps: bool = False,
+    accept: Sequence[str] | None = None,
+    scores: str = DEFAULT,
+    top_k: int | None = None,
+    num_workers: int | None = None,
+    layout: str | None = None,
+) -> Iterator[list[dict[str, Any]]]:
+    """
+    Scores of studies, one after another, each a list of `{"label", "score", "quantity"}`, highest first. Every label is scored
+    by itself: the scores of a study do not sum to 1, in any quantity.
+
+    Args:
+        studies: in any form that the processor takes one.
+        candidate_labels: a text, texts, or label -> one or several texts, whose embeddings are averaged.
+        hypothesis_template: e.g. `"findings consistent with {}"`.
+        batch_size: studies of one pass through the vision tower.
+        heat_maps: add `heat_maps`, a [`HeatMap`] of every scan, to every label.
+        accept: codes of the checks that a scan is used in spite of, as `itemized-clip predict --accept`.
+        layout: what the files of a folder are where it cannot be told, as `itemized-clip predict --layout`.
+        scores: `"similarity"`, the text-conditioned cosine that the protocols of `evaluate` use; `"logit"`, `logits_per_image`
+            of the model; `"probability"`, its sigmoid, which is not calibrated.
+        top_k: how many of the labels are kept, the highest; all if None.
+        num_workers: threads that read and process studies ahead, see `encode_studies`.
+
+    Raises:
+        ValueError: there are no labels, no such `scores`, or `top_k` is below 1.
+    """
+    check_choices(scores, top_k)
+    labels, embeds = encode_prompts(model, processor, read_labels(candidate_labels, hypothesis_template))
+    patch_size = model.config.vision_config.patch_size
+    stated: dict[str, Any] = {"accept": accept, "layout": layout, "num_workers": num_workers or 0}
+    for encoded in encode_studies(model, processor, studies, batch_size or 1, **stated):
+        table = convert(model, score_encoded(model, embeds, encoded, normalizes_pool_inputs(scores)), scores)
+        for row, own in enumerate(table):
+            chosen = np.argsort(-own, kind="stable")[:top_k].tolist()
+            found: list[dict[str, Any]] = [
+                {"label": labels[place], "score": float(own[place]), "quantity": scores} for place in chosen
+            ]
+            if heat_maps:
+                keep = None if encoded.keep_mask is None else encoded.keep_mask[row : row + 1]
+                with torch.no_grad():
+                    attention = attend(model, embeds[None, chosen], encoded.tokens[row : row + 1], keep)[0]
+                names = [labels[place] for place in chosen]
+                for entry, maps in zip(found, paint_items(attention, names, encoded.scans[row], patch_size)):
+                    entry["heat_maps"] = maps
+            yield found
+
+
+def check_choices(scores: str = DEFAULT, top_k: int | None = None, **others) -> None:
+    """Raises a ValueError where there is no such quantity or number of labels."""
+    check_quantity(scores)
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k is {top_k!r}, expected a number of labels, at least 1, or None for all.")
+
+
+def read_labels(candidate_labels, hypothesis_template: str = "{}") -> dict[str, list[str]]:
+    """Label -> its prompts."""
+    if isinstance(candidate_labels, str):
+        candidate_labels = [candidate_labels]
+    if not isinstance(candidate_labels, Mapping):
+        candidate_labels = {label: [label] for label in candidate_labels or ()}
+    groups = {label: [texts] if isinstance(texts, str) else list(texts) for label, texts in candidate_labels.items()}
+    if not groups or not all(groups.values()):
+        raise ValueError("there are no candidate_labels, or one has no text: pass texts, or label -> texts.")
+    return {label: [hypothesis_template.format(text) for text in texts] for label, texts in groups.items()}
+
+
+def is_stream(inputs) -> bool:
+    """A generator or a data set, which is read one example at a time."""
+    return isinstance(inputs, (Iterator, Dataset))
+
+
+def read_stream(inputs) -> Iterator:
+    return inputs if isinstance(inputs, Iterator) else (inputs[index] for index in range(len(inputs)))
+
+
+class ItemizedCLIPPipeline(Pipeline):
+    """
+    Scores every label of a study by itself, see `classify_studies`.
+
+        classify = pipeline("zero-shot-study-classification", model=folder)
+        classify({"AX_T1": "t1.nii.gz", "AX_T2": "t2.nii.gz"}, candidate_labels=["glioma", "acute stroke"])
+    """
+
+    _load_processor = True  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.processor.check_model(self.model.config)
+
+    def __call__(self, studies, candidate_labels=None, num_workers=None, **kwargs):  # type: ignore[override]
+        """
+        Args:
+            studies: one study or a list of studies, in any form that the processor takes; a generator or data set of them.
+            candidate_labels, hypothesis_template, scores, top_k, batch_size, num_workers, heat_maps, accept, layout:
+                of `classify_studies`; what is left out is as the pipeline was made with.
+
+        Returns:
+            for one study a list of `{"label", "score", "quantity"}`, highest first; for several studies a list of these, for a
+            generator or data set an iterator.
+        """
+        given = {"batch_size": self._batch_size, "num_workers": self._num_workers, **self._preprocess_params, **kwargs}
+        if candidate_labels is not None:
+            given["candidate_labels"] = candidate_labels
+        if num_workers is not None:
+            given["num_workers"] = num_workers
+        check_choices(**given)
+        if is_stream(studies):
+            return classify_studies(self.model, self.processor, read_stream(studies), **given)
+        split = self.processor.image_processor.split_studies(studies)
+        results = list(classify_studies(self.model, self.processor, split, **given))
+        one = len(split) == 1 and not (isinstance(studies, (list, tuple)) and split[0] is studies[0])
+        return results[0] if one else results
+
+    def _sanitize_parameters(self, **kwargs):
+        check_choices(**kwargs)
+        return kwargs, {}, {}
+
+    def preprocess(self, study, **kwargs):
+        return {"study": study, **kwargs}
+
+    def _forward(self, model_inputs):
+        study = model_inputs.pop("study")
+        return {"found": next(classify_studies(self.model, self.processor, [study], **model_inputs))}
+
+    def postprocess(self, model_outputs):
+        return model_outputs["found"]
+
+
+class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
+    """
+    `zero-shot-image-classification` of ItemizedCLIP: each label is scored by itself instead of sharing one softmax with the
+    others, and it takes what `classify_studies` does. Of every other model it makes the library's own pipeline.
+    """
+
+    _load_processor = None  # type: ignore[assignment]  # the library's never loads one, and needs none
+
+    def __new__(cls, *args, **kwargs):
+        model = kwargs.get("model", args[0] if args else None)
+        if getattr(getattr(model, "config", None), "model_type", None) == "itemized_clip":
+            return super().__new__(cls)
+        return ZeroShotImageClassificationPipeline(*args, **kwargs)
+
+    def __call__(self, image=None, candidate_labels=None, **kwargs):  # type: ignore[override]
+        if self.processor is None:
+            raise ValueError("the pipeline has no processor: pass the model's folder or name, or `processor=`.")
+        if self.model.config.vision_config.image_size[0] > 1:
+            raise ValueError('this is a model of volumes: use pipeline("zero-shot-study-classification").')
+        given = {"batch_size": self._batch_size, "num_workers": self._num_workers, **self._preprocess_params, **kwargs}
+        if candidate_labels is not None:
+            given["candidate_labels"] = candidate_labels
+        check_choices(**given)
+        timeout = given.pop("timeout", None)
+        given.pop("tokenizer_kwargs", None)  # of the library's own
+
+        def opened(images):
+            return (
+                load_image(x, timeout=timeout) if isinstance(x, str) and not os.path.isdir(x) else x for x in images
+            )
+
+        if is_stream(image):
+            return classify_studies(self.model, self.processor, opened(read_stream(image)), **given)
+        split = self.processor.image_processor.split_studies(image)
+        results = list(classify_studies(self.model, self.processor, opened(split), **given))
+        return results if isinstance(image, (list, tuple)) or len(split) > 1 else results[0]
+
+    def _sanitize_parameters(self, batch_size=None, **kwargs):
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        check_choices(**kwargs)
+        own = {name: kwargs[name] for name in ("heat_maps", "accept", "scores", "top_k") if name in kwargs}
+        return {**preprocess, **own}, forward, postprocess
