@@ -1,5 +1,6 @@
 """Tiny configurations, generated volumes, no downloads."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -35,6 +36,20 @@ def processor(tokenizer):
     from itemized_clip_hf import ItemizedCLIPProcessor
 
     return ItemizedCLIPProcessor.from_domain("brain-mri", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16)
+
+
+@pytest.fixture
+def messages():
+    """What the package and the library log."""
+    found: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in ("itemized_clip_hf", "transformers")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield found
+    for logger in loggers:
+        logger.removeHandler(handler)
 
 
 @pytest.fixture

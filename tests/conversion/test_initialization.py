@@ -1,7 +1,6 @@
 """`--init`: what fits is loaded, what is left is named."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -15,20 +14,6 @@ from itemized_clip_hf.conversion.initialize import initialize, summarize
 from itemized_clip_hf.models.adapters import add_lora, save_adapters
 
 peft = pytest.importorskip("peft")
-
-
-@pytest.fixture
-def messages():
-    """What the library logs."""
-    found = []
-    handler = logging.Handler()
-    handler.emit = lambda record: found.append(record.getMessage())
-    loggers = [logging.getLogger(name) for name in ("itemized_clip_hf", "transformers")]
-    for logger in loggers:
-        logger.addHandler(handler)
-    yield found
-    for logger in loggers:
-        logger.removeHandler(handler)
 
 
 def checkpoint(name, folder, without=(), **more):

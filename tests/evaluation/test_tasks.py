@@ -111,7 +111,7 @@ def test_settings_that_are_known_before_the_tasks_are_imported():
     import inspect
 
     from itemized_clip_hf.evaluation import protocols
-    from itemized_clip_hf.evaluation.tasks.run import run as tasks
+    from itemized_clip_hf.evaluation.tasks import run as tasks
 
     assert list(protocols.TASKS) == list(tasks.TASKS)
     for name, task in tasks.TASKS.items():
