@@ -11,13 +11,13 @@ from itemized_clip_hf.cli._studies import Inputs, Opener, OpenOneByOne
 from itemized_clip_hf.data.files import whole_file
 from itemized_clip_hf.data.tables import write_csv
 from itemized_clip_hf.data.truth_values import read_truth_value
-from itemized_clip_hf.evaluation.evaluate import hash_model, hash_processor, hash_text
 from itemized_clip_hf.evaluation.metrics import auroc, classification_summary
 from itemized_clip_hf.evaluation.quantity import DEFAULT, convert, describe, normalizes_pool_inputs
 from itemized_clip_hf.evaluation.score_file import ScoreFile
 from itemized_clip_hf.evaluation.text_table import format_table
 from itemized_clip_hf.evaluation.zero_shot import match_class, score_studies
 from itemized_clip_hf.models.precision import describe_precision, working_precision
+from itemized_clip_hf.provenance import hash_json, hash_model, hash_processor
 
 MOST_COLUMNS = 10
 """Studies side by side; more get a line each."""
@@ -67,7 +67,7 @@ class Scoring:
                 "model": hash_model(model),
                 "processor": hash_processor(processor),
                 "prompts": list(prompts.items()),
-                "studies": hash_text(records.fingerprint()),
+                "studies": hash_json(records.fingerprint()),
                 "opened_with": opener.settings(),
                 # What is left as it always was is not named: the files of earlier versions go on.
                 **({} if normalizes_pool_inputs(quantity) else {"pool_inputs": "not normalized"}),

@@ -24,7 +24,6 @@ def command(model, facts_file, results, name, license_id, output, overwrite):
     """
     from pathlib import Path
 
-    from itemized_clip_hf.evaluation.evaluate import hash_model
     from itemized_clip_hf.hub.card import (
         CARD,
         CardFacts,
@@ -35,6 +34,7 @@ def command(model, facts_file, results, name, license_id, output, overwrite):
         write_card,
     )
     from itemized_clip_hf.models.load import load_model
+    from itemized_clip_hf.provenance import hash_model
 
     if (model is None) == (facts_file is None):
         raise click.UsageError("pass a model folder (-m) or a file of facts (-i).")

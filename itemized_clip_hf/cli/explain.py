@@ -69,10 +69,10 @@ def command(
     from itemized_clip_hf.data.files import file_name, hold_output, is_about_output
     from itemized_clip_hf.data.layout import Layout
     from itemized_clip_hf.evaluation.encode import in_order
-    from itemized_clip_hf.evaluation.evaluate import hash_model, hash_processor, hash_text
     from itemized_clip_hf.evaluation.text_table import format_table
     from itemized_clip_hf.models.load import load, say_origin
     from itemized_clip_hf.models.precision import weights_dtype, working_precision
+    from itemized_clip_hf.provenance import hash_json, hash_model, hash_processor
 
     require_inputs(inputs)
     place = Path(output)
@@ -104,7 +104,7 @@ def command(
             if not items:
                 items = [texts[0] for texts in choose_prompts((), None, loaded.config.domain).values()]
             folder = place / unique(file_name(record["id"], "study"), folders)
-            yield partial(ToExplain, record, items, folder, hash_text([about, record["id"], items]), open_images)
+            yield partial(ToExplain, record, items, folder, hash_json([about, record["id"], items]), open_images)
 
     results, failed = [], 0
     for study in in_order(studies(), workers):

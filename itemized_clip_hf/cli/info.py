@@ -24,23 +24,16 @@ def command(model, as_json):
 
 
 def package_facts() -> dict:
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
     import torch
 
-    import itemized_clip_hf
     from itemized_clip_hf.domains import available_domains
     from itemized_clip_hf.evaluation.protocols import TASKS, available_protocols
+    from itemized_clip_hf.provenance import installed_versions
     from itemized_clip_hf.recipes import available_recipes
     from itemized_clip_hf.trainer.objectives import available_objectives
 
-    facts: dict[str, Any] = {"itemized-clip-hf": itemized_clip_hf.__version__, "python": platform.python_version()}
-    for package in ("torch", "transformers", "accelerate", "nibabel", "datasets", "scikit-learn", "matplotlib"):
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            facts[package] = "not installed"
+    packages = ("python", "torch", "transformers", "accelerate", "nibabel", "datasets", "scikit-learn", "matplotlib")
+    facts: dict[str, Any] = {name: number or "not installed" for name, number in installed_versions(packages).items()}
     facts["devices"] = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     facts["domains"] = available_domains()
     facts["objectives"] = available_objectives()

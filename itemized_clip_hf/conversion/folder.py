@@ -1,6 +1,5 @@
 """A checkpoint of the reference code -> a folder that the Auto classes load anywhere, with a report of the way."""
 
-import hashlib
 import json
 import os
 import tempfile
@@ -9,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from transformers import PreTrainedTokenizerBase
 
 from ..bars import without_library_bars
@@ -19,7 +16,7 @@ from ..domains import load_domain
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..models.tokenizer import load_tokenizer
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
-from ..version import __version__
+from ..provenance import hash_file, installed_versions
 from . import convert
 from .parity import compare
 from .vocabulary import check_vocabulary, required_file
@@ -103,22 +100,10 @@ def convert_folder(
         "vocabulary": vocabulary,
         "preprocessing": model.config.preprocessing,
         "scoring": model.config.scoring,
-        "versions": {
-            "itemized-clip-hf": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": installed_versions(("torch", "transformers")),
     }
     write_folder(output, model, processor, {REPORT: report, DOMAIN: asdict(facts)})
     return report
-
-
-def hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_folder(output: Path, model, processor, documents: dict[str, dict]) -> None:

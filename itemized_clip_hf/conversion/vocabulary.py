@@ -1,11 +1,10 @@
 """Whether a tokenizer is the one that a checkpoint's word embeddings belong to: its size, its entries where they are known."""
 
-import hashlib
-
 from transformers.utils import logging
 
 from ..domains import load_domain
 from ..processing.processing_itemized_clip import list_vocabulary
+from ..provenance import hash_text
 
 logger = logging.get_logger(__name__)
 
@@ -20,7 +19,7 @@ KNOWN = {
 
 def hash_vocabulary(tokenizer) -> str:
     """SHA-256 of the entries in the order of their ids, each followed by a line feed: that of a `vocab.txt`."""
-    return hashlib.sha256("".join(f"{entry}\n" for entry in list_vocabulary(tokenizer)).encode()).hexdigest()
+    return hash_text("".join(f"{entry}\n" for entry in list_vocabulary(tokenizer)))
 
 
 def required_file(domain: str) -> str:

@@ -1,24 +1,19 @@
 """A protocol from images to figures: scores kept in a file, figures with intervals, and all that it takes to repeat them."""
 
-import hashlib
-import json
 import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers.utils import logging
 
 from ..data.layout import Layout, only_picture, require_one_scan
 from ..data.studies.storage import check_prepared
 from ..data.studies.training_ids import warn_of_training
-from ..version import __version__
+from ..provenance import hash_json, hash_model, hash_processor, installed_versions
 from . import bootstrap as boot
 from .encode import Closed
 from .metrics import require_sklearn
@@ -31,55 +26,15 @@ from .zero_shot import score_studies
 logger = logging.get_logger(__name__)
 
 
-def hash_text(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def hash_model(model) -> str:
-    """SHA-256 of the configuration, names and places aside, and of names, shapes and values of all weights."""
-    digest = hashlib.sha256()
-    if hasattr(model.config, "to_json_string"):
-        settings = json.loads(model.config.to_json_string())
-        aside = ("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype")
-        digest.update(json.dumps({k: v for k, v in settings.items() if k not in aside}, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def hash_processor(processor) -> str:
-    """SHA-256 of the preprocessing's settings, the whole tokenizer, its longest text and what is done to texts before it."""
-    tokenizer = processor.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    known: Any = sorted(tokenizer.get_vocab().items())
-    if backend is not None:  # padding and truncation are what its last call asked for
-        known = {
-            name: part for name, part in json.loads(backend.to_str()).items() if name not in ("padding", "truncation")
-        }
-    texts = [getattr(processor, "lowercase", None), getattr(tokenizer, "model_max_length", None)]
-    return hash_text([processor.image_processor.to_json_string(), known, texts])
-
-
 def hash_images(studies: ProtocolStudies) -> str:
     """SHA-256 of ids, and of names and sizes of image files; not of their content."""
-    return hash_text([[study, studies.size_of(number)] for number, study in enumerate(studies.ids)])
+    return hash_json([[study, studies.size_of(number)] for number, study in enumerate(studies.ids)])
 
 
 def hash_truth(truths: Mapping[str, Truth]) -> str:
     """SHA-256 of ids and labels."""
     tables = [[name, truth.ids, truth.labels, truth.classes] for name, truth in sorted(truths.items())]
-    return hash_text([[None if x is None else x.tolist() if hasattr(x, "tolist") else x for x in t] for t in tables])
-
-
-def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"itemized-clip-hf": __version__, "python": platform.python_version()}
-    for name in ("torch", "transformers", "numpy", "scikit-learn"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return hash_json([[None if x is None else x.tolist() if hasattr(x, "tolist") else x for x in t] for t in tables])
 
 
 def as_json(value):
@@ -236,7 +191,7 @@ def evaluate_protocol(
             if k not in ("variants", "findings", "classes", "prompts", "published")
         },
         "intervals": {"level": 0.95, "resamples": resamples, "seed": seed, "over": "studies"},
-        "versions": versions(),
+        "versions": installed_versions(),
     }
     return Evaluation(as_json(results), kept, tables, studies)
 

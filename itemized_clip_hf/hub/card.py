@@ -4,7 +4,6 @@ Model cards: facts in YAML -> metadata and text that the Hub understands.
 What a person has to say (licence, data, population) stays empty until somebody says it, and the card says that it is empty.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..domains import Domain, load_domain
 from ..domains.schema import check_image_settings
 from ..modeling.configuration_itemized_clip import SCORINGS
+from ..provenance import hash_text
 from ..specs import build, check_section, read_json, read_text, read_written
 from .card_text import clean_name, escape, escape_line
 
@@ -372,11 +372,7 @@ def is_edited(folder: str | os.PathLike) -> bool:
     card, facts = Path(folder) / CARD, Path(folder) / FACTS
     if not card.exists():
         return False
-    return not facts.exists() or CardFacts.read(facts).rendered != hash_text(read_text(card))
-
-
-def hash_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return not facts.exists() or CardFacts.read(facts).rendered != hash_text(read_text(card))[:16]
 
 
 def write_card(folder: str | os.PathLike, facts: CardFacts, overwrite: bool = False) -> bool:
@@ -385,7 +381,7 @@ def write_card(folder: str | os.PathLike, facts: CardFacts, overwrite: bool = Fa
     kept = is_edited(folder) and not overwrite
     if not kept:
         text = card_text(facts)
-        facts.rendered = hash_text(text)
+        facts.rendered = hash_text(text)[:16]
         (folder / CARD).write_text(text, encoding="utf-8")
     facts.write(folder / FACTS)
     return not kept

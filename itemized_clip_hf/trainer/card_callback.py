@@ -4,13 +4,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..hub.card import CARD, FACTS, CardFacts, facts_of_folder, write_card
-from ..version import __version__
+from ..provenance import device_name, installed_versions
 
 logger = logging.get_logger(__name__)
 
@@ -65,7 +63,7 @@ class CardCallback(TrainerCallback):
             or None,
             "device": f"{args.world_size} x {device_name(args.device)}",
             "seconds": None if seconds is None else f"{seconds:,}{since}",
-            "versions": f"itemized-clip-hf {__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
+            "versions": ", ".join(" ".join(map(str, x)) for x in installed_versions(("torch", "transformers")).items()),
         }
         return CardFacts(
             name=args.hub_model_id or Path(args.output_dir).resolve().name,
@@ -97,7 +95,3 @@ class CardCallback(TrainerCallback):
 
 def frozen_part(tower: str, mode: bool | str) -> str:
     return "" if not mode else tower if mode is True else f"{tower} ({mode})"
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -117,8 +117,8 @@ def converted(tmp_path):
 
 
 def write_results(path, folder, auc=0.831, **changes):
-    from itemized_clip_hf.evaluation.evaluate import hash_model
     from itemized_clip_hf.models.load import load_model
+    from itemized_clip_hf.provenance import hash_model
 
     model = {"domain": "chest-ct", "sha256": hash_model(load_model(str(folder)))}
     mean = {"auc": {"value": auc, "low": 0.8, "high": 0.95}, "f1": {"value": None}}

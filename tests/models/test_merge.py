@@ -9,10 +9,10 @@ from tiny_models import tiny_config
 from itemized_clip_cli import main
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
 from itemized_clip_hf.data.studies.training_ids import TrainingIds, remember
-from itemized_clip_hf.evaluation.evaluate import hash_model
 from itemized_clip_hf.hub.card import CardFacts, is_edited, write_card
 from itemized_clip_hf.models.adapters import add_lora, save_adapters
 from itemized_clip_hf.models.load import load_model
+from itemized_clip_hf.provenance import hash_model
 
 pytest.importorskip("peft")
 

@@ -1,6 +1,5 @@
 """Evaluations that need no label table: retrieval, items of reports, segmentation. `itemized-clip evaluate --protocol NAME`."""
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,8 +13,9 @@ from ...data.layout import Layout
 from ...data.studies.records import Records, read_records, refuse_repeats
 from ...data.studies.training_ids import ids_of
 from ...data.study import Scan
+from ...provenance import hash_file, hash_json, hash_model, hash_processor, installed_versions
 from .. import bootstrap as boot
-from ..evaluate import as_json, hash_model, hash_processor, hash_text, open_record, trained_on_notes, versions
+from ..evaluate import as_json, open_record, trained_on_notes
 from ..protocols import check_task_settings
 from ..quantity import DEFAULT, describe
 from ..score_file import ScoreFile
@@ -153,7 +153,7 @@ def run_segmentation(
     described = {
         **about,
         "settings": [prompt, series, num_tokens, seed],
-        "studies": hash_text([[str(row.get(name)) for name in sorted(row)] for row in map(dict, records.rows)]),
+        "studies": hash_json([[str(row.get(name)) for name in sorted(row)] for row in map(dict, records.rows)]),
         "opened_with": dict(opened_with or {}),
     }
     kept = ScoreFile(scores_file, described)
@@ -237,7 +237,7 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
         "processor": {"sha256": about["processor"]},
         "data": {
             "name": path.name,
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
+            "sha256": hash_file(path) if path.is_file() else None,
         },
         "intervals": {
             "level": 0.95,
@@ -245,7 +245,7 @@ def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -
             "seed": settings.get("seed", 0),
             "over": "studies; T2I@k over texts",
         },
-        "versions": versions(),
+        "versions": installed_versions(),
     }
     return as_json(results)
 

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import ctypes
-import hashlib
 import io
 import json
 import multiprocessing
@@ -25,6 +24,7 @@ from transformers.utils import logging
 
 from ....domains import load_domain
 from ....processing.image_processing_itemized_clip import PICTURE_SUFFIXES, ItemizedCLIPImageProcessor, open_picture
+from ....provenance import hash_json
 from ....version import __version__
 from ...cells import as_items, as_labels, holds_list, is_nothing
 from ...checks import check_study
@@ -99,7 +99,7 @@ class Plan:
         facts = asdict(self)
         if self.layout is None:  # so that what was begun before there was a choice goes on
             del facts["layout"]
-        return hashlib.sha256(json.dumps([__version__, facts], sort_keys=True).encode()).hexdigest()
+        return hash_json([__version__, facts], sort_keys=True)
 
 
 def plan_studies(
