@@ -60,10 +60,10 @@ def share_of_decompression(plan) -> float:
     processor = _image_processor(plan)
     try:
         for row in plan.rows[:1]:
-            prepare_study(row, plan, processor, [])
+            prepare_study(row, plan, processor, print)
         spent, start = 0.0, time.perf_counter()
         for row in plan.rows:
-            prepare_study(row, plan, processor, [])
+            prepare_study(row, plan, processor, print)
         return spent / (time.perf_counter() - start)
     finally:
         nifti.zlib = zlib

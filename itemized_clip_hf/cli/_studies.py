@@ -4,6 +4,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from itemized_clip_hf.data.open import Warnings, known_codes, require_usable
 from itemized_clip_hf.data.readers.read import read_file
 from itemized_clip_hf.data.studies.records import Records, read_records
 from itemized_clip_hf.data.studies.training_ids import ids_of
-from itemized_clip_hf.data.study import Scan, Study, Unreadable, require_scan_of_list
+from itemized_clip_hf.data.study import Scan, Skipped, Study, require_scan_of_list
 from itemized_clip_hf.data.tables import TABLE_SUFFIXES
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.evaluation.encode import Closed
@@ -166,24 +167,47 @@ class Opener:
         stated = {} if self.layout.choice is None else {"layout": self.layout.choice}
         return {"volume_index": self.volume_index, "accept": sorted(self.accept), **stated}
 
-    def __call__(self, record: dict):
+    def __call__(self, record: dict) -> Any:
+        """
+        What a processor takes as one study; scans that cannot be used are left out, and said.
+
+        Raises:
+            OSError, ValueError: nothing of the study can be used.
+        """
         if "error" in record:
             raise ValueError(record["error"])
         if record.get("images") is None:
             raise ValueError("the study has no images.")
-        images, where = record["images"], record["id"]
+        images, study = record["images"], record["id"]
         require_one_scan(images, self.layout)
-        if isinstance(images, dict):
-            named = {name: self._try(image, f"{where}/{name}", images) for name, image in images.items()}
-            # A folder of several series brings names of its own.
-            return {own: scan for name, found in named.items() for own, scan in flatten(name, found)}
-        if isinstance(images, list):
-            found = [self._try(image, where, images) for image in images]
-            return [scan for one in found for scan in (one.values() if isinstance(one, dict) else [one])]
-        return self._open(images, where)
+        skipped: list[Skipped] = []
+        opened: Any
+        if isinstance(images, dict):  # a folder of several series brings names of its own
+            named = [(name, self._open_or_skip(image, study, name, images, skipped)) for name, image in images.items()]
+            opened = {own: scan for name, found in named for own, scan in flatten(name, found)}
+        elif isinstance(images, list):
+            found = [self._open_or_skip(image, study, None, images, skipped) for image in images]
+            opened = [scan for one in found for scan in (one.values() if isinstance(one, dict) else [one])]
+        else:
+            opened = self._open(images, study, None, None, skipped)
+        if skipped and not opened:
+            if len(skipped) == 1:
+                raise ValueError(skipped[0].reason)
+            raise ValueError(
+                f"none of the {len(skipped)} scans of the study could be used; the last error: {skipped[-1].reason}"
+            )
+        return opened
 
-    def _open(self, image, where: str, images=None):
-        """An image of a study, `images` being the dictionary or list that it stands in."""
+    def _open_or_skip(self, image: Any, study: str, name: str | None, images: Any, skipped: list[Skipped]) -> Any:
+        try:
+            return self._open(image, study, name, images, skipped)
+        except (OSError, ValueError) as error:
+            shown = name or (Path(image).name if isinstance(image, str) else None)
+            self._skip(Skipped(study, shown, "read", str(error)), skipped)
+            return {}
+
+    def _open(self, image: Any, study: str, name: str | None, images: Any, skipped: list[Skipped]) -> Any:
+        """An image of a study, `images` being the dictionary or list that it stands in: a file's scan or a folder's by name."""
         if not isinstance(image, str) or image.lower().endswith(PICTURE_SUFFIXES):
             return image
         layout = self.layout.inside(images)
@@ -191,11 +215,18 @@ class Opener:
             return str(picture)
         opened = read_file(image, self.volume_index, layout)
         require_scan_of_list(opened, images)
+        where = study if name is None else f"{study}/{name}"
         if not isinstance(opened, Study):
             return self._check(opened, where)
-        for name, reason in opened.skipped:
-            click.echo(f"{where}: skipped {name}: {reason}", err=True)
-        return {name: self._unless_refused(scan, f"{where}/{name}") for name, scan in opened.scans.items()}
+        for lost in opened.skipped:
+            self._skip(replace(lost, study=study), skipped)
+        usable = {}
+        for own, scan in opened.scans.items():
+            try:
+                usable[own] = self._check(scan, f"{where}/{own}")
+            except ValueError as error:
+                self._skip(Skipped(study, own if name is None else f"{name}/{own}", "check", str(error)), skipped)
+        return usable
 
     def _check(self, scan: Scan, where: str) -> Scan:
         return require_usable(scan, self.domain, self.accept, where, self._warn)
@@ -204,17 +235,9 @@ class Opener:
         with self.lock:  # several threads may read
             self.warnings(report, where)
 
-    def _try(self, image, where: str, images):
-        try:
-            return self._open(image, where, images)
-        except (OSError, ValueError) as error:
-            return Unreadable(error)
-
-    def _unless_refused(self, scan: Scan, where: str) -> Scan | Unreadable:
-        try:
-            return self._check(scan, where)
-        except ValueError as error:
-            return Unreadable(error)
+    def _skip(self, lost: Skipped, skipped: list[Skipped]) -> None:
+        skipped.append(lost)
+        click.echo(f"{lost.study}: skipped {lost.scan}: {lost.reason}", err=True)
 
 
 def flatten(name: str, opened) -> list[tuple[str, Any]]:

@@ -70,7 +70,7 @@ def command(
     from itemized_clip_hf.domains.schema import check_image_settings
 
     check_image_settings({**load_domain(domain).image, **image_settings}, f"{recipe or domain}: image")
-    plan, left_out = plan_studies(
+    plan, skipped = plan_studies(
         studies,
         domain,
         reports,
@@ -85,7 +85,7 @@ def command(
     )
     click.echo(f"studies: {len(plan.rows):,}, {estimate(plan, output)}", err=True)
     say_what_stays(output)
-    summary = prepare(plan, output, left_out, num_workers=workers, progress=not as_json)
+    summary = prepare(plan, output, skipped, num_workers=workers, progress=not as_json)
     if as_json:
         click.echo(json.dumps(summary, indent=1))
         return

@@ -114,12 +114,12 @@ def check_study(study: Study, domain: str | None = None, accept: Iterable[str] =
         if missing:
             found = f"no series is named like {', '.join(missing)}"
             problems.append(Problem("missing-series", "note", found, "findings that only they show will be missed"))
-    for what, reason in study.skipped:
-        if reason.startswith(_NO_LOSS):
+    for skipped in study.skipped:
+        if skipped.reason.startswith(_NO_LOSS):
             level, advice = "note", "nothing, unless it should have been used"
         else:
             level, advice = "warn", "findings that only it shows will be missed: repair or convert it, or take it away"
-        problems.append(Problem("left-out", level, f"{what}: {reason}", advice))
+        problems.append(Problem("left-out", level, str(skipped), advice))
     if problems:
         reports.append(Report(None, {}, problems))
     return reports

@@ -1,6 +1,7 @@
 """A study as it comes from disk: named scans with their geometry."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
@@ -8,6 +9,31 @@ from ..processing.geometry_itemized_clip import axis_codes, axis_spacing
 
 Visits = tuple[list[dict[str, str]], list[dict[str, str]]]
 """Digests of the fields that tell patients apart, and of those that tell studies apart."""
+
+
+Stage = Literal["list", "read", "check", "process"]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """
+    What was left out of a study, or a study that was left out, and why.
+
+    Args:
+        study: its id.
+        scan: name of the file, series or scan; None where it is the whole study.
+        stage: where it was left out: `"list"` (its row holds no images, report or items), `"read"` (the file), `"check"`
+            (refused by `data.checks`) or `"process"` (refused by the image processor).
+        reason: what was found, in words that hold no patient data.
+    """
+
+    study: str | None
+    scan: str | None
+    stage: Stage
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.scan or self.study}: {self.reason}"
 
 
 @dataclass
@@ -65,13 +91,13 @@ class Scan:
 @dataclass
 class Study:
     """
-    Scans of one visit by sequence name, in the order of reading; `skipped` holds (file or series, reason); `visits` holds
+    Scans of one visit by sequence name, in the order of reading; `skipped` holds what was left out; `visits` holds
     digests of the patient and the study of DICOM files, by which `take` refuses to mix them.
     """
 
     scans: dict[str, Scan]
     id: str | None = None
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
     visits: Visits | None = field(default=None, repr=False, compare=False)
 
     def add(self, scan: Scan) -> None:
@@ -81,6 +107,10 @@ class Study:
             name, number = f"{scan.name or 'scan'}-{number}", number + 1
         scan.name = name
         self.scans[name] = scan
+
+    def skip(self, scan: str, reason: str) -> None:
+        """Lists a file or series of the study that is left out."""
+        self.skipped.append(Skipped(self.id, scan, "read", reason))
 
     def take(self, opened: "Scan | Study") -> None:
         """
@@ -97,7 +127,7 @@ class Study:
         for scan in opened.scans.values() if isinstance(opened, Study) else [opened]:
             self.add(scan)
         if isinstance(opened, Study):
-            self.skipped += opened.skipped
+            self.skipped += [replace(skipped, study=self.id) for skipped in opened.skipped]
 
 
 def refuse_other_visit(first, second) -> None:
@@ -125,14 +155,3 @@ def require_scan_of_list(opened, images) -> None:
             f"it is a folder of {len(opened.scans)} scans in a list of {len(images)}, where each entry is one scan of a study: "
             "pass each study by itself, or list its files."
         )
-
-
-class Unreadable:
-    """Stands for a study or scan that could not be opened, so that the error is met, and reported, in its place."""
-
-    def __init__(self, error: Exception):
-        self.error = error
-
-    @property
-    def scans(self):
-        raise ValueError(str(self.error)) from self.error

@@ -78,14 +78,9 @@ def open_record(record: dict, layout: Layout | None = None):
         return str(picture)
     leaves = images.values() if isinstance(images, dict) else images if isinstance(images, list) else [images]
     if all(isinstance(leaf, str) and not leaf.lower().endswith(PICTURE_SUFFIXES) for leaf in leaves):
-        failed: list[str] = []
-        study = read_study(
-            images, record["id"], on_error=lambda name, error: failed.append(f"{name}: {error}"), layout=layout
-        )
+        study = read_study(images, record["id"], skip_unreadable=True, layout=layout)
         if not study.scans:
-            raise ValueError("; ".join(failed) or "it holds no scan")
-        for reason in failed:
-            logger.warning(f"{record['id']}, left out: {reason}")
+            raise ValueError("; ".join(map(str, study.skipped)) or "it holds no scan")
         return study
     return images
 

@@ -293,11 +293,11 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
 
     def _process_study(self, study, settings, generator=None, on_error=None) -> list[ProcessedScan]:
         scans = self._listed_scans(study)
-        for what, reason in getattr(study, "skipped", ()):
+        for skipped in getattr(study, "skipped", ()):
             if on_error is None:
-                logger.warning(f"{what} is left out: {reason}")
+                logger.warning(f"{skipped.scan} is left out: {skipped.reason}")
             else:
-                on_error(what, ValueError(reason))
+                on_error(skipped.scan, ValueError(skipped.reason))
         if not scans:
             raise ValueError("a study needs at least one scan, this one is empty.")
         listed = study if isinstance(study, (list, tuple)) else ()

@@ -265,6 +265,6 @@ def interrupted(trainer: ItemizedCLIPTrainer, interrupts: Interrupts, what: str)
 
 def cache(records, shortest_side: int) -> CachedPictures:
     cached = CachedPictures(records, shortest_side)
-    for name, reason in cached.skipped:
-        logger.warning(f"record {name} is left out: {reason}")
+    for skipped in cached.skipped:
+        logger.warning(f"record {skipped.study} is left out: {skipped.reason}")
     return cached

@@ -12,7 +12,7 @@ from PIL import Image
 from itemized_clip_cli import main
 from itemized_clip_hf.data.checks import check_scan, check_study, hu_problem
 from itemized_clip_hf.data.readers.read import read_file
-from itemized_clip_hf.data.study import Scan, Study
+from itemized_clip_hf.data.study import Scan, Skipped, Study
 from itemized_clip_hf.domains import load_domain
 
 HEAD = np.array([[3.0, 0, 0, -75], [0, 4, 0, -100], [0, 0, -4, 100], [0, 0, 0, 1]])
@@ -98,7 +98,10 @@ def test_problems(scan, domain, code, verdict):
 
 def test_repeats_and_missing_series():
     array = (make_head() + 1000).clip(0).astype(np.int16)
-    study = Study({name: Scan(array, HEAD, name) for name in ("AX_T1", "AX_T1_2")}, skipped=[("x.nii", "broken")])
+    study = Study(
+        {name: Scan(array, HEAD, name) for name in ("AX_T1", "AX_T1_2")},
+        skipped=[Skipped("s", "x.nii", "read", "broken")],
+    )
     report = check_study(study, "brain-mri")[-1]
     assert report.scan is None and codes(report) == {
         "repeated-scan": "warn",
@@ -117,7 +120,7 @@ def test_repeats_and_missing_series():
     ],
 )
 def test_what_is_left_out_and_missed_is_a_warning(reason, verdict):
-    study = Study({"AX_T1": make_scan()}, skipped=[("DWI", reason)])
+    study = Study({"AX_T1": make_scan()}, skipped=[Skipped("s", "DWI", "read", reason)])
     assert check_study(study)[-1].verdict == verdict
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from itemized_clip_hf.data.files import explain_os_error, file_name, hold_output, whole_file, write_text
 from itemized_clip_hf.data.studies.prepare.summary import write_page
+from itemized_clip_hf.data.study import Skipped
 from itemized_clip_hf.evaluation.score_file import ScoreFile
 
 HOSTILE = (
@@ -92,6 +93,8 @@ def test_the_summary_page_shows_what_it_is_given(tmp_path):
     counts = {"studies": 1, "normal": 0, "studies_left_out": 0, "files_left_out": 0, "scans": 1, "items": 1}
     spread = {"items_per_study": {"min": 1, "max": 1, "median": 1}}
     summary = {**counts, **spread, "domain": bad, "series": {bad: 1}, "warnings": {bad: 1}}
-    write_page(tmp_path / "s.html", summary, [{"id": bad, "scans": [bad], "thumbnail": "AA"}], [(bad, bad, bad)])
+    write_page(
+        tmp_path / "s.html", summary, [{"id": bad, "scans": [bad], "thumbnail": "AA"}], [Skipped(bad, bad, "read", bad)]
+    )
     page = (tmp_path / "s.html").read_text()
     assert "<script" not in page and page.count("&lt;script&gt;") == 9

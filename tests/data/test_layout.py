@@ -163,17 +163,17 @@ def by_pipeline(place, images):
 def by_prepare(place, images):
     settings = {"image_settings": place.size, "accept": sorted(REFUSALS)}
     if isinstance(images, list):
-        plan, left_out = plan_studies(place.write_list(images), place.domain, **settings)
+        plan, skipped = plan_studies(place.write_list(images), place.domain, **settings)
     else:
         reports = place.folder / "reports.jsonl"
         rows = [{"id": name, "items": ITEMS[:1]} for name in ids_of(place, images)]
         reports.write_text("\n".join(map(json.dumps, rows)))
-        plan, left_out = plan_studies(images, place.domain, reports, **settings)
-    assert not left_out
+        plan, skipped = plan_studies(images, place.domain, reports, **settings)
+    assert not skipped
     found = {}
     for row in plan.rows:
-        stored, _ = prepare_study(row, plan, place.processor.image_processor, lost := [])
-        assert not lost
+        stored, _ = prepare_study(row, plan, place.processor.image_processor, (skipped := []).append)
+        assert not skipped
         if "image" in stored:
             shown = [(None, Image.open(io.BytesIO(stored["image"]["bytes"])))]
         else:
@@ -423,7 +423,7 @@ def test_what_lies_beside_volume_files_is_named(tmp_path):
         file.rename(tmp_path / file.name)
     study = read_file(tmp_path)
     assert list(study.scans) == ["T1"]
-    assert [name for name, _ in study.skipped] == ["DICOM files", "derived", "raw"]
+    assert [skipped.scan for skipped in study.skipped] == ["DICOM files", "derived", "raw"]
 
 
 def test_folders_in_a_list_are_not_joined(tmp_path, tokenizer):

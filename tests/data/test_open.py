@@ -150,11 +150,11 @@ def by_prepare(domain, files, folder, model, processor, accept):
     image_processor = processor.image_processor
     found = dict.fromkeys(files)
     for row in plan.rows:
-        lost: list = []
+        skipped: list = []
         try:
-            prepare_study(row, plan, image_processor, lost, thumbnail=False)
+            prepare_study(row, plan, image_processor, skipped.append, thumbnail=False)
         except ValueError as error:
-            found[row["id"]] = "; ".join([*(reason for _, _, reason in lost), str(error)])
+            found[row["id"]] = "; ".join([*(entry.reason for entry in skipped), str(error)])
     return found
 
 

@@ -221,7 +221,7 @@ def test_folder_with_one_bad_file(brain, write_volume, tmp_path):
     (tmp_path / "AX_FLAIR.nii.gz").write_bytes(b"\x1f\x8b broken")
     study = read_file(tmp_path)
     assert list(study.scans) == ["AX_T1", "AX_T2"]
-    assert [name for name, _ in study.skipped] == ["AX_FLAIR.nii.gz"]
+    assert [skipped.scan for skipped in study.skipped] == ["AX_FLAIR.nii.gz"]
     assert brain(images=str(tmp_path), return_tensors="pt")["pixel_values"].shape[1] == 2
 
 

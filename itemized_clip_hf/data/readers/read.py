@@ -76,7 +76,7 @@ def read_study(
     images,
     study_id: str,
     volume_index: int | None = None,
-    on_error: Callable[[str, Exception], None] | None = None,
+    skip_unreadable: bool = False,
     layout: Layout | None = None,
 ) -> Study:
     """
@@ -84,7 +84,7 @@ def read_study(
 
     Args:
         images: a path or a scan, a list of them, or name -> path or scan; a name given here wins over the file's.
-        on_error: called with the name of a file that cannot be read, and why; without it the error is raised.
+        skip_unreadable: a file that cannot be read is listed in `skipped`, and the study may be empty; else it raises.
         layout: how files of a folder make studies; those of a study with several scans if None.
 
     Raises:
@@ -108,9 +108,9 @@ def read_study(
             opened = read_file(image, volume_index, layout.inside(images)) if isinstance(image, str) else image
             require_scan_of_list(opened, images)
         except (OSError, ValueError) as error:
-            if on_error is None:
+            if not skip_unreadable:
                 raise
-            on_error(Path(image).name if isinstance(image, str) else str(name), error)
+            study.skip(Path(image).name if isinstance(image, str) else str(name), str(error))
             continue
         if isinstance(opened, Scan) and isinstance(name, str) and name:
             opened.name = name
@@ -134,10 +134,10 @@ def _read_folder(path: Path, volume_index: int | None) -> Study:
     study = _collect(path, files, read)
     if holds_dicom(path, below=False):
         reason = "they lie beside volume files or zips and are left alone; put them into a folder of their own"
-        study.skipped.append(("DICOM files", reason))
+        study.skip("DICOM files", reason)
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         if not is_called_mask(folder.name) and holds_study(folder):
-            study.skipped.append((folder.name, "a folder beside volume files is left alone; name it to read it"))
+            study.skip(folder.name, "a folder beside volume files is left alone; name it to read it")
     return study
 
 
@@ -148,11 +148,11 @@ def _collect(folder: Path, files: list[Path], read: Callable[[Path], Scan | Stud
         try:
             opened = read(file)
         except (OSError, ValueError) as error:
-            study.skipped.append((str(file.relative_to(folder)), str(error)))
+            study.skip(str(file.relative_to(folder)), str(error))
             continue
         study.take(opened)
     if not study.scans:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in study.skipped)
+        reasons = "; ".join(map(str, study.skipped))
         raise ValueError(f"none of the {len(files)} files of {folder} could be read: {reasons}")
     return study
 

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from ...processing.image_processing_itemized_clip import open_picture, upright
+from ..study import Skipped
 
 
 class CachedPictures:
@@ -14,21 +15,21 @@ class CachedPictures:
         records: map-style; pictures under `images`.
         shortest_side: pixels.
 
-    Records whose picture cannot be read are left out and listed in `skipped` as (id, reason).
+    Records whose picture cannot be read are left out and listed in `skipped`.
     """
 
     def __init__(self, records, shortest_side: int, progress: bool = True):
         from tqdm.auto import tqdm
 
         self.records: list[dict] = []
-        self.skipped: list[tuple[str, str]] = []
+        self.skipped: list[Skipped] = []
         self.id_column = getattr(records, "id_column", None)
         for index in tqdm(range(len(records)), desc="decoding", unit="picture", disable=not progress):
             try:
                 record = records[index]
                 record["images"] = shrink(record["images"], shortest_side)
             except Exception as error:
-                self.skipped.append((records.id_of(index), str(error)))
+                self.skipped.append(Skipped(records.id_of(index), None, "read", str(error)))
                 continue
             self.records.append(record)
 

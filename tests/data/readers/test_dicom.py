@@ -375,7 +375,7 @@ def test_interleaved_acquisitions_stay_one_volume(tmp_path):
 def test_long_series_keep_their_first_volume(tmp_path):
     made = repeated(make_grid(slices=4), 6, "TemporalPositionIdentifier", range(1, 7))
     study = read_dicom(save(made, tmp_path / "s"))
-    assert [*study.scans] == ["AX T1_t1"] and "it holds 6 volumes" in study.skipped[0][1]
+    assert [*study.scans] == ["AX T1_t1"] and "it holds 6 volumes" in study.skipped[0].reason
 
 
 def test_repeats_that_nothing_tells_apart_are_refused(tmp_path):
@@ -388,13 +388,13 @@ def test_duplicates_are_dropped_with_a_reason(tmp_path):
     save(made, tmp_path / "s")
     save(made[2:5], tmp_path / "s", start=50)
     study = read_dicom(tmp_path / "s")
-    assert study.skipped == [("AX HEAD", "another file holds the same image (3 times)")]
+    assert list(map(str, study.skipped)) == ["AX HEAD: another file holds the same image (3 times)"]
     assert_true(next(iter(study.scans.values())))
     sent_again = pydicom.dcmread(next((tmp_path / "s").glob("0050.dcm")))
     sent_again.SOPInstanceUID = sent_again.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     sent_again.save_as(tmp_path / "s" / "again.dcm")
     study = read_dicom(tmp_path / "s")
-    assert ("AX HEAD", "another slice of the series holds the same image") in study.skipped
+    assert "AX HEAD: another slice of the series holds the same image" in map(str, study.skipped)
     assert_true(next(iter(study.scans.values())))
 
 
@@ -453,7 +453,7 @@ def test_what_is_left_out_is_left_out_with_its_reason(tmp_path, kind):
     save(make_series(make_grid()), tmp_path / "s")
     study = read_dicom(tmp_path / "s")
     assert_true(next(iter(study.scans.values())))
-    assert len(study.scans) == 1 and any(reason in why and "(4 times)" in why for _, why in study.skipped)
+    assert len(study.scans) == 1 and any(reason in lost.reason and "(4 times)" in lost.reason for lost in study.skipped)
 
 
 def test_colour_pictures(tmp_path):
@@ -480,7 +480,10 @@ def test_other_files_are_named_by_kind_only(tmp_path):
     (tmp_path / "s" / "Mustermann.txt").write_text("Erika Mustermann")
     (tmp_path / "s" / "scan.Mustermann").write_text("Erika Mustermann")
     (tmp_path / "s" / "DICOMDIR").write_bytes(b"x")
-    assert read_dicom(tmp_path / "s").skipped == [("*.txt", "it is no DICOM file"), ("file", "it is no DICOM file")]
+    assert [(skipped.scan, skipped.reason) for skipped in read_dicom(tmp_path / "s").skipped] == [
+        ("*.txt", "it is no DICOM file"),
+        ("file", "it is no DICOM file"),
+    ]
 
 
 # Privacy.
@@ -633,7 +636,7 @@ def test_real_mr_against_its_nifti(data_folder):
     folder = data_folder / "volumes" / "mri_decubitus_hfs"
     study = read_dicom(folder / "dicom.zip")
     (scan,) = study.scans.values()
-    assert any("mosaic" in reason for _, reason in study.skipped)
+    assert any("mosaic" in skipped.reason for skipped in study.skipped)
     expected = read_file(folder / "t1_sag.nii.gz")
     indices = np.argwhere(np.ones(expected.array.shape, bool))[::11]
     got, inside = sample(scan, indices @ expected.affine[:3, :3].T + expected.affine[:3, 3])

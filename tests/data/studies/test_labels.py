@@ -59,8 +59,8 @@ def test_from_reports_to_metrics(reports, model_folder, tmp_path, messages):
 
     for number, source in enumerate((items, reports)):  # by hand, or in one go
         out = tmp_path / f"set{number}"
-        plan, left_out = plan_studies(tmp_path / "studies", "brain-mri", source)
-        prepare(plan, out, left_out, num_workers=1, progress=False, context="fork")
+        plan, skipped = plan_studies(tmp_path / "studies", "brain-mri", source)
+        prepare(plan, out, skipped, num_workers=1, progress=False, context="fork")
         for column in ("'nearly' (no labels: 1 of 3 cells are no truth values)", "'age'", "'empty'"):
             assert any(column in message for message in messages)
         messages.clear()

@@ -125,8 +125,8 @@ def test_nothing_is_lost_and_bad_data_is_named(tmp_path):
     (studies / "unread" / "T1.nii.gz").write_bytes(
         next(studies.glob("*/T2.nii.gz"), next(studies.glob("*/*.gz"))).read_bytes()
     )
-    plan, left_out = plan_studies(studies, "brain-mri", reports, image_settings=SMALL, shard_size=3)
-    summary = prepare(plan, tmp_path / "out", left_out, progress=False, context="fork")
+    plan, skipped = plan_studies(studies, "brain-mri", reports, image_settings=SMALL, shard_size=3)
+    summary = prepare(plan, tmp_path / "out", skipped, progress=False, context="fork")
     lost = quarantined(tmp_path / "out")
     reasons = {row["study"]: row["reason"] for row in lost if not row["file"]}
     assert set(reasons) == bad | {"ghost", "silent", "unread"}
@@ -137,7 +137,7 @@ def test_nothing_is_lost_and_bad_data_is_named(tmp_path):
     assert summary["studies"] == 9 and summary["studies_left_out"] == 8
     page = (tmp_path / "out" / "summary.html").read_text()
     assert page.count("<img") == 9 and all(name in page for name in ids)
-    assert prepare(plan, tmp_path / "out", left_out, progress=False) == summary  # already there
+    assert prepare(plan, tmp_path / "out", skipped, progress=False) == summary  # already there
     with pytest.raises(ValueError, match="holds another dataset"):
         prepare(Plan("brain-mri", plan.rows[:2]), tmp_path / "out", progress=False)
 
@@ -296,8 +296,8 @@ def test_pictures(tmp_path):
         for name in "ab"
     ]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plan, left_out = plan_studies(tmp_path / "in", "remote-sensing", tmp_path / "r.jsonl")
-    prepare(plan, tmp_path / "out", left_out, num_workers=1, progress=False, context="fork")
+    plan, skipped = plan_studies(tmp_path / "in", "remote-sensing", tmp_path / "r.jsonl")
+    prepare(plan, tmp_path / "out", skipped, num_workers=1, progress=False, context="fork")
     records = read_records(tmp_path / "out")
     assert [(record["id"], record["label"], record["images"].size) for record in records] == [
         ("airport/a", "airport", (24, 20)),
@@ -322,8 +322,8 @@ def test_train_from_a_prepared_folder(tmp_path):
     )
     (tmp_path / "small.yaml").write_text(recipe_text)
     recipe = load_recipe(str(tmp_path / "small.yaml"))
-    plan, left_out = plan_studies(studies, "brain-mri", reports, image_settings=recipe.image)
-    prepare(plan, tmp_path / "out", left_out, num_workers=1, progress=False, context="fork")
+    plan, skipped = plan_studies(studies, "brain-mri", reports, image_settings=recipe.image)
+    prepare(plan, tmp_path / "out", skipped, num_workers=1, progress=False, context="fork")
     losses = []
     for data, output in ((tmp_path / "out", "a"), (tmp_path / "raw.jsonl", "b")):
         if output == "b":

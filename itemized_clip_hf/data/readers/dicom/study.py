@@ -11,7 +11,7 @@ from pathlib import Path
 import pydicom
 
 from ...privacy import clean_description, clean_suffix, identifying_fields, identifying_words, scrub
-from ...study import Study
+from ...study import Skipped, Study
 from .files import Unusable, list_files
 from .header import WHERE, describe, label_of, read_header, refuse_other_images
 from .identity import Visits
@@ -69,15 +69,17 @@ def read_dicom(path: str | os.PathLike) -> Study:
         study.visits = (visits.patients, visits.studies)
         for slices in series.values():
             _add_scans(study, slices, str(path), secrets, skipped)
+    shown = scrub(path.name, secrets)
     merged: dict[tuple[str, str], int] = defaultdict(int)
     for (what, reason), count in skipped.items():
         label = what if what.startswith("*") or what == "file" else clean_description(what, secrets) or "series"
         merged[label, reason] += count
     for (what, reason), count in merged.items():
-        study.skipped.append((what, f"{reason} ({count} times)" if count > 1 else reason))
+        times = f" ({count} times)" if count > 1 else ""
+        study.skipped.append(Skipped(shown, what, "read", f"{reason}{times}"))
     if not study.scans:
-        listed = "; ".join(f"{what}: {reason}" for what, reason in study.skipped[:10]) or "it holds no DICOM file"
-        raise ValueError(f"{scrub(path.name, secrets)} holds no series that can be used. {listed}.")
+        listed = "; ".join(map(str, study.skipped[:10])) or "it holds no DICOM file"
+        raise ValueError(f"{shown} holds no series that can be used. {listed}.")
     return study
 
 

@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
@@ -32,7 +32,7 @@ from ...files import hold_output, whole_file, write_text
 from ...layout import Layout, only_picture, require_one_scan
 from ...open import known_codes
 from ...readers.read import read_study
-from ...study import Study
+from ...study import Skipped, Study
 from ...tables import read_table, write_csv
 from ..labels import NEVER_LABELS, as_numbers, labels_of
 from ..records import Records, read_records, refuse_repeats
@@ -41,8 +41,6 @@ from ..storage import preset_of, scan_features, store_scan
 logger = logging.get_logger(__name__)
 
 NUM_THUMBNAILS = 24
-Loss = tuple[str, str, str]
-"""(study, file or scan, reason)"""
 
 
 @dataclass
@@ -109,7 +107,7 @@ def plan_studies(
     id_column: str | None = None,
     items_column: str | None = None,
     **settings,
-) -> tuple[Plan, list[Loss]]:
+) -> tuple[Plan, list[Skipped]]:
     """
     Studies joined with their reports by id.
 
@@ -132,32 +130,32 @@ def plan_studies(
     found = _join(studies, reports, id_column, items_column, Layout.of_domain(domain, settings.get("layout")))
     facts = load_domain(domain)
     rows: list[dict] = []
-    left_out: list[Loss] = []
+    skipped: list[Skipped] = []
     for name, images, report, items_name in found:
         if report is None:
-            left_out.append((name, "", "there is no report of this id"))
+            skipped.append(Skipped(name, None, "list", "there is no report of this id"))
             continue
         if images is None:
-            left_out.append((name, "", "there are no images of this id"))
+            skipped.append(Skipped(name, None, "list", "there are no images of this id"))
             continue
         try:
             items = _items_of(report.get(items_name), facts)
         except ValueError as error:
-            left_out.append((name, "", f"its items: {error}"))
+            skipped.append(Skipped(name, None, "list", f"its items: {error}"))
             continue
         if not items:
-            left_out.append((name, "", "its report has no item"))
+            skipped.append(Skipped(name, None, "list", "its report has no item"))
             continue
         labels = as_numbers(as_labels(report.get("labels"), name))
         rows.append({"id": name, "images": images, "items": items, "labels": labels, "label": report.get("label")})
     if not rows:
-        tried = ", ".join(f"{name!r} ({reason})" for name, _, reason in left_out[:3])
+        tried = ", ".join(f"{study.study!r} ({study.reason})" for study in skipped[:3])
         raise ValueError(
             f"no study of {studies} has both images and items; e.g. {tried}. Ids are the names of the study folders, or "
             "the names of the files without suffix."
         )
     names = sorted({label for row in rows for label in row["labels"]})
-    return Plan(domain, rows, names, **settings), left_out
+    return Plan(domain, rows, names, **settings), skipped
 
 
 def _join(studies, reports, id_column, items_column, layout: Layout) -> Iterator[tuple[str, Any, dict | None, str]]:
@@ -243,7 +241,7 @@ def features_of(plan: Plan):
 def prepare(
     plan: Plan,
     output: str | os.PathLike,
-    left_out: list[Loss] = (),  # type: ignore[assignment]
+    skipped: Sequence[Skipped] = (),
     num_workers: int = 2,
     progress: bool = True,
     context: str = "spawn",
@@ -258,7 +256,7 @@ def prepare(
     Args:
         plan: from `plan_studies`.
         output: folder of the result.
-        left_out: from `plan_studies`.
+        skipped: from `plan_studies`.
         num_workers: processes.
         context: how they are started, see `multiprocessing`.
 
@@ -273,11 +271,11 @@ def prepare(
         raise ValueError(f"{output} is a file; choose a folder for the result.")
     output.mkdir(parents=True, exist_ok=True)
     with hold_output(output):
-        return _prepare_all(plan, output, left_out, num_workers, progress, context)
+        return _prepare_all(plan, output, skipped, num_workers, progress, context)
 
 
 def _prepare_all(
-    plan: Plan, output: Path, left_out: list[Loss], num_workers: int, progress: bool, context: str
+    plan: Plan, output: Path, skipped: Sequence[Skipped], num_workers: int, progress: bool, context: str
 ) -> dict:
     parts = output / ".parts"
     if _claim(output, plan):
@@ -327,7 +325,7 @@ def _prepare_all(
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
             pending = [number for number in pending if not _part(parts, number).exists()]
-    return _finish(plan, output, parts, list(left_out))
+    return _finish(plan, output, parts, skipped)
 
 
 @contextlib.contextmanager
@@ -421,7 +419,7 @@ def _prepare_shard(number: int) -> int:
     marker = parts / f"running-{os.getpid()}"
     target = _part(parts, number)
     temporary = parts / f"{target.name}.{os.getpid()}.tmp"
-    lost: list[Loss] = []
+    skipped: list[Skipped] = []
     found: list[dict] = []
     schema = _worker["features"].arrow_schema
     with pyarrow.OSFile(str(temporary), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
@@ -429,31 +427,37 @@ def _prepare_shard(number: int) -> int:
             row = plan.rows[index]
             marker.write_text(str(index))
             if index in _worker["banned"]:
-                lost.append((row["id"], "", "reading it ended the process, twice"))
+                skipped.append(Skipped(row["id"], None, "read", "reading it ended the process, twice"))
                 continue
             try:
-                stored, facts = prepare_study(row, plan, _worker["processor"], lost, index < NUM_THUMBNAILS)
+                stored, facts = prepare_study(row, plan, _worker["processor"], skipped.append, index < NUM_THUMBNAILS)
             except Exception as error:  # one study never ends the run
-                lost.append(
-                    (row["id"], "", f"{error}" if isinstance(error, (OSError, ValueError)) else type(error).__name__)
-                )
+                reason = str(error) if isinstance(error, (OSError, ValueError)) else type(error).__name__
+                skipped.append(Skipped(row["id"], None, "read", reason))
                 continue
             writer.write_batch(pyarrow.RecordBatch.from_pylist([stored], schema))
             found.append(facts)
-    write_text(parts / f"{target.name}.json", json.dumps({"lost": lost, "found": found}))
+    write_text(
+        parts / f"{target.name}.json",
+        json.dumps({"lost": [(*_quarantine_row(entry), entry.stage) for entry in skipped], "found": found}),
+    )
     os.replace(temporary, target)
     marker.unlink()
     return number
 
 
 def prepare_study(
-    row: dict, plan: Plan, processor: ItemizedCLIPImageProcessor, lost: list[Loss], thumbnail: bool = False
+    row: dict,
+    plan: Plan,
+    processor: ItemizedCLIPImageProcessor,
+    on_skipped: Callable[[Skipped], Any],
+    thumbnail: bool = False,
 ) -> tuple[dict, dict]:
     """
     One study of a plan as a row of the result, and what the summary tells of it.
 
     Args:
-        lost: gets what is left out of the study.
+        on_skipped: called with what is left out of the study.
 
     Raises:
         OSError, ValueError: nothing of it can be used.
@@ -476,11 +480,11 @@ def prepare_study(
     if plan.pictures:
         stored["image"], facts["thumbnail"] = _prepare_picture(row["images"], thumbnail, plan.rule)
         return stored, facts
-    study = _read_study(row, plan, lost)
+    study = _read_study(row, plan, on_skipped)
     for report in check_study(study, plan.domain, plan.accept):
         facts["warnings"] += [problem.code for problem in report.problems if problem.level == "warn"]
         if report.verdict == "refuse" and report.scan is not None:
-            lost.append((row["id"], report.scan, report.reason()))
+            on_skipped(Skipped(row["id"], report.scan, "check", report.reason()))
             del study.scans[report.scan]
     scans: list[dict] = []
     for scan in study.scans.values():
@@ -491,7 +495,7 @@ def prepare_study(
                 if thumbnail and "thumbnail" not in facts:
                     facts["thumbnail"] = _draw_slice(standard.pixel_values.numpy())
         except ValueError as error:
-            lost.append((row["id"], str(scan.name), str(error)))
+            on_skipped(Skipped(row["id"], str(scan.name), "process", str(error)))
     if not scans:
         raise ValueError("none of its scans can be used")
     stored["scans"] = scans
@@ -499,16 +503,11 @@ def prepare_study(
     return stored, facts
 
 
-def _read_study(row: dict, plan: Plan, lost: list[Loss]) -> Study:
+def _read_study(row: dict, plan: Plan, on_skipped: Callable[[Skipped], Any]) -> Study:
     """All scans of a row; what cannot be read is listed."""
-    study = read_study(
-        row["images"],
-        row["id"],
-        plan.volume_index,
-        on_error=lambda name, error: lost.append((row["id"], name, str(error))),
-        layout=plan.rule,
-    )
-    lost += [(row["id"], what, reason) for what, reason in study.skipped]
+    study = read_study(row["images"], row["id"], plan.volume_index, skip_unreadable=True, layout=plan.rule)
+    for skipped in study.skipped:
+        on_skipped(skipped)
     if not study.scans:
         raise ValueError("none of its files can be read")
     return study
@@ -543,28 +542,29 @@ def _encode(picture) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _finish(plan: Plan, output: Path, parts: Path, left_out: list[Loss]) -> dict:
+def _finish(plan: Plan, output: Path, parts: Path, skipped_in_lists: Sequence[Skipped]) -> dict:
     """Puts the shards together; may be interrupted anywhere, too."""
-    lost = list(left_out)
+    skipped = list(skipped_in_lists)
     found: list[dict] = []
     for number in range(plan.num_shards):
         sidecar = json.loads((parts / f"{_part(parts, number).name}.json").read_text())
-        lost += [tuple(entry) for entry in sidecar["lost"]]
+        for study, scan, reason, *stage in sidecar["lost"]:
+            skipped.append(Skipped(study, scan or None, stage[0] if stage else "read", reason))
         found += sidecar["found"]
     if not found:
-        _write_quarantine(output, lost)
-        reasons = "; ".join(f"{study}: {reason}" for study, _, reason in lost[:5])
+        _write_quarantine(output, skipped)
+        reasons = "; ".join(f"{entry.study}: {entry.reason}" for entry in skipped[:5])
         shutil.rmtree(parts)
         raise ValueError(
             f"none of the {len(plan.rows)} studies can be used; see {output / 'quarantine.csv'}. {reasons}"
         )
     _assemble(plan, output, parts)
-    _write_quarantine(output, lost)
-    summary = summarize(plan, found, lost)
+    _write_quarantine(output, skipped)
+    summary = summarize(plan, found, skipped)
     write_text(output / "summary.json", json.dumps(summary, indent=1))
     from .summary import write_page
 
-    write_page(output / "summary.html", summary, found, lost)
+    write_page(output / "summary.html", summary, found, skipped)
     described = {name: value for name, value in asdict(plan).items() if name != "rows"}
     image = preset_of(_image_processor(plan))
     described |= {"digest": plan.digest(), "version": __version__, "image": image}
@@ -623,12 +623,16 @@ def _to_parquet(part: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def _write_quarantine(output: Path, lost: list[Loss]) -> None:
+def _quarantine_row(skipped: Skipped) -> tuple[str, str, str]:
+    return str(skipped.study), skipped.scan or "", skipped.reason
+
+
+def _write_quarantine(output: Path, skipped: list[Skipped]) -> None:
     with whole_file(output / "quarantine.csv") as temporary:
-        write_csv(temporary, [("study", "file", "reason"), *lost])
+        write_csv(temporary, [("study", "file", "reason"), *map(_quarantine_row, skipped)])
 
 
-def summarize(plan: Plan, found: list[dict], lost: list[Loss]) -> dict:
+def summarize(plan: Plan, found: list[dict], skipped: list[Skipped]) -> dict:
     """Counts of what was kept and what was not, without anything of a single study."""
     kept = {facts["id"] for facts in found}
     series = Counter(name for facts in found for name in facts.get("scans", ()))
@@ -636,8 +640,8 @@ def summarize(plan: Plan, found: list[dict], lost: list[Loss]) -> dict:
     return {
         "domain": plan.domain,
         "studies": len(found),
-        "studies_left_out": len({study for study, _, _ in lost} - kept),
-        "files_left_out": sum(1 for study, file, _ in lost if file),
+        "studies_left_out": len({entry.study for entry in skipped} - kept),
+        "files_left_out": sum(1 for entry in skipped if entry.scan),
         "normal": sum(facts["is_normal"] for facts in found),
         "scans": sum(series.values()),
         "items": sum(items),

@@ -4,6 +4,7 @@ import html
 from pathlib import Path
 
 from ...files import write_text
+from ...study import Skipped
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -15,7 +16,7 @@ img { width: 112px; background: #000; display: block; }
 """
 
 
-def write_page(path: Path, summary: dict, found: list[dict], lost: list) -> None:
+def write_page(path: Path, summary: dict, found: list[dict], skipped: list[Skipped]) -> None:
     """One HTML file without scripts or links; ids of studies are all that it tells of a patient."""
     counts = [
         ("studies", summary["studies"]),
@@ -31,6 +32,7 @@ def write_page(path: Path, summary: dict, found: list[dict], lost: list) -> None
         for facts in found
         if facts.get("thumbnail")
     )
+    rows = [(entry.study, entry.scan or "", entry.reason) for entry in skipped[:500]]
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Prepared dataset: {html.escape(summary["domain"])}</title>
 <style>{_STYLE}</style>
@@ -42,9 +44,9 @@ def write_page(path: Path, summary: dict, found: list[dict], lost: list) -> None
 {_table(summary["warnings"].items(), ("code", "scans")) if summary["warnings"] else "<p>None.</p>"}
 <h2>Middle slice of the first scan of the first studies</h2>
 <p>{figures}</p>
-<h2>Left out ({len(lost)})</h2>
-{_table(lost[:500], ("study", "file or scan", "reason")) if lost else "<p>Nothing.</p>"}
-{"<p>The rest is in quarantine.csv.</p>" if len(lost) > 500 else ""}
+<h2>Left out ({len(skipped)})</h2>
+{_table(rows, ("study", "file or scan", "reason")) if rows else "<p>Nothing.</p>"}
+{"<p>The rest is in quarantine.csv.</p>" if len(skipped) > 500 else ""}
 </html>
 """
     write_text(path, page)
