@@ -21,7 +21,7 @@ from itemized_clip_hf.data.study import Scan, Skipped, Study, require_scan_of_li
 from itemized_clip_hf.data.tables import TABLE_SUFFIXES
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.evaluation.encode import Closed
-from itemized_clip_hf.processing.image_processing_itemized_clip import PICTURE_SUFFIXES
+from itemized_clip_hf.processing.pictures_itemized_clip import PICTURE_SUFFIXES
 from itemized_clip_hf.specs import read_prompts
 
 

@@ -4,7 +4,7 @@ import os
 from itertools import islice
 from pathlib import Path
 
-from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
+from ..processing.pictures_itemized_clip import PICTURE_SUFFIXES
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..processing.image_processing_itemized_clip import open_picture
+from ..processing.pictures_itemized_clip import open_picture
 from .checks import Report, check_scan
 from .codes import REFUSALS, known_codes
 from .layout import Layout, only_picture

@@ -67,7 +67,7 @@ class Evaluation:
 def open_record(record: dict, layout: Layout | None = None):
     """Images of a study: paths of volumes are read; `layout` says what a study is in a folder."""
     from ..data.readers.read import read_study
-    from ..processing.image_processing_itemized_clip import PICTURE_SUFFIXES
+    from ..processing.pictures_itemized_clip import PICTURE_SUFFIXES
 
     images = record["images"]
     if images is None:

@@ -12,7 +12,8 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.tokenization_utils_base import BatchEncoding
 from transformers.utils import logging
 
-from .image_processing_itemized_clip import DECISIVE, ItemizedCLIPImageProcessor
+from .image_processing_itemized_clip import ItemizedCLIPImageProcessor
+from .settings_itemized_clip import PREPROCESSING_FIELDS
 
 logger = logging.get_logger(__name__)
 
@@ -87,7 +88,7 @@ class ItemizedCLIPProcessor(ProcessorMixin):
         Hashes of what decides which numbers the model gets: of a scan (`image`), of a text (`text`: vocabulary, case). A
         model's config keeps those that it was trained with under the same name.
         """
-        image = {name: _as_saved(getattr(self.image_processor, name, None)) for name in DECISIVE}
+        image = {name: _as_saved(getattr(self.image_processor, name, None)) for name in PREPROCESSING_FIELDS}
         parts = {"image": image, "text": {"lowercase": self.lowercase, "vocabulary": list_vocabulary(self.tokenizer)}}
         written = {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
         return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in written.items()}

@@ -7,6 +7,26 @@ from typing import Any
 MAX_VOXELS = 1 << 28
 """Most voxels of a scan as a model takes it."""
 
+PREPROCESSING_FIELDS = (
+    "scan_size",
+    "fit",
+    "in_plane_size",
+    "spacing",
+    "orientation",
+    "thickest_axis_first",
+    "windows",
+    "percentiles",
+    "use_scan_names",
+    "num_channels",
+    "do_resize",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
+"""Settings that decide which numbers the model gets of a scan."""
+
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """
@@ -34,6 +54,22 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         _refuse("train_crop_scale", share, "two rising shares from 0 to 1, or nothing")
     _check_windows(settings.get("windows"))
     _check_statistics(settings)
+
+
+def order_windows(windows: Any, domain_windows: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """
+    Windows by name, in their order, which is that of the scans they make.
+
+    Args:
+        windows: pairs, or a dictionary; one that was sorted when it was written gets the order of the domain's.
+        domain_windows: those of the domain, if it has any.
+    """
+    if windows is None:
+        return None
+    ordered = dict(windows)
+    if isinstance(windows, Mapping) and domain_windows and list(ordered) == sorted(domain_windows):
+        return {name: ordered[name] for name in domain_windows}
+    return ordered
 
 
 def _check_windows(windows) -> None:

@@ -13,7 +13,7 @@ from ..data.cells import neutralize
 from ..data.open import known_codes
 from ..data.studies.items import choose_items, sample_diverse
 from ..data.truth_values import read_truth_value
-from ..processing.image_processing_itemized_clip import ProcessedScan
+from ..processing.scans_itemized_clip import ProcessedScan
 
 logger = logging.get_logger(__name__)
 

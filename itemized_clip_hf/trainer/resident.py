@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..processing.image_processing_itemized_clip import draw_crop, draw_turn
+from ..processing.pictures_itemized_clip import draw_crop, draw_turn
 from .collator import ItemizedCLIPCollator
 
 AT_ONCE = 256

@@ -8,8 +8,8 @@ from golden_cases import assert_close, case
 from itemized_clip_hf import ItemizedCLIPImageProcessor
 from itemized_clip_hf.data.studies.items import choose_items
 from itemized_clip_hf.domains import load_domain
-from itemized_clip_hf.processing.image_processing_itemized_clip import pad_and_crop
 from itemized_clip_hf.processing.sequence_names_itemized_clip import encode_scan_name
+from itemized_clip_hf.processing.volumes_itemized_clip import fit_crop
 
 
 def test_series_names():
@@ -39,7 +39,7 @@ def test_chest_ct_random_crop(index):
     meta, tensors, _ = case("preproc_ct")
     window = ((tensors[f"in.ct.{index}"] + 1150) / 1500).clamp(0, 1)
     offsets = meta["train_random"][index]["offsets"]
-    cropped, _ = pad_and_crop(window, tuple(meta["target"]), offsets=offsets)
+    cropped, _ = fit_crop(window, tuple(meta["target"]), offsets=offsets)
     assert_close((cropped - 0.449) / 0.226, tensors[f"out.ct.train_random.{index}"][0, 0], "random crop", 1e-6)
 
 

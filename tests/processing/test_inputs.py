@@ -241,7 +241,7 @@ def test_saved_and_loaded(domain, tokenizer, tmp_path):
 
 
 def test_quarter_turns_carry_their_transform():
-    from itemized_clip_hf.processing.image_processing_itemized_clip import turn_picture
+    from itemized_clip_hf.processing.pictures_itemized_clip import turn_picture
 
     picture = torch.arange(25.0).view(1, 5, 5)
     seen = set()

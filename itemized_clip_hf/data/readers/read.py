@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...processing.image_processing_itemized_clip import PICTURE_SUFFIXES
+from ...processing.pictures_itemized_clip import PICTURE_SUFFIXES
 from ..files import open_bounded
 from ..kinds import (
     ITK_SUFFIXES,

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from ...processing.image_processing_itemized_clip import open_picture, upright
+from ...processing.pictures_itemized_clip import open_picture, upright
 from ..study import Skipped
 
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...processing.image_processing_itemized_clip import open_picture
+from ...processing.pictures_itemized_clip import open_picture
 from ..cells import as_items
 from ..kinds import study_name
 from ..layout import Layout, list_studies

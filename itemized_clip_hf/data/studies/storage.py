@@ -5,7 +5,8 @@ import os
 
 import numpy as np
 
-from ...processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor, ProcessedScan
+from ...processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
+from ...processing.scans_itemized_clip import ProcessedScan
 from ..study import Scan
 from .prepared import PREPARED_FIELDS, prepared_fields, require_prepared_for
 

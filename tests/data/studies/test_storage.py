@@ -14,7 +14,7 @@ from itemized_clip_hf.data.studies.prepare.estimate import Estimate, bytes_of_a_
 from itemized_clip_hf.data.studies.prepare.run import Plan
 from itemized_clip_hf.data.studies.storage import load_scans, store_scan
 from itemized_clip_hf.data.study import Scan
-from itemized_clip_hf.processing.image_processing_itemized_clip import ProcessedScan
+from itemized_clip_hf.processing.scans_itemized_clip import ProcessedScan
 
 datasets = pytest.importorskip("datasets")
 

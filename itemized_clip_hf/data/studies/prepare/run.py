@@ -23,7 +23,8 @@ import numpy as np
 from transformers.utils import logging
 
 from ....domains import load_domain
-from ....processing.image_processing_itemized_clip import PICTURE_SUFFIXES, ItemizedCLIPImageProcessor, open_picture
+from ....processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
+from ....processing.pictures_itemized_clip import PICTURE_SUFFIXES, open_picture
 from ....provenance import hash_json
 from ....version import __version__
 from ...cells import as_items, as_labels, holds_list, is_nothing

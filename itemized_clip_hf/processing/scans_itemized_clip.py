@@ -1,0 +1,130 @@
+"""What the image processor takes for a scan or a study, and what it makes of one."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeGuard
+
+import numpy as np
+import torch
+
+from .geometry_itemized_clip import scaling
+
+
+class ScanLike(Protocol):
+    """A volume with its place in space: a scan of this package, or somebody else's object with the same two attributes."""
+
+    array: Any
+    affine: Any
+
+
+@dataclass
+class ProcessedScan:
+    """
+    One scan as the model sees it.
+
+    Args:
+        name: sequence name, with the window's name appended where a scan is shown in several windows.
+        pixel_values: (C, D, H, W) float32.
+        to_source: (4, 4), voxel indices (d, h, w) here -> voxel indices of the array that came in.
+        source: the scan that came in, for its shape and affine.
+    """
+
+    name: str | None
+    pixel_values: torch.Tensor
+    to_source: np.ndarray | None
+    source: Any
+
+    def token_affine(self, grid: tuple[int, int, int]) -> np.ndarray | None:
+        """(4, 4), token indices of a grid (D, H, W) over the scan -> mm in RAS+ scanner space; None without geometry."""
+        affine = getattr(self.source, "affine", None)
+        if affine is None or self.to_source is None:
+            return None
+        voxels_to_mm: np.ndarray = np.asarray(affine, float) @ self.to_source
+        return voxels_to_mm @ scaling(self.pixel_values.shape[1:], grid)
+
+
+def is_path(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether it names a file or folder."""
+    return isinstance(source, (str, os.PathLike))
+
+
+def is_scan(source: object) -> TypeGuard[ScanLike]:
+    """Whether it is a volume with its place in space, rather than a bare array or a picture."""
+    return hasattr(source, "array") and hasattr(source, "affine")
+
+
+def is_study(images: object) -> bool:
+    """Whether it holds scans by itself: a list, a dictionary, a folder or a study object."""
+    return (
+        (is_path(images) and os.path.isdir(images))
+        or isinstance(images, (list, tuple, Mapping))
+        or hasattr(images, "scans")
+    )
+
+
+def list_scans(study: Any) -> list[tuple[str | None, Any]]:
+    """Name and source of each scan of a study in any form; files are not opened for it."""
+    scans = getattr(study, "scans", study)
+    if isinstance(scans, Mapping):
+        return [(str(name), scan) for name, scan in scans.items()]
+    listed = scans if isinstance(scans, (list, tuple)) else [scans]
+    return [(getattr(scan, "name", None) if is_scan(scan) else None, scan) for scan in listed]
+
+
+def join_names(name: str | None, window: str) -> str | None:
+    """Name of a scan in one of its windows: "AX" in "bone" is "AX_bone"."""
+    return f"{name}_{window}" if name and window else (window or name)
+
+
+def as_array(values: Any) -> np.ndarray:
+    """The numbers of an array, a list or a tensor on any device."""
+    return values.numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def require_one_file(study: Any, settings: Mapping[str, Any]) -> None:
+    """
+    Refuses a list of files where the domain's studies have one scan.
+
+    Raises:
+        ValueError: how many files there are, and the two ways to pass them.
+    """
+    if settings.get("multi_scan") or not settings.get("domain") or not isinstance(study, (list, tuple)):
+        return
+    files = sum(is_path(source) for source in study)
+    if files > 1:
+        raise ValueError(
+            f"the study has {files} files, expected one: studies of {settings['domain']} have one scan. Pass each file as "
+            "a study of its own, or a dictionary (name -> file) if they are of one patient."
+        )
+
+
+def require_single_scans(opened: Any, images: Any) -> None:
+    """
+    Refuses a folder of several scans as an entry of a list, where it may be another study than its neighbors.
+
+    Args:
+        opened: the study that the entry held.
+        images: the list.
+
+    Raises:
+        ValueError: how many scans there are, and the two ways to pass them.
+    """
+    several = isinstance(images, (list, tuple)) and len(images) > 1
+    if several and len(opened.scans) > 1 and not getattr(opened, "visits", None):
+        raise ValueError(
+            f"an entry of a list of {len(images)} is a folder of {len(opened.scans)} scans, where each is one scan of a study: "
+            "pass each study by itself, or list its files."
+        )
+
+
+def require_one_visit(scans: list[ProcessedScan]) -> None:
+    """
+    Refuses scans of several patients or visits in one study, where their files say whose they are.
+
+    Raises:
+        ValueError: as `require_visit_of` of the scans' sources.
+    """
+    sources = [scan.source for scan in scans if hasattr(scan.source, "require_visit_of")]
+    for source in sources[1:]:
+        source.require_visit_of(sources[0])
