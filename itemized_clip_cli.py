@@ -67,7 +67,9 @@ layout_option = click.option(
 
 
 def domain_option(required: bool = False):
-    return click.option("--domain", metavar="NAME", required=required, help="e.g. brain-mri, head-ct, chest-ct.")
+    return click.option(
+        "--domain", metavar="NAME", required=required, help="brain-mri, head-ct, chest-ct, ..., or a YAML file."
+    )
 
 
 LOOKS = {
@@ -109,10 +111,9 @@ def look_first(command: click.Command) -> click.Command:
 def _look(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
     from itemized_clip_hf.cli import _looks
 
-    for one in value if isinstance(value, tuple) else (value,):
-        if one is not None:
-            getattr(_looks, LOOKS[str(parameter.name)])(one)
-    return value
+    look = getattr(_looks, LOOKS[str(parameter.name)])
+    seen = [look(one) for one in (value if isinstance(value, tuple) else (value,)) if one is not None]
+    return value if isinstance(value, tuple) or seen in ([], [None]) else seen[0]
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict:

@@ -18,7 +18,8 @@ from pathlib import Path
 from rsicd import FIGURES, RESULTS, ROOT, about, cells, class_ranks, put_table, run_missing, summarize
 
 from itemized_clip_hf.domains import load_domain
-from itemized_clip_hf.recipes import Recipe, load_recipe, merge, merge_recipes
+from itemized_clip_hf.recipes import Recipe, load_recipe, merge_recipes
+from itemized_clip_hf.specs import merge
 
 FULL = "itemized_clip"
 OBJECTIVES = ("flair", "mps", "siglip", "clip", "dreamlip", "smartclip")

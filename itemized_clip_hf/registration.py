@@ -71,7 +71,7 @@ def register_image_processor() -> None:
     AutoImageProcessor.register(ItemizedCLIPConfig, image_processor_classes={"pil": ItemizedCLIPImageProcessor})
     ItemizedCLIPImageProcessor.register_for_auto_class("AutoImageProcessor")
     ItemizedCLIPImageProcessor.reader = staticmethod(_open_image)
-    ItemizedCLIPImageProcessor.presets = Presets(lambda domain: domain.image)
+    ItemizedCLIPImageProcessor.presets = Presets(lambda domain: {**domain.image, "domain": domain.name})
 
 
 def register_processor() -> None:

@@ -232,6 +232,20 @@ def check_section(content: Any, kinds: Mapping[str, Any], where: str, required: 
         conform(value, kinds[name], f"{where}: {name}")
 
 
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    `changes` over `base`, dictionaries within dictionaries too.
+
+    >>> merge({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 4}})
+    {'a': 1, 'b': {'c': 4, 'd': 3}}
+    """
+    merged = dict(base)
+    for name, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge(merged[name], value) if both else value
+    return merged
+
+
 def hints_of(kind: type) -> dict[str, Any]:
     """Annotations of a class; those that name what is not imported there are left unchecked."""
     try:

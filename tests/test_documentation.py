@@ -70,9 +70,9 @@ def small(tmp_path, monkeypatch, tokenizer_file):
             shrink(content, kind, vocabulary, path.stem)
             (tmp_path / kind / path.name).write_text(yaml.safe_dump(content))
         monkeypatch.setattr(module, "_FOLDER", tmp_path / kind)
-    domains.load_domain.cache_clear()
+    domains._load_shipped.cache_clear()
     yield
-    domains.load_domain.cache_clear()
+    domains._load_shipped.cache_clear()
 
 
 def shrink(content, kind, vocabulary, name):

@@ -24,8 +24,9 @@ model = require_model
 prompts = read_prompts
 
 
-def domain(name: str) -> None:
-    load_domain(name)
+def domain(name: str) -> str:
+    """A domain of one's own goes by its name from here on."""
+    return load_domain(name).name
 
 
 def code(name: str) -> None:

@@ -68,8 +68,7 @@ def read_architecture(path: str, domain: str):
 
     from itemized_clip_hf import ItemizedCLIPConfig
     from itemized_clip_hf.domains import load_domain
-    from itemized_clip_hf.recipes import merge
-    from itemized_clip_hf.specs import conform, read_written
+    from itemized_clip_hf.specs import conform, merge, read_written
 
     changes = read_written(path)
     conform(changes, dict, path)

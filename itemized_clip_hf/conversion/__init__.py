@@ -177,7 +177,7 @@ def describe_checkpoint(path_or_state_dict) -> tuple[dict[str, torch.Tensor], di
 
 def convert(path_or_state_dict, domain: str, config: ItemizedCLIPConfig | None = None) -> Conversion:
     """`convert_checkpoint` with what is known of the way; the same arguments and errors."""
-    load_domain(domain)
+    domain = load_domain(domain).name
     family, state, mapped, keys = _map_checkpoint(path_or_state_dict)
     from_file = isinstance(path_or_state_dict, (str, Path))
     complete = "item_pooler.out_proj.weight" in mapped

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..bars import without_library_bars
 from ..data.files import refuse_to_replace
-from ..domains import load_domain
+from ..domains import DOMAIN_FILE, load_domain
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..models.tokenizer import load_tokenizer
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -21,7 +21,7 @@ from . import convert
 from .parity import compare
 from .vocabulary import check_vocabulary, required_file
 
-REPORT, DOMAIN = "conversion_report.json", "domain.json"
+REPORT, DOMAIN = "conversion_report.json", DOMAIN_FILE
 MAPPING_VERSION = 1
 """Changes whenever a key of a source comes to mean something else in the model."""
 
@@ -55,6 +55,7 @@ def convert_folder(
     """
     checkpoint, output = Path(checkpoint), Path(output).resolve()
     facts = load_domain(domain)
+    domain = facts.name
     if tokenizer is None:
         raise ValueError(
             f"a checkpoint holds no vocabulary: pass --tokenizer with {required_file(domain)} ({facts.text['tokenizer']})."

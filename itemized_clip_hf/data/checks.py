@@ -5,20 +5,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ..domains import Domain, load_domain
 from ..processing.geometry_itemized_clip import axis_spacing
 from .readers.read import mask_reason
 from .study import Scan, Study
 
 LEVELS = ("note", "warn", "refuse")
-CT_DOMAINS = ("head-ct", "chest-ct")
-MR_DOMAINS = ("brain-mri",)
-
-# Shortest and longest extent in mm of a usual scan, over the three axes and from head to foot.
-_COVERAGE = {
-    "brain-mri": {"every": (100, 320), "axial": (80, 320)},
-    "head-ct": {"every": (100, 400), "axial": (80, 400)},
-    "chest-ct": {"every": (180, 600), "axial": (180, 700)},
-}
 _MAX_SAMPLE = 60_000
 
 
@@ -65,7 +57,8 @@ def check_scan(scan: Scan, domain: str | None = None, accept: Iterable[str] = ()
 
     Args:
         scan: as it was read.
-        domain: what it is meant for; without it only the checks that hold for every volume, and those of its own modality.
+        domain: what it is meant for, by name or file; without it only the checks that hold for every volume, and those of its
+            own modality.
         accept: codes that are reported but no longer refused.
     """
     problems: list[Problem] = []
@@ -76,8 +69,9 @@ def check_scan(scan: Scan, domain: str | None = None, accept: Iterable[str] = ()
         problems.append(Problem(code, level, found, advice))
 
     facts = _facts(scan)
+    meant = load_domain(domain) if domain else None
     if _check_voxels(scan, add):
-        _check_intensities(scan, domain, add, facts)
+        _check_intensities(scan, meant, add, facts)
     if scan.affine is None:
         add(
             "no-geometry",
@@ -86,7 +80,7 @@ def check_scan(scan: Scan, domain: str | None = None, accept: Iterable[str] = ()
             "it is taken as stored, depth first; check a heat map by eye",
         )
     else:
-        _check_geometry(scan, domain, add, facts)
+        _check_geometry(scan, meant, add, facts)
     if scan.private_fields:
         found = f"the header holds {', '.join(scan.private_fields)}"
         add(
@@ -108,9 +102,9 @@ def check_study(study: Study, domain: str | None = None, accept: Iterable[str] =
         problems.append(
             Problem("repeated-scan", "warn", found, "leave one of them out: repeats get too much attention")
         )
-    if domain in MR_DOMAINS:
+    if domain and (expected := load_domain(domain).expected_series):
         names = " ".join(str(name).lower() for name in study.scans)
-        missing = [kind for kind, words in _SERIES.items() if not any(word in names for word in words)]
+        missing = [kind for kind, words in expected.items() if not any(word in names for word in words)]
         if missing:
             found = f"no series is named like {', '.join(missing)}"
             problems.append(Problem("missing-series", "note", found, "findings that only they show will be missed"))
@@ -137,13 +131,6 @@ _NO_LOSS = (
     "a folder beside volume files",
 )
 """Reasons for which something is left out of every study and nothing of the patient is missed."""
-
-_SERIES = {
-    "T1": ("t1", "mprage", "bravo"),
-    "T2": ("t2",),
-    "FLAIR": ("flair", "dark"),
-    "DWI": ("dwi", "diff", "adc", "trace"),
-}
 
 
 def _facts(scan: Scan) -> dict:
@@ -179,7 +166,7 @@ def _check_voxels(scan: Scan, add: Callable) -> bool:
     return True
 
 
-def _check_intensities(scan: Scan, domain: str | None, add: Callable, facts: dict) -> None:
+def _check_intensities(scan: Scan, domain: Domain | None, add: Callable, facts: dict) -> None:
     if scan.prepared:
         return
     array = scan.array
@@ -187,9 +174,10 @@ def _check_intensities(scan: Scan, domain: str | None, add: Callable, facts: dic
     sample = np.asarray(array[::step, ::step, ::step], dtype=np.float32).ravel()
     low, middle, high = (float(value) for value in np.percentile(sample, [0.5, 50, 99.5]))
     facts["intensity"] = {"p0.5": low, "median": middle, "p99.5": high}
-    if domain in MR_DOMAINS and scan.modality == "CT" or domain in CT_DOMAINS and scan.modality == "MR":
-        add("modality", "refuse", f"it is {scan.modality}", f"the domain {domain} takes the other kind")
-    elif scan.modality == "CT" or domain in CT_DOMAINS:
+    expected = domain.modality if domain else None
+    if domain and {scan.modality, expected} == {"CT", "MR"}:
+        add("modality", "refuse", f"it is {scan.modality}", f"the domain {domain.name} takes the other kind")
+    elif scan.modality == "CT" or expected == "CT":
         if array.dtype == np.uint8:
             add("not-hu", "refuse", "its voxels have 8 bits, which cannot be HU", "convert the original series again")
         elif (problem := hu_problem(sample)) is not None:
@@ -201,10 +189,10 @@ def _check_intensities(scan: Scan, domain: str | None, add: Callable, facts: dic
             add("no-rescale", "warn", scan.notes["no-rescale"], "the values are plausible HU, taken as they are")
         if (other_part := body_part_problem(scan, domain)) is not None:
             add("body-part", "warn", *other_part)
-    elif domain in MR_DOMAINS:
+    elif domain and expected == "MR":
         if scan.modality is None and _plausible_hu(sample):
             found = f"it looks like CT: values {low:.0f} to {high:.0f}, air and tissue at their Hounsfield units"
-            add("modality", "refuse", found, f"the domain {domain} takes MR")
+            add("modality", "refuse", found, f"the domain {domain.name} takes MR")
         elif low < -0.02 * high:
             found = f"not raw intensities: values {low:.2f} to {high:.2f}, MR magnitudes are not negative"
             advice = "use the series before normalisation; or accept it, if skull and background are as in training"
@@ -260,28 +248,26 @@ _WRONG_SCALES = (
 )
 
 
-def body_part_problem(scan: Scan, domain: str | None) -> tuple[str, str] | None:
+def body_part_problem(scan: Scan, domain: Domain | None) -> tuple[str, str] | None:
     """
     Whether a CT shows another part of the body than the domain's, by the volume of its voxels with the density of lung (-900 to
     -600 HU), of which a chest holds litres and a head none but sinuses and the edges of skin: (found, advice).
     """
-    if domain not in CT_DOMAINS or scan.affine is None or scan.prepared or scan.modality == "MR":
+    if domain is None or domain.lung_volume is None or scan.affine is None or scan.prepared or scan.modality == "MR":
         return None
     array = scan.array[::2, ::2, ::2]
     if array.dtype == np.uint8:
         return None
     litres = 8 * float(((array > -900) & (array < -600)).sum()) * float(np.prod(scan.spacing or ())) / 1e6
-    if domain == "head-ct" and litres > _LUNG["most of a head"]:
+    least, most = domain.lung_volume
+    if most is not None and litres > most:
         return f"it looks like a chest: {litres:.1f} litres of the density of lung", "use a model of domain chest-ct"
-    if domain == "chest-ct" and litres < _LUNG["least of a chest"]:
+    if least is not None and litres < least:
         return (
             f"no chest is seen: {litres:.1f} litres of the density of lung",
             "use a model of the part that was scanned",
         )
     return None
-
-
-_LUNG = {"most of a head": 2.0, "least of a chest": 1.0}
 
 
 def _plausible_hu(values: np.ndarray) -> bool:
@@ -327,7 +313,7 @@ def _has_hard_edge(sample: np.ndarray) -> bool:
     return len(inside) > 0 and float(np.percentile(inside, 1)) > 0.05 * float(np.percentile(inside, 99))
 
 
-def _check_geometry(scan: Scan, domain: str | None, add: Callable, facts: dict) -> None:
+def _check_geometry(scan: Scan, domain: Domain | None, add: Callable, facts: dict) -> None:
     for code, (level, advice) in _NOTES.items():
         if code in scan.notes:
             add(code, level, scan.notes[code], advice)
@@ -350,16 +336,20 @@ def _check_geometry(scan: Scan, domain: str | None, add: Callable, facts: dict) 
         add("oblique", "warn", found, "voxels are not resampled for it; the model sees it turned")
     if min(scan.array.shape) < 8:
         add("few-slices", "warn", f"only {min(scan.array.shape)} slices", "check that the series is complete")
-    usual = _COVERAGE.get(domain or "")
-    if usual:
+    if domain and (usual := domain.coverage):
         extent = dict(zip(scan.orientation or "", spacing * np.array(scan.array.shape)))
         axial = next(length for code, length in extent.items() if code in "SI")
         others = [length for code, length in extent.items() if code not in "SI"]
-        outside = [length for length in others if not usual["every"][0] <= length <= usual["every"][1]]
-        if outside or not usual["axial"][0] <= axial <= usual["axial"][1]:
+        outside = [length for length in others if not usual["across"][0] <= length <= usual["across"][1]]
+        if outside or not usual["head_to_foot"][0] <= axial <= usual["head_to_foot"][1]:
             across = " x ".join(f"{length:.0f}" for length in others)
             found = f"it covers {axial:.0f} mm from head to foot and {across} mm across"
-            add("coverage", "warn", found, f"unusual for {domain}: check units and that the whole region was scanned")
+            add(
+                "coverage",
+                "warn",
+                found,
+                f"unusual for {domain.name}: check units and that the whole region was scanned",
+            )
 
 
 _NOTES = {

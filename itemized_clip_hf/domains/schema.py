@@ -1,9 +1,12 @@
 """What the image settings and the architecture of domains, recipes and cards may hold."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..processing.settings_itemized_clip import check_settings
 from ..specs import check_keys, check_section, hints_of
+
+if TYPE_CHECKING:
+    from . import Domain
 
 _TEXT = {"context_length": int, "lowercase": bool, "tokenizer": str, "vocabulary": dict[str, str | int]}
 
@@ -64,9 +67,19 @@ def _config_kinds(config: type) -> dict[str, Any]:
     } | {"model_type": str, "vision_config": dict, "text_config": dict}
 
 
-def check_domain(domain, where: str) -> None:
+def check_domain(domain: "Domain", where: str) -> None:
+    """Raises a ValueError for what no domain can say."""
     check_image_settings(domain.image, f"{where}: image")
     check_section(domain.text, _TEXT, f"{where}: text", ("context_length", "lowercase", "tokenizer"))
     if not 2 <= domain.text["context_length"] <= 1 << 16:
         raise ValueError(f"{where}: context_length is {domain.text['context_length']}, expected 2 to {1 << 16} tokens.")
     check_architecture(domain.architecture, f"{where}: architecture")
+    if domain.coverage and set(domain.coverage) != {"across", "head_to_foot"}:
+        raise ValueError(f"{where}: coverage has {sorted(domain.coverage)}, expected across and head_to_foot.")
+    ranges = [*domain.coverage.items(), ("lung_volume", domain.lung_volume), ("display_window", domain.display_window)]
+    for name, limits in ranges:
+        if limits is None:
+            continue
+        stated = [limit for limit in limits if limit is not None]
+        if len(limits) != 2 or stated != sorted(set(stated)):
+            raise ValueError(f"{where}: {name} is {limits}, expected the lower limit and the higher one.")

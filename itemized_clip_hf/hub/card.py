@@ -229,7 +229,7 @@ def render(facts: CardFacts) -> ModelCard:
 def metadata(facts: CardFacts, domain: Domain) -> ModelCardData:
     """YAML header: library, task, licence, base models, tags and the `model-index` of all figures."""
     tags = ["itemized_clip", "zero-shot", "vision-language", facts.domain]
-    if facts.domain in ("brain-mri", "head-ct", "chest-ct"):
+    if domain.modality is not None:
         tags += ["medical", "radiology", "3d", "not-a-medical-device"]
     results = [_eval_result(row, " (reported by the paper)") for row in facts.paper]
     results += [_eval_result(row, "") for row in facts.measured]
@@ -312,14 +312,7 @@ def input_contract(image: Mapping[str, Any], text: Mapping[str, Any]) -> list[tu
     return rows
 
 
-STUDIES = {
-    "brain-mri": '{"AX_T2": "study/AX_T2.nii.gz", "AX_FLAIR": "study/AX_FLAIR.nii.gz"}',
-    "head-ct": '{"AX_HEAD": "study/AX_HEAD.nii.gz"}',
-    "chest-ct": '"study/chest.nii.gz"',
-    "remote-sensing": '"picture.jpg"',
-    "natural-images": '"picture.jpg"',
-}
-"""What the example of a card scores."""
+_PICTURE, _STUDY = '"picture.jpg"', '"study.nii.gz"'
 
 
 def snippet(facts: CardFacts, domain: Domain) -> str:
@@ -332,7 +325,7 @@ def snippet(facts: CardFacts, domain: Domain) -> str:
         "from transformers import pipeline",
         "",
         f'classify = pipeline("{PIPELINES[picture]}", model={name})',
-        f"image = {STUDIES[facts.domain]}",
+        f"image = {domain.example or (_PICTURE if picture else _STUDY)}",
         f"for found in classify(image, candidate_labels={json.dumps(labels)}):",
         '    print(found["label"], found["score"])  # cosine similarity, each label by itself',
     ]

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.utils import cached_file
 
 from ..bars import without_library_bars
-from ..domains import load_domain
+from ..domains import DOMAIN_FILE, load_domain, restore_domain, shipped_domains
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -44,7 +45,7 @@ def build_untrained(domain: str, tokenizer, seed: int = 0) -> tuple[ItemizedCLIP
     facts = load_domain(domain)
     processor = ItemizedCLIPProcessor.from_domain(domain, tokenizer=tokenizer)
     torch.manual_seed(seed)
-    config = ItemizedCLIPConfig(domain=domain, **facts.architecture)
+    config = ItemizedCLIPConfig(domain=facts.name, **facts.architecture)
     if len(tokenizer) > config.text_config.vocab_size:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} entries, the text tower of {domain} {config.text_config.vocab_size}: "
@@ -76,12 +77,25 @@ def load_model(
             f"{name} holds a model of type {config.model_type!r}, expected {ItemizedCLIPConfig.model_type!r}: this is not an "
             "ItemizedCLIP checkpoint."
         )
+    if config.domain and config.domain not in shipped_domains():
+        _restore_domain(name, revision)
     if Path(name).is_dir():
         check_shapes(Path(name), lambda: ItemizedCLIPModel(config))
     with without_library_bars():
         model = explain(name, "weights", AutoModel.from_pretrained, name, dtype=dtype, revision=revision or "main")
     check_finite(model, name)
     return model
+
+
+def _restore_domain(name: str, revision: str | None) -> None:
+    """Makes a domain known that is not the package's and stands in the folder or repository of its model."""
+    if Path(name).is_dir():
+        restore_domain(name)
+        return
+    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = cached_file(name, DOMAIN_FILE, revision=revision or "main", **optional)
+    if path is not None:
+        restore_domain(Path(path).parent)
 
 
 def load_processor(name: str, revision: str | None = None) -> ItemizedCLIPProcessor:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..bars import without_library_bars
 from ..data.studies.training_ids import TrainingIds
+from ..domains import save_domain
 from ..hub.card import CARD, FACTS, CardFacts, facts_of_folder, is_edited, write_card
 from ..specs import read_text
 from .adapters import find_base
@@ -39,6 +40,7 @@ def merge_folder(adapters: str | os.PathLike, output: str | os.PathLike, base: s
     with without_library_bars():
         model.save_pretrained(output)
     processor.save_pretrained(output)
+    save_domain(model.config.domain, output)
     trained_on = TrainingIds.read(adapters)
     if trained_on is not None:
         trained_on.write(output)

@@ -146,11 +146,11 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_domain(cls, domain: str, **kwargs) -> "ItemizedCLIPImageProcessor":
-        """The preset of a domain (`brain-mri`, `chest-ct`, ...), with changes as keyword arguments."""
+        """The preset of a domain (`brain-mri`, `chest-ct`, or the YAML file of one), with changes as keyword arguments."""
         if domain not in cls.presets:
             known = sorted(cls.presets) or "none: presets come with the installed package itemized-clip-hf"
             raise ValueError(f"unknown domain {domain!r}; known: {known}.")
-        return cls(**{**cls.presets[domain], "domain": domain, **kwargs})
+        return cls(**{"domain": domain, **cls.presets[domain], **kwargs})
 
     def _validate_preprocess_kwargs(
         self, do_rescale=None, rescale_factor=None, do_normalize=None, image_mean=None, image_std=None, **kwargs

@@ -105,7 +105,7 @@ class ItemizedCLIPProcessor(ProcessorMixin):
         Processor with the preset of a domain.
 
         Args:
-            domain: `brain-mri`, `head-ct`, `chest-ct`, `remote-sensing` or `natural-images`.
+            domain: `brain-mri`, `head-ct`, `chest-ct`, `remote-sensing`, `natural-images`, or the YAML file of one.
             tokenizer: of the text tower; a copy is kept, with a `model_max_length` of at most the domain's context.
             image_settings: changes to the image preset, e.g. `scan_size=[8, 32, 32]`.
         """

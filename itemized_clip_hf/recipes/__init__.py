@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..domains import load_domain
-from ..specs import build, check_keys, conform, describe, did_you_mean, find_written, read_written
+from ..specs import build, check_keys, conform, describe, did_you_mean, find_written, merge, read_written
 
 _FOLDER = Path(__file__).parent
 
@@ -14,7 +14,7 @@ _FOLDER = Path(__file__).parent
 class Recipe:
     """
     Args:
-        domain: whose facts the run starts from.
+        domain: whose facts the run starts from: a name, or a file, looked for beside the recipe first.
         model: changes to the domain's architecture, nested as the arguments of `ItemizedCLIPConfig`.
         image: changes to the domain's image preset.
         tokenizer: `{"vocab_size": n, "context_length": m}` to learn one from the items; a path on the command line wins.
@@ -72,15 +72,6 @@ def merge_recipes(base: dict, changes: dict) -> dict:
     return merge({**base, "training": without_foreign_weights(base["training"], changes.get("training", {}))}, changes)
 
 
-def merge(base: dict, changes: dict) -> dict:
-    """`changes` over `base`, dictionaries within dictionaries too."""
-    merged = dict(base)
-    for name, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = merge(merged[name], value) if both else value
-    return merged
-
-
 def available_recipes() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
@@ -127,4 +118,8 @@ def _read_recipe(name_or_path: str, above: tuple[str, ...]) -> Recipe:
     if base is not None:
         conform(base, str, f"{path.name}: base")
         content = merge_recipes({**vars(_read_recipe(base, (*above, str(path.resolve())))), "variants": {}}, content)
-    return build(Recipe, content, path.name)
+    recipe = build(Recipe, content, path.name)
+    if recipe.domain.lower().endswith((".yaml", ".yml")):
+        beside = path.parent / recipe.domain
+        recipe.domain = load_domain(beside if beside.is_file() else recipe.domain).name
+    return recipe

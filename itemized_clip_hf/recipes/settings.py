@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..specs import check_keys
-from . import Recipe, merge, without_foreign_weights
+from ..specs import check_keys, merge
+from . import Recipe, without_foreign_weights
 
 CONFIGS = "itemized_clip_hf.modeling.configuration_itemized_clip"
 OWN_KEYS = ("global_batch_size", "cache_pictures")

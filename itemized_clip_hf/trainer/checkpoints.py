@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..bars import without_library_bars
 from ..data.studies.training_ids import remember
+from ..domains import save_domain
 from ..models.adapters import has_adapters, load_adapter_weights, save_adapters
 from .card_callback import CardCallback
 from .distributed import own_class
@@ -153,6 +154,7 @@ class CheckpointingTrainer(Trainer):
             torch.save(self.args, folder / TRAINING_ARGS_NAME)
         if self.args.should_save:
             remember(folder, *self.trained_on)
+            save_domain(self.model.config.domain, folder)
         if self.card is not None and self.args.should_save:
             self.card.write(folder, self.args, self.state, self.model)
 

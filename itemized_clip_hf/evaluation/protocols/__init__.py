@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...domains import load_domain
-from ...recipes import merge
-from ...specs import build, check_keys, conform, describe, find_written, read_written
+from ...specs import build, check_keys, conform, describe, find_written, merge, read_written
 
 _FOLDER = Path(__file__).parent
 Prompts = dict[str, list[str]]

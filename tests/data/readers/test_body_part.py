@@ -7,6 +7,7 @@ from itemized_clip_hf.data import open as opening
 from itemized_clip_hf.data.checks import body_part_problem, check_scan
 from itemized_clip_hf.data.open import Warnings, require_usable
 from itemized_clip_hf.data.study import Scan
+from itemized_clip_hf.domains import load_domain
 
 
 def ct(lung: bool, spacing=(5.0, 4.0, 4.0)) -> Scan:
@@ -40,9 +41,12 @@ def test_real_scans(data_folder):
 
     head = read_file(str(data_folder / "volumes" / "ct_head_ge" / "ct_hu.nii.gz"))
     chest = read_file(str(data_folder / "volumes" / "ct_chest_qin" / "ct_hu.nii.gz"))
-    assert body_part_problem(chest, "chest-ct") is None and body_part_problem(head, "head-ct") is None
-    assert "looks like a chest: 3.7 litres" in body_part_problem(chest, "head-ct")[0]
-    assert "no chest is seen" in body_part_problem(head, "chest-ct")[0]
+    assert (
+        body_part_problem(chest, load_domain("chest-ct")) is None
+        and body_part_problem(head, load_domain("head-ct")) is None
+    )
+    assert "looks like a chest: 3.7 litres" in body_part_problem(chest, load_domain("head-ct"))[0]
+    assert "no chest is seen" in body_part_problem(head, load_domain("chest-ct"))[0]
 
 
 def test_the_processor_warns(write_volume, tokenizer, caplog):

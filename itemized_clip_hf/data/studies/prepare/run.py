@@ -130,6 +130,7 @@ def plan_studies(
     known_codes(settings.get("accept", ()))
     found = _join(studies, reports, id_column, items_column, Layout.of_domain(domain, settings.get("layout")))
     facts = load_domain(domain)
+    domain = facts.name
     rows: list[dict] = []
     skipped: list[Skipped] = []
     for name, images, report, items_name in found:
