@@ -154,7 +154,7 @@ class CheckpointingTrainer(Trainer):
             torch.save(self.args, folder / TRAINING_ARGS_NAME)
         if self.args.should_save:
             remember(folder, *self.trained_on)
-            save_domain(self.model.config.domain, folder)
+            save_domain(getattr(self.model.config, "domain", None), folder)
         if self.card is not None and self.args.should_save:
             self.card.write(folder, self.args, self.state, self.model)
 
