@@ -35,7 +35,7 @@ WHOLE = "the recipe"
 RECIPE = {
     "AdamW alone": {"training": {"muon_learning_rate": None, "learning_rate": 0.001}},
     "without patch dropout": {"model": {"vision_config": {"patch_dropout": 0.0}}},
-    "without turns": {"image": {"train_turns": False}},
+    "without turns": {"image": {"train_rot90_flip": False}},
     "without crops": {"image": {"train_crop_scale": [1.0, 1.0]}},
     "without diverse sampling": {"training": {"diverse_sampling": None}},
     "the paper's weights": {"training": {"objective_weights": load_domain("remote-sensing").objective}},

@@ -24,7 +24,7 @@ from .scans_itemized_clip import (
     require_single_scans,
 )
 from .sequence_names_itemized_clip import LENGTH, encode_scan_name
-from .settings_itemized_clip import PREPROCESSING_FIELDS, check_settings, order_windows
+from .settings_itemized_clip import PREPROCESSING_FIELDS, check_settings, order_windows, rename_settings
 from .volumes_itemized_clip import process_volume, standardize_volume
 
 logger = logging.get_logger(__name__)
@@ -54,7 +54,7 @@ class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     use_scan_names (`bool`): return `scan_name_ids`.
     num_channels (`int`): 1 for volumes, 3 for pictures.
     train_crop_scale (`list[float]`): smallest and largest share of a picture's area in a random training crop.
-    train_turns (`bool`): random quarter turns and flips of square pictures in training; true of pictures from above only.
+    train_rot90_flip (`bool`): random quarter turns and flips of square pictures in training, for pictures taken from above.
     accept (`list[str]`): codes of the checks (`itemized-clip inspect`) that a scan is used in spite of; never saved.
     layout (`str`): what the volume files of a folder are where their names leave it open: `"study"`, scans of one study, or
         `"cohort"`, a study each; never saved.
@@ -73,7 +73,7 @@ class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     use_scan_names: bool | None
     num_channels: int | None
     train_crop_scale: list[float] | tuple[float, ...] | None
-    train_turns: bool | None
+    train_rot90_flip: bool | None
     accept: list[str] | tuple[str, ...] | None
     layout: str | None
 
@@ -106,7 +106,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     use_scan_names = False
     num_channels = 3
     train_crop_scale = None
-    train_turns = False
+    train_rot90_flip = False
     accept = ()
     layout = None
     do_resize = True
@@ -118,6 +118,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     image_std = (0.26862954, 0.26130258, 0.27577711)
 
     def __init__(self, **kwargs):
+        kwargs = rename_settings(kwargs)
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         check_settings({name: getattr(self, name, None) for name in (*PREPROCESSING_FIELDS, "train_crop_scale")})
@@ -139,6 +140,11 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         if isinstance(written.get("windows"), Mapping):
             written["windows"] = [[name, list(limits)] for name, limits in written["windows"].items()]
         return written
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the library's; a setting under its former name is read under its present one."""
+        return super().from_dict(rename_settings(image_processor_dict), **rename_settings(kwargs))
 
     @property
     def backend(self) -> str:
@@ -322,5 +328,8 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
 
     def _own_settings(self, **changes: Any) -> dict[str, Any]:
         """The processor's settings with changes, in the form that preprocessing takes."""
-        settings = {**{name: getattr(self, name, None) for name in self._valid_kwargs_names}, **changes}
+        settings = {
+            **{name: getattr(self, name, None) for name in self._valid_kwargs_names},
+            **rename_settings(changes),
+        }
         return self._standardize_kwargs(**settings)

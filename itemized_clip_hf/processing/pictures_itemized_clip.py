@@ -88,8 +88,8 @@ def process_picture(
         picture, to_source = crop_at_random(picture, (height, width), settings["train_crop_scale"], generator)
     elif settings["do_resize"]:
         picture, to_source = resize_and_crop(picture, (height, width))
-    if generator is not None and settings["train_turns"]:
-        picture, step = turn_picture(picture, generator)
+    if generator is not None and settings["train_rot90_flip"]:
+        picture, step = rot90_flip(picture, generator)
         to_source = to_source @ step
     pixel_values = picture.float()
     if settings["do_rescale"]:
@@ -196,18 +196,18 @@ def draw_crop(height: int, width: int, scale: Sequence[float], generator: torch.
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def draw_turn(generator: torch.Generator) -> tuple[int, int]:
+def draw_rot90_flip(generator: torch.Generator) -> tuple[int, int]:
     """Quarter turns, 0 to 3, and whether to mirror, 0 or 1."""
     turns, mirror = (torch.randint(high, (1,), generator=generator) for high in (4, 2))
     return int(turns), int(mirror)
 
 
-def turn_picture(picture: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, np.ndarray]:
+def rot90_flip(picture: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, np.ndarray]:
     """One of the eight quarter turns and mirror images of a square picture (C, S, S), and its index transform."""
     side = picture.shape[1]
     if picture.shape[2] != side:
-        raise ValueError(f"train_turns needs square pictures, got {side} x {picture.shape[2]}.")
-    turns, mirror = draw_turn(generator)
+        raise ValueError(f"train_rot90_flip needs square pictures, got {side} x {picture.shape[2]}.")
+    turns, mirror = draw_rot90_flip(generator)
     quarter = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, side - 1], [0, 0, 0, 1]])
     transform = np.linalg.matrix_power(quarter, turns)
     picture = picture.rot90(turns, (1, 2))

@@ -28,6 +28,30 @@ PREPROCESSING_FIELDS = (
 """Settings that decide which numbers the model gets of a scan."""
 
 
+RENAMED_SETTINGS = {"train_turns": "train_rot90_flip"}
+"""Former names of settings, which folders and recipes of older versions hold."""
+
+
+def rename_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Settings under their present names.
+
+    Raises:
+        ValueError: a setting is given under both names, with different values.
+
+    >>> rename_settings({"train_turns": True, "fit": "picture"})
+    {'train_rot90_flip': True, 'fit': 'picture'}
+    """
+    renamed = {RENAMED_SETTINGS.get(name, name): value for name, value in settings.items()}
+    for old, new in RENAMED_SETTINGS.items():
+        if old in settings and new in settings and settings[old] != settings[new]:
+            raise ValueError(
+                f"{old} is {settings[old]!r} and {new} is {settings[new]!r}, expected one of them: {new} is the present name "
+                f"of {old}."
+            )
+    return renamed
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """
     Raises:

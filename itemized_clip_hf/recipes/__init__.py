@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..domains import load_domain
+from ..processing.settings_itemized_clip import rename_settings
 from ..specs import build, check_keys, conform, describe, did_you_mean, find_written, merge, read_written
 
 _FOLDER = Path(__file__).parent
@@ -100,6 +101,17 @@ def read_recipe(name_or_path: str) -> Recipe:
     return _read_recipe(name_or_path, ())
 
 
+def _rename_image_settings(content: dict[str, Any], where: str) -> None:
+    """Gives image settings that a recipe and its variants hold under a former name the present one."""
+    variants = content.get("variants")
+    for section in (content, *(variants.values() if isinstance(variants, dict) else ())):
+        if isinstance(section, dict) and isinstance(section.get("image"), dict):
+            try:
+                section["image"] = rename_settings(section["image"])
+            except ValueError as error:
+                raise ValueError(f"{where}: image: {error}") from None
+
+
 def _read_recipe(name_or_path: str, above: tuple[str, ...]) -> Recipe:
     path = find_recipe(name_or_path)
     if str(path.resolve()) in above:
@@ -115,6 +127,7 @@ def _read_recipe(name_or_path: str, above: tuple[str, ...]) -> Recipe:
     for name in ("model", "image", "training"):
         if name in content:
             conform(content[name], dict[str, Any], f"{path.name}: {name}")
+    _rename_image_settings(content, path.name)
     if base is not None:
         conform(base, str, f"{path.name}: base")
         content = merge_recipes({**vars(_read_recipe(base, (*above, str(path.resolve())))), "variants": {}}, content)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..processing.settings_itemized_clip import RENAMED_SETTINGS, rename_settings
 from ..specs import check_keys, merge
 from . import Recipe, without_foreign_weights
 
@@ -66,7 +67,7 @@ def require_shapes(recipe: Recipe, settings: Mapping[str, Any], checkpoint: Path
         path = checkpoint / file
         found: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         for key in (*inside, *keys):
-            found = found.get(key) if isinstance(found, dict) else None
+            found = rename_settings(found).get(key) if isinstance(found, dict) else None
         if found is not None and found != settings[name]:
             raise ValueError(
                 f"--set {name}={settings[name]}: {checkpoint} was begun with {found}; go on with that, or choose another "
@@ -99,6 +100,7 @@ def _place(name: str, recipe: Recipe) -> list[str]:
         _check(keys[0], text_names(recipe), name, "text.")
         return ["model", "text_config", *keys]
     if dot and section == "image":
+        keys = [RENAMED_SETTINGS.get(keys[0], keys[0]), *keys[1:]]
         _check(keys[0], image_names(), name, "image.")
         return ["image", *keys]
     if dot and section == "tokenizer":

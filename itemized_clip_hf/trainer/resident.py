@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..processing.pictures_itemized_clip import draw_crop, draw_turn
+from ..processing.pictures_itemized_clip import draw_crop, draw_rot90_flip
 from .collator import ItemizedCLIPCollator
 
 AT_ONCE = 256
@@ -55,11 +55,11 @@ class ResidentPictures(Dataset):
                 "the recipe for square pictures, or leave resident_pictures out."
             )
         processor = collator.processor.image_processor
-        self.crop_scale, self.turns = processor.train_crop_scale, processor.train_turns
+        self.crop_scale, self.turns = processor.train_crop_scale, processor.train_rot90_flip
         if self.crop_scale is None or not processor.do_resize:
             raise ValueError("resident pictures need train_crop_scale and do_resize in the image settings.")
         if self.turns and processor.scan_size[1] != processor.scan_size[2]:
-            raise ValueError(f"train_turns needs a square scan_size, got {list(processor.scan_size)}.")
+            raise ValueError(f"train_rot90_flip needs a square scan_size, got {list(processor.scan_size)}.")
         self.size = tuple(processor.scan_size[1:])
         stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
         self.device = torch.device(device)
@@ -84,7 +84,7 @@ class ResidentPictures(Dataset):
         items = self.collator.choose_texts(self.items[number], generator)
         height, width = self.pictures.shape[2:]
         box = draw_crop(height, width, self.crop_scale, generator)
-        turn = draw_turn(generator) if self.turns else (0, 0)
+        turn = draw_rot90_flip(generator) if self.turns else (0, 0)
         return Visit(number, box, turn, items, self.collator.flag(self.items[number], self.flags[number]))
 
     def collate(self, visits: list[Visit]) -> dict[str, torch.Tensor]:

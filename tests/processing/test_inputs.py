@@ -241,17 +241,40 @@ def test_saved_and_loaded(domain, tokenizer, tmp_path):
 
 
 def test_quarter_turns_carry_their_transform():
-    from itemized_clip_hf.processing.pictures_itemized_clip import turn_picture
+    from itemized_clip_hf.processing.pictures_itemized_clip import rot90_flip
 
     picture = torch.arange(25.0).view(1, 5, 5)
     seen = set()
     for seed in range(60):
-        turned, transform = turn_picture(picture, torch.Generator().manual_seed(seed))
+        turned, transform = rot90_flip(picture, torch.Generator().manual_seed(seed))
         seen.add(tuple(turned.flatten().tolist()))
         for row, column in np.ndindex(5, 5):
             _, y, x, _ = np.rint(transform @ [0, row, column, 1]).astype(int)
             assert turned[0, row, column] == picture[0, y, x]
     assert len(seen) == 8
+
+
+def test_turns_under_their_former_name(tokenizer, tmp_path):
+    """Folders written before hold `train_turns`: it is read, wins or loses as before, and is saved under the present name."""
+    processor = ItemizedCLIPProcessor.from_domain("remote-sensing", tokenizer=tokenizer, train_rot90_flip=True)
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    written = json.loads(path.read_text())
+    written["image_processor"]["train_turns"] = written["image_processor"].pop("train_rot90_flip")
+    path.write_text(json.dumps(written))
+    again = ItemizedCLIPProcessor.from_pretrained(tmp_path)
+    assert again.image_processor.to_dict() == processor.image_processor.to_dict()
+    assert again.preprocessing() == processor.preprocessing() and not hasattr(again.image_processor, "train_turns")
+    picture = np.random.default_rng(0).integers(0, 255, (224, 224, 3)).astype(np.uint8)
+    crops = [
+        one.image_processor.process_study(picture, torch.Generator().manual_seed(3))[0] for one in (processor, again)
+    ]
+    assert torch.equal(crops[0].pixel_values, crops[1].pixel_values)
+    for name in ("train_turns", "train_rot90_flip"):
+        written = processor.image_processor.to_dict()
+        assert not ItemizedCLIPImageProcessor.from_dict(written, **{name: False}).train_rot90_flip
+    with pytest.raises(ValueError, match="train_turns is True and train_rot90_flip is False, expected one"):
+        ItemizedCLIPImageProcessor(train_turns=True, train_rot90_flip=False)
 
 
 def test_constants_have_to_fit_the_channels():

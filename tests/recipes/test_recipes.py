@@ -60,7 +60,7 @@ def test_variants_of_another_recipe():
     own, paper = load_recipe("remote-sensing"), load_recipe("remote-sensing-paper")
     assert own.variant("paper") == Recipe(**{**vars(paper), "variants": {}})
     large = own.variant("large")
-    assert large.architecture()["vision_config"]["hidden_size"] == 768 and large.image["train_turns"]
+    assert large.architecture()["vision_config"]["hidden_size"] == 768 and large.image["train_rot90_flip"]
     assert large.training["num_train_epochs"] == paper.training["num_train_epochs"]
 
 

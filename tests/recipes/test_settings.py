@@ -119,3 +119,20 @@ def test_a_run_goes_on_with_the_model_that_it_began_with(tmp_path):
     for name, value in (("model.hidden_size", 96), ("image.scan_size", [8, 16, 32])):
         with pytest.raises(ValueError, match=f"--set {name}=.*was begun with"):
             require_shapes(recipe, {name: value}, tmp_path)
+
+
+def test_image_settings_under_a_former_name(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "domain: remote-sensing\nimage: {train_turns: true}\nvariants: {upright: {image: {train_turns: false}}}\n"
+    )
+    recipe = load_recipe(str(path))
+    assert recipe.image == {"train_rot90_flip": True}
+    assert recipe.variant("upright").image == {"train_rot90_flip": False}
+    assert apply_settings(recipe, {"image.train_turns": False})[0].image == {"train_rot90_flip": False}
+    path.write_text("domain: remote-sensing\nimage: {train_turns: true, train_rot90_flip: false}\n")
+    with pytest.raises(ValueError, match="recipe.yaml: image: train_turns is True and train_rot90_flip is False"):
+        load_recipe(str(path))
+    (tmp_path / "processor_config.json").write_text('{"image_processor": {"train_turns": true}}')
+    with pytest.raises(ValueError, match="begun with True"):
+        require_shapes(load_recipe("remote-sensing"), {"image.train_rot90_flip": False}, tmp_path)

@@ -22,7 +22,7 @@ def pictures(count: int = 24, side: int = 40) -> list[dict]:
 
 
 def processor_of(tokenizer, **settings):
-    settings = {"scan_size": [1, 32, 32], "train_crop_scale": [0.3, 1.0], "train_turns": True, **settings}
+    settings = {"scan_size": [1, 32, 32], "train_crop_scale": [0.3, 1.0], "train_rot90_flip": True, **settings}
     return ItemizedCLIPProcessor.from_domain("remote-sensing", tokenizer, **settings)
 
 

@@ -50,7 +50,7 @@ def assert_same_batches(records, collator, batches: int, size: int = 8):
 )
 def test_the_batches_of_the_ordinary_way(tokenizer, side, turns, scale):
     """Crops that shrink, that grow, and both; 100 batches."""
-    processor = processor_of(tokenizer, train_turns=turns, train_crop_scale=list(scale))
+    processor = processor_of(tokenizer, train_rot90_flip=turns, train_crop_scale=list(scale))
     sampling = {"max_merged": 3, "consecutive_prob": 0.5}
     collator = ItemizedCLIPCollator(processor, max_items=3, diverse_sampling=sampling)
     assert_same_batches(pictures(side=side), collator, 100 if side == 40 else 12)
