@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -66,7 +68,8 @@ layout_option = click.option(
 )
 
 
-def domain_option(required: bool = False):
+def domain_option(required: bool = False) -> Callable[[Any], Any]:
+    """`--domain`, by name or file."""
     return click.option(
         "--domain", metavar="NAME", required=required, help="brain-mri, head-ct, chest-ct, ..., or a YAML file."
     )
@@ -152,13 +155,13 @@ def say_what_stays(place: str | os.PathLike) -> None:
 
 
 @contextmanager
-def interrupts(context: click.Context):
+def interrupts(context: click.Context) -> Iterator[None]:
     """SIGINT and SIGTERM become `Interrupted` in the main thread, which ends the process in order: 130 and 143."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def interrupt(number, frame):
+    def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is short, and not to be interrupted
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Interrupted(number)
@@ -179,10 +182,12 @@ def interrupts(context: click.Context):
 class Verbs(click.Group):
     """One verb per file of `itemized_clip_hf/cli`; the file's name is the verb, its first docstring line the help."""
 
-    def list_commands(self, context) -> list[str]:
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Names of the files."""
         return sorted(path.stem for path in _verbs_folder().glob("*.py") if not path.stem.startswith("_"))
 
-    def get_command(self, context, name: str):
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of a file, which is imported now."""
         if name not in self.list_commands(context):
             return None
         spec: Any = importlib.util.spec_from_file_location(f"itemized_clip_cli_{name}", _verbs_folder() / f"{name}.py")
@@ -190,7 +195,8 @@ class Verbs(click.Group):
         spec.loader.exec_module(module)
         return look_first(module.command)
 
-    def invoke(self, context):
+    def invoke(self, context: click.Context) -> Any:
+        """Runs a verb; what a user can mend is told in a line, without a traceback unless `ITEMIZED_CLIP_TRACEBACK` is set."""
         try:
             with interrupts(context):
                 return super().invoke(context)
@@ -199,7 +205,8 @@ class Verbs(click.Group):
                 raise
             raise click.ClickException(_explain(error)) from error
 
-    def format_commands(self, context, formatter):
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Verbs with the first line of their files, none of which is imported for it."""
         rows = []
         for name in self.list_commands(context):
             doc = ast.get_docstring(ast.parse((_verbs_folder() / f"{name}.py").read_text()))
@@ -218,7 +225,7 @@ def _explain(error: Exception) -> str:
 
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-def main():
+def main() -> None:
     """Score, explain and train on images whose text is a list of independent findings."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

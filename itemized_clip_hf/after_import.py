@@ -34,6 +34,7 @@ class AfterImport(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        """What the other finders find, watched."""
         if name.partition(".")[0] not in self._packages:
             return None
         for finder in sys.meta_path:

@@ -5,8 +5,10 @@ Nothing is imported for it. The library is told when it is there and our module 
 pipelines import our module when they are imported, and each of our modules registers what it holds at its own end.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 from .after_import import AfterImport
 
@@ -37,6 +39,7 @@ def register() -> None:
 
 
 def register_configs() -> None:
+    """With `AutoConfig`."""
     from transformers import AutoConfig
 
     from .modeling.configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCLIPVisionConfig
@@ -47,6 +50,7 @@ def register_configs() -> None:
 
 
 def register_models() -> None:
+    """With `AutoModel` and `AutoModelForZeroShotImageClassification`; the default loss goes to `LOSS_MAPPING`."""
     from transformers import AutoModel, AutoModelForZeroShotImageClassification
     from transformers.loss.loss_utils import LOSS_MAPPING
 
@@ -62,6 +66,7 @@ def register_models() -> None:
 
 
 def register_image_processor() -> None:
+    """With `AutoImageProcessor`; it gets the way to open files, and the settings of the domains."""
     from transformers import AutoImageProcessor
 
     from .domains import Presets
@@ -75,6 +80,7 @@ def register_image_processor() -> None:
 
 
 def register_processor() -> None:
+    """With `AutoProcessor`; it gets the text settings of the domains."""
     from transformers import AutoProcessor
 
     from .domains import Presets
@@ -87,6 +93,7 @@ def register_processor() -> None:
 
 
 def register_pipelines() -> None:
+    """Of studies and of pictures."""
     from transformers import AutoModel
     from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -99,13 +106,13 @@ def register_pipelines() -> None:
     PIPELINE_REGISTRY.supported_tasks["zero-shot-image-classification"]["impl"] = ItemizedCLIPImagePipeline
 
 
-def _open_image(source, domain=None, accept=(), **layout):
+def _open_image(source: Any, domain: str | None = None, accept: Iterable[str] = (), **layout: Any) -> Any:
     from .data.open import open_image
 
     return open_image(source, domain, accept, **layout)
 
 
-def _default_loss(**features):
+def _default_loss(**features: Any) -> Any:
     from .trainer.objectives import default_loss
 
     return default_loss(**features)

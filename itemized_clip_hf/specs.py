@@ -1,7 +1,7 @@
 """
 One strict reader for the YAML and JSON that people write: recipes, domains, protocols, cards, prompt files.
 
-A file is text in UTF-8, of bounded size and depth, every key stands once; what it holds is checked against the annotations of
+A file is text in UTF-8, of bounded size and depth, without duplicate keys; what it holds is checked against the annotations of
 the dataclass that it becomes. Every fault is a ValueError that names the file, the key, what was found and what was expected.
 """
 
@@ -43,7 +43,7 @@ def read_text(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is no text in UTF-8 (byte {error.start}); save it as UTF-8.") from None
+        raise ValueError(f"{path.name} is not text in UTF-8 (byte {error.start}); save it as UTF-8.") from None
     if "\0" in text:
         raise ValueError(f"{path.name} holds NUL bytes; expected text in UTF-8.")
     return text
@@ -69,24 +69,26 @@ def read_json(path: str | os.PathLike, kind: type = object, max_bytes: int = MAX
 
 
 def parse_json(text: str, where: str, kind: type = object) -> Any:
-    """A JSON text; keys that stand twice are refused."""
+    """A JSON text; duplicate keys are refused."""
     try:
         content = json.loads(text, object_pairs_hook=functools.partial(_pairs, where=where))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is no JSON: {error.msg} (line {error.lineno}, column {error.colno}).") from None
+        raise ValueError(
+            f"{where} is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})."
+        ) from None
     except RecursionError:
-        raise ValueError(f"{where} is no usable JSON: it is nested too deep.") from None
-    except _Refused as error:
+        raise ValueError(f"{where} cannot be read as JSON: it is nested too deeply.") from None
+    except _RefusedError as error:
         raise ValueError(str(error)) from None
     except ValueError:
-        raise ValueError(f"{where} is no usable JSON: it holds a number of too many digits.") from None
+        raise ValueError(f"{where} cannot be read as JSON: it holds a number of too many digits.") from None
     if not isinstance(content, kind):
         expected = "an object" if kind is dict else "a list"
         raise ValueError(f"{where} holds {describe(content)}, expected {expected}.")
     return content
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     """What is wrong, in words of ours."""
 
 
@@ -95,13 +97,16 @@ def _pairs(pairs: list[tuple[str, Any]], where: str) -> dict:
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _Refused(f"{where}: the key {_short(twice)} stands more than once.")
+        raise _RefusedError(f"{where}: duplicate key {_short(twice)}.")
     return content
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """
-    A YAML text. Keys that stand twice are refused, dates stay words, and `1e-4` is a number, as in JSON.
+    r"""
+    A YAML text. Duplicate keys are refused, dates stay words, and `1e-4` is a number, as in JSON.
+
+    >>> parse_yaml("rate: 1e-4\nday: 2020-01-02", "example")
+    {'rate': 0.0001, 'day': '2020-01-02'}
     """
     import yaml
 
@@ -110,13 +115,13 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ValueError(f"{where} is no YAML: {error.problem or error.context}{place}.") from None
+        raise ValueError(f"{where} is not valid YAML: {error.problem or error.context}{place}.") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{where} is no YAML: {' '.join(str(error).split())}.") from None
+        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
     except RecursionError:
-        raise ValueError(f"{where} is no usable YAML: it is nested too deep.") from None
+        raise ValueError(f"{where} cannot be read as YAML: it is nested too deeply.") from None
     except _DAMAGE:
-        raise ValueError(f"{where} is no usable YAML: one of its values is none of that kind.") from None
+        raise ValueError(f"{where} cannot be read as YAML: one of its values does not fit its tag.") from None
 
 
 @functools.cache
@@ -124,13 +129,13 @@ def _yaml_loader() -> type:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node, deep=False):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen: set[str] = set()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                     if key.value in seen:
                         raise yaml.constructor.ConstructorError(
-                            None, None, f"the key {_short(key.value)} stands more than once", key.start_mark
+                            None, None, f"duplicate key {_short(key.value)}", key.start_mark
                         )
                     seen.add(key.value)
             return super().construct_mapping(node, deep)
@@ -145,7 +150,7 @@ def _yaml_loader() -> type:
 
 
 def _bound(content: Any, where: str) -> None:
-    """Refuses what aliases or nesting make larger than any such file has to be, and numbers that are none."""
+    """Refuses what aliases or nesting make larger than any such file has to be, and numbers that are not finite."""
     left, level, depth = MAX_VALUES, [content], 0
     while level:
         if depth > MAX_DEPTH:
@@ -155,10 +160,10 @@ def _bound(content: Any, where: str) -> None:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{where} holds {value}, expected finite numbers.")
             if isinstance(value, dict):
-                strange = [name for name in value if not isinstance(name, str)]
-                if strange:
+                non_strings = [name for name in value if not isinstance(name, str)]
+                if non_strings:
                     raise ValueError(
-                        f"{where}: the key {describe(strange[0])} is no name; put it in quotes if it is meant."
+                        f"{where}: the key {describe(non_strings[0])} is not a name; put it in quotes if it is meant."
                     )
             inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, set)) else ()
             left -= len(inner)
@@ -183,7 +188,12 @@ def _short(value: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is meant, as far as its letters tell."""
+    """
+    The known name that is meant, as far as its letters tell.
+
+    >>> nearest("brian-mri", ["brain-mri", "chest-ct"])
+    'brain-mri'
+    """
     return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
 
 
@@ -220,7 +230,7 @@ def check_section(content: Any, kinds: Mapping[str, Any], where: str, required: 
     Checks a dictionary against name -> annotation.
 
     Raises:
-        ValueError: it is none, has unknown keys, lacks one, or a value is of another type.
+        ValueError: it is not one, has unknown keys, lacks one, or a value is of another type.
     """
     if not isinstance(content, dict):
         raise ValueError(f"{where} is {describe(content)}, expected keys such as {', '.join(list(kinds)[:3])}.")
@@ -339,7 +349,7 @@ def read_prompts(path: str | os.PathLike) -> dict[str, list[str]]:
     Prompts of a YAML or JSON file: label -> prompt or prompts, or a list of prompts, which are their own labels.
 
     Raises:
-        ValueError: no such thing, no prompt at all, or one that is blank or no text.
+        ValueError: it holds neither, no prompt at all, or one that is blank or not text.
     """
     path = Path(path)
     content = read_written(path)

@@ -82,7 +82,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     A recipe of the package by name, or any YAML file; a file may start from another with `base: NAME`.
 
     Raises:
-        ValueError: there is none, it is no YAML, or it or one of its variants says what no recipe can (file, key, expected).
+        ValueError: there is none, it is not valid YAML, or it or a variant says what no recipe can (file, key, expected).
     """
     from .schema import check_recipe
 

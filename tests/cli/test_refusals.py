@@ -66,7 +66,7 @@ CASES = [
     ("predict -i @list.jsonl -m @model --device gpu", "there is no device 'gpu'"),
     ("predict -i @list.jsonl -m @model --tokenizer @nowhere.txt", "there is no tokenizer at"),
     ("predict -i @list.jsonl -m @model -o @list.jsonl/scores.csv", "cannot be written: .*list.jsonl is a file"),
-    ("predict -i @list.jsonl -m @model --prompts @prompts.yaml", "prompts.yaml.*stands more than once"),
+    ("predict -i @list.jsonl -m @model --prompts @prompts.yaml", "prompts.yaml.*duplicate key"),
     ("explain -i @lost -m @model", "there is no file or folder"),
     ("explain -i @list.jsonl -m @lost", "there is no model folder"),
     ("inspect @lost", "there is no file or folder"),
