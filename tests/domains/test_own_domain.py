@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from click.testing import CliRunner
 from itemized_clip_hf import ItemizedCLIPImageProcessor, ItemizedCLIPModel, ItemizedCLIPProcessor
 from itemized_clip_hf.data.checks import check_scan, check_study
 from itemized_clip_hf.data.study import Scan, Study
-from itemized_clip_hf.domains import DOMAIN_FILE, OWN_DOMAINS, available_domains, load_domain, shipped_domains
+from itemized_clip_hf.domains import DOMAIN_FILE, OWN_DOMAINS, Domain, available_domains, load_domain, shipped_domains
 from itemized_clip_hf.hub.card import CardFacts, card_text
 from itemized_clip_hf.models.load import load
 from itemized_clip_hf.recipes import load_recipe
@@ -152,3 +154,14 @@ def test_the_shell_takes_the_file(knee, write_volume):
     volume = write_volume("SAG_PD.nii.gz", shape=(12, 12, 12), affine=np.diag([3.0, 3.0, 3.0, 1.0]))
     told = CliRunner().invoke(main, ["inspect", "-i", str(volume), "--domain", str(knee), "--json"])
     assert "unusual for knee-mri" in told.output, told.output
+
+
+def test_the_page_about_domains(tmp_path, monkeypatch):
+    """Its example is a domain, and its table names every key."""
+    page = (Path(__file__).parents[2] / "docs" / "domains.md").read_text()
+    monkeypatch.setenv(OWN_DOMAINS, "")
+    (tmp_path / "knee-mri.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    assert load_domain(tmp_path / "knee-mri.yaml").expected_series == {"PD": ["pd", "proton"], "T2": ["t2"]}
+    assert set(Domain.__dataclass_fields__) == set(
+        re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.M)))
+    )
