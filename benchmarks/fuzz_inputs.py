@@ -325,7 +325,7 @@ def read_domain_file(path: Path) -> str:
 
 
 def read_protocol_file(path: Path) -> str:
-    from itemized_clip_hf.evaluation.protocols.images import load_protocol
+    from itemized_clip_hf.evaluation.protocols import load_protocol
 
     protocol = load_protocol(path)
     prompts = protocol.choose_prompts()

@@ -24,7 +24,7 @@ import numpy as np
 
 from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
 from itemized_clip_hf.evaluation.metrics import true_class_ranks
-from itemized_clip_hf.evaluation.protocols.images import load_protocol
+from itemized_clip_hf.evaluation.protocols import load_protocol
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

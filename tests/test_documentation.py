@@ -23,7 +23,7 @@ from tiny_models import ITEMS
 
 import itemized_clip_hf
 from itemized_clip_hf import domains, recipes
-from itemized_clip_hf.evaluation.protocols.images import load_protocol
+from itemized_clip_hf.evaluation.protocols import load_protocol
 from itemized_clip_hf.models.tokenizer import train_tokenizer
 
 for package in ("nibabel", "sklearn", "datasets", "matplotlib", "peft"):

@@ -11,7 +11,7 @@ import yaml
 from itemized_clip_hf.conversion.checkpoint import read_state_dict
 from itemized_clip_hf.data.studies.records import read_table
 from itemized_clip_hf.domains import _FOLDER, available_domains, read_domain
-from itemized_clip_hf.evaluation.protocols.images import load_protocol
+from itemized_clip_hf.evaluation.protocols import load_protocol
 from itemized_clip_hf.hub.card import CardFacts
 from itemized_clip_hf.recipes import available_recipes, load_recipe
 from itemized_clip_hf.specs import read_prompts, read_written

@@ -11,7 +11,8 @@ from pathlib import Path
 from itemized_clip_hf.data.codes import known_codes
 from itemized_clip_hf.data.files import require_source, require_writable
 from itemized_clip_hf.domains import load_domain
-from itemized_clip_hf.evaluation.protocols import TASKS, find_protocol
+from itemized_clip_hf.evaluation.protocols import find_protocol
+from itemized_clip_hf.evaluation.tasks import available_tasks
 from itemized_clip_hf.models.names import require_model
 from itemized_clip_hf.recipes import read_recipe
 from itemized_clip_hf.specs import read_prompts
@@ -39,7 +40,7 @@ def label_table(entry: str) -> None:
 
 
 def protocol(name: str) -> None:
-    if name not in TASKS:
+    if name not in available_tasks():
         find_protocol(name)
 
 

@@ -1,7 +1,10 @@
 """Run an evaluation protocol: figures with confidence intervals, plots, and all it takes to repeat them."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +20,18 @@ from itemized_clip_cli import (
     volume_option,
     workers_option,
 )
+
+if TYPE_CHECKING:
+    from itemized_clip_hf.cli._studies import Opener
+    from itemized_clip_hf.evaluation.protocols import Protocol
+    from itemized_clip_hf.evaluation.protocols.run import Evaluation
+    from itemized_clip_hf.modeling.modeling_itemized_clip import ItemizedCLIPModel
+    from itemized_clip_hf.processing.processing_itemized_clip import ItemizedCLIPProcessor
+
+LOADING = ("device", "tokenizer", "volume_index", "accept", "layout")
+"""Options by which model and studies are opened."""
+OF_PROTOCOLS = ("variant", "id_column", "validation", "validation_labels", "skip_missing")
+"""Options that mean nothing to a task."""
 
 
 @click.command()
@@ -77,30 +92,17 @@ from itemized_clip_cli import (
 @device_option
 @json_option
 def command(
-    protocol_name,
-    variant,
-    data,
-    model,
-    output,
-    labels,
-    id_column,
-    prompt_file,
-    validation,
-    validation_labels,
-    settings,
-    skip_missing,
-    batch_size,
-    workers,
-    resamples,
-    seed,
-    plots,
-    tokenizer,
-    volume_index,
-    accept,
-    layout,
-    device,
-    as_json,
-):
+    protocol_name: str,
+    data: str,
+    model: str,
+    output: str,
+    labels: tuple[str, ...],
+    settings: tuple[str, ...],
+    workers: int,
+    plots: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """
     Run an evaluation protocol.
 
@@ -112,94 +114,121 @@ def command(
     Tasks without a label table take the place of a protocol: retrieval (captions as COCO's or Karpathy's JSON, or a list),
     items (a list of studies with items: completeness and separability), segmentation (a list with `mask`).
     """
-    from itemized_clip_hf.evaluation.protocols import TASKS, check_task_settings, load_protocol
-    from itemized_clip_hf.specs import read_prompts
+    protocol, task_settings, tables = check_choices(protocol_name, labels, settings, options)
 
-    task = protocol_name in TASKS
-    given = {
-        "--variant": variant,
-        "--labels": labels,
-        "--id-column": id_column,
-        "--prompts": prompt_file,
-        "--validation": validation,
-        "--validation-labels": validation_labels,
-        "--skip-missing": skip_missing,
-    }
-    for option in [option for option, value in given.items() if value and task] + (
-        ["--set"] if settings and not task else []
-    ):
-        raise click.UsageError(f"{option} means nothing to {protocol_name}")
-    protocol = None if task else load_protocol(protocol_name, variant)
-    chosen = parse_settings(settings)
-    if task:
-        check_task_settings(protocol_name, chosen)
-
-    from itemized_clip_hf.cli._studies import Opener
     from itemized_clip_hf.data.files import hold_output, write_text
-    from itemized_clip_hf.data.layout import Layout
-    from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
-    from itemized_clip_hf.evaluation.protocols.report import draw_evaluation, format_results, model_index
+    from itemized_clip_hf.evaluation.protocols.report import format_results
+    from itemized_clip_hf.evaluation.protocols.run import evaluate_protocol
+    from itemized_clip_hf.evaluation.results import ProtocolResult
     from itemized_clip_hf.evaluation.tasks.run import format_task, run_task
-    from itemized_clip_hf.models.load import UNTRAINED, load, say_origin
+    from itemized_clip_hf.models.load import say_origin
+    from itemized_clip_hf.specs import read_prompts
 
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     click.get_current_context().with_resource(hold_output(target))
-    loaded, processor = load(model, device, tokenizer)
-    processor.image_processor.accept = accept
-    if model.startswith(UNTRAINED):
-        click.echo("note: random weights, the figures mean nothing", err=True)
     if protocol_name not in ("retrieval", "items"):
         say_what_stays(target.with_suffix(".scores.jsonl"))
-    processor.image_processor.layout = layout
-    opener = Opener(volume_index, loaded.config.domain, accept, Layout.of_processor(processor))
-    common = {
+    loaded, processor, opener = load_and_note(model, **{name: options[name] for name in LOADING})
+    common: dict[str, Any] = {
         "scores_file": target.with_suffix(".scores.jsonl"),
-        "batch_size": batch_size,
         "num_workers": workers,
         "trained_on": model,
-        "resamples": resamples,
-        "seed": seed,
         "progress": not as_json,
         "open_study": opener,
         "opened_with": opener.settings(),
+        **{name: options[name] for name in ("batch_size", "resamples", "seed")},
     }
     if protocol is None:
-        results = run_task(protocol_name, loaded, processor, data, **common, **chosen)
+        results = run_task(protocol_name, loaded, processor, data, **common, **task_settings)
         results["model"] |= say_origin(model)
         write_text(target, json.dumps(results, indent=1) + "\n")
         click.echo(json.dumps(results, indent=1) if as_json else format_task(results))
         return
-    pairs = [entry.split("=", 1) if entry.split("=")[0] in protocol.tables else ("", entry) for entry in labels]
-    named = dict(pairs)
-    if len(named) < len(pairs):
-        raise click.BadParameter(
-            f"several files for one table; tables: {sorted(protocol.tables)}", param_hint="--labels"
-        )
-    evaluation = evaluate_protocol(
-        loaded,
-        processor,
-        protocol,
-        data,
-        labels=named or None,
-        prompts=read_prompts(prompt_file) if prompt_file else None,
-        id_column=id_column,
-        validation=validation,
-        validation_labels=validation_labels,
-        skip_missing=skip_missing,
-        **common,
-    )
+    common |= {name: options[name] for name in ("id_column", "validation", "validation_labels", "skip_missing")}
+    prompts = read_prompts(options["prompt_file"]) if options["prompt_file"] else None
+    evaluation = evaluate_protocol(loaded, processor, protocol, data, labels=tables, prompts=prompts, **common)
     results = evaluation.results
     results["model"] |= say_origin(model)
-    results["variant"] = variant
-    results["model_index"] = model_index(results, Path(results["model"]["name"]).name)
+    results["variant"] = options["variant"]
+    results["model_index"] = ProtocolResult.from_dict(results).model_index(Path(results["model"]["name"]).name)
     write_text(target, json.dumps(results, indent=1) + "\n")
     click.echo(json.dumps(results, indent=1) if as_json else format_results(results))
     if plots:
-        try:
-            files = draw_evaluation(loaded, processor, protocol, evaluation, target.with_suffix(".plots"), opener)
-        except ImportError as error:
-            files = []
-            click.echo(f"no pictures: {error}", err=True)
-        for file in files:
-            click.echo(f"written: {file}", err=True)
+        draw(loaded, processor, protocol, evaluation, target.with_suffix(".plots"), opener)
+
+
+def check_choices(
+    protocol_name: str, labels: tuple[str, ...], settings: tuple[str, ...], options: dict[str, Any]
+) -> tuple[Protocol | None, dict[str, Any], dict[str, str] | None]:
+    """
+    The protocol, or None and the settings of a task, and label tables by name; nothing heavy is imported.
+
+    Raises:
+        click.UsageError: options that mean nothing to the protocol or task.
+        ValueError: there is no such protocol, variant or setting.
+    """
+    from itemized_clip_hf.evaluation.protocols import load_protocol
+    from itemized_clip_hf.evaluation.tasks import available_tasks, check_task_settings
+
+    is_task = protocol_name in available_tasks()
+    given = {f"--{name.replace('_', '-')}": options[name] for name in OF_PROTOCOLS}
+    given = {"--labels": labels, **given, "--prompts": options["prompt_file"]} if is_task else {"--set": settings}
+    for option, value in given.items():
+        if value:
+            raise click.UsageError(f"{option} means nothing to {protocol_name}")
+    chosen = parse_settings(settings)
+    if is_task:
+        check_task_settings(protocol_name, chosen)
+        return None, chosen, None
+    protocol = load_protocol(protocol_name, options["variant"])
+    tables: dict[str, str] = {}
+    for entry in labels:
+        name, _, file = entry.partition("=")
+        tables |= {name: file} if name in protocol.tables and file else {"": entry}
+    if len(tables) < len(labels):
+        raise click.BadParameter(
+            f"several files for one table; tables: {sorted(protocol.tables)}", param_hint="--labels"
+        )
+    return protocol, {}, tables or None
+
+
+def load_and_note(
+    model: str,
+    device: str,
+    tokenizer: str | None,
+    volume_index: int | None,
+    accept: tuple[str, ...],
+    layout: str | None,
+) -> tuple[ItemizedCLIPModel, ItemizedCLIPProcessor, Opener]:
+    """Model and processor, and what opens studies for them; random weights are noted."""
+    from itemized_clip_hf.cli._studies import Opener
+    from itemized_clip_hf.data.layout import Layout
+    from itemized_clip_hf.models.load import UNTRAINED, load
+
+    loaded, processor = load(model, device, tokenizer)
+    processor.image_processor.accept = accept
+    processor.image_processor.layout = layout
+    if model.startswith(UNTRAINED):
+        click.echo("note: random weights, the figures mean nothing", err=True)
+    return loaded, processor, Opener(volume_index, loaded.config.domain, accept, Layout.of_processor(processor))
+
+
+def draw(
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
+    protocol: Protocol,
+    evaluation: Evaluation,
+    folder: Path,
+    opener: Opener,
+) -> None:
+    """Plots, and what was written; a word where matplotlib is missing."""
+    from itemized_clip_hf.evaluation.protocols.report import draw_evaluation
+
+    try:
+        files = draw_evaluation(model, processor, protocol, evaluation, folder, opener)
+    except ImportError as error:
+        files = []
+        click.echo(f"no pictures: {error}", err=True)
+    for file in files:
+        click.echo(f"written: {file}", err=True)

@@ -27,7 +27,8 @@ def package_facts() -> dict:
     import torch
 
     from itemized_clip_hf.domains import available_domains
-    from itemized_clip_hf.evaluation.protocols import TASKS, available_protocols
+    from itemized_clip_hf.evaluation.protocols import available_protocols
+    from itemized_clip_hf.evaluation.tasks import available_tasks
     from itemized_clip_hf.provenance import installed_versions
     from itemized_clip_hf.recipes import available_recipes
     from itemized_clip_hf.trainer.objectives import available_objectives
@@ -38,7 +39,7 @@ def package_facts() -> dict:
     facts["domains"] = available_domains()
     facts["objectives"] = available_objectives()
     facts["recipes"] = available_recipes()
-    facts["protocols"] = [*available_protocols(), *TASKS]
+    facts["protocols"] = [*available_protocols(), *available_tasks()]
     return facts
 
 

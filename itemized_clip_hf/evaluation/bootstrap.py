@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .results import Estimate, unit_of
+
 RESAMPLES = 1000
 BLOCK = 50
 """Resamples that are computed at once."""
@@ -46,19 +48,24 @@ def study_counts(num_studies: int, resamples: int, seed: int) -> np.ndarray | No
     return draw_counts(num_studies, resamples, seed) if resamples and num_studies > 1 else None
 
 
-def figure(value: float, resampled: ArrayLike | None) -> dict[str, float]:
-    """`value`, with `low` and `high` of the 95 % interval where there are resampled values (R,)."""
-    found = {"value": float(value)}
-    if resampled is not None:
-        found["low"], found["high"] = interval(resampled)
-    return found
+def estimate(value: float, resampled: ArrayLike | None, metric: str = "", count: int | None = None) -> Estimate:
+    """
+    The value with the 95 % interval of the resampled values (R,), where there are any.
+
+    Args:
+        metric: its name, which tells the unit.
+        count: studies that it rests on.
+    """
+    low, high = (None, None) if resampled is None else interval(resampled)
+    return Estimate(float(value), low, high, unit_of(metric), count)
 
 
-def mean_figure(values: ArrayLike, counts: np.ndarray | None) -> dict[str, float]:
-    """The mean of one value per study as a figure; studies without it (NaN) are left out."""
+def mean_estimate(values: ArrayLike, counts: np.ndarray | None, metric: str = "") -> Estimate:
+    """The mean of one value per study; studies without it (NaN) are left out."""
     known = np.asarray(values, dtype=float)
     mean = float(np.nanmean(known)) if not np.isnan(known).all() else float("nan")
-    return figure(mean, None if counts is None else resampled_mean(known, counts))
+    resampled = None if counts is None else resampled_mean(known, counts)
+    return estimate(mean, resampled, metric, int((~np.isnan(known)).sum()))
 
 
 def bootstrap(

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from ..data.studies.records import Records
 from .evaluate import evaluate_protocol
-from .protocols.images import Protocol, load_protocol
+from .protocols import Protocol, load_protocol
 from .tasks.items import evaluate_items
 
 logger = logging.get_logger(__name__)
@@ -73,4 +73,4 @@ class ItemEvaluator:
             on_error=lambda number, error: logger.warning(f"study {number} is left out: {error}"),
             on_bad_scan=lambda number, scan, error: logger.warning(f"study {number}, scan {scan} left out: {error}"),
         ).summary(resamples=0)
-        return {f"{self.name}_{figure}": own["value"] for figure, own in found.items()}
+        return {f"{self.name}_{figure}": own.value for figure, own in found.items()}

@@ -4,7 +4,8 @@ import numpy as np
 
 from . import bootstrap as boot
 from . import metrics
-from .protocols.images import Protocol, Truth
+from .protocols.labels import Truth
+from .protocols.schema import Protocol
 from .protocols.summary import summarize
 from .tasks.retrieval import LEVELS
 
@@ -43,7 +44,7 @@ class ZeroShotFindings(evaluate.Metric):
         names = list(names or map(str, range(scores.shape[1])))
         protocol = Protocol("own", findings=names, threshold_points=threshold_points)
         truth = Truth([str(number) for number in range(len(scores))], labels=labels)
-        return summarize(protocol, {name: [name] for name in names}, scores, truth, resamples, seed)
+        return summarize(protocol, {name: [name] for name in names}, scores, truth, resamples, seed).to_dict()
 
 
 class ZeroShotClasses(evaluate.Metric):

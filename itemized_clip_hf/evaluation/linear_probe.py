@@ -101,7 +101,9 @@ def probe(
             ("auc", auroc(truth, scores), boot.resampled_auroc),
             ("average_precision", average_precision(truth, scores), boot.resampled_average_precision),
         ):
-            row[metric] = boot.figure(value, None if counts is None else resampled(truth, scores, counts))
+            row[metric] = boot.estimate(
+                value, None if counts is None else resampled(truth, scores, counts), metric, len(truth)
+            ).to_dict()
         found[name] = row
     return found
 

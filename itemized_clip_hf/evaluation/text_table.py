@@ -1,4 +1,7 @@
-"""A table as plain text."""
+"""Results as plain text and as JSON."""
+
+from collections.abc import Mapping
+from typing import Any
 
 
 def format_table(header: list[str], rows: list[list]) -> str:
@@ -11,3 +14,17 @@ def format_table(header: list[str], rows: list[list]) -> str:
         )
         for row in text
     )
+
+
+def null_for_nan(value: Any) -> Any:
+    """
+    The same for JSON, which has no NaN: None.
+
+    >>> null_for_nan({"auc": float("nan"), "levels": (1, 5)})
+    {'auc': None, 'levels': [1, 5]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): null_for_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [null_for_nan(entry) for entry in value]
+    return None if isinstance(value, float) and value != value else value

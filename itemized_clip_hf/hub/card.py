@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..domains import Domain, load_domain
 from ..domains.schema import check_image_settings
+from ..evaluation.results import Measured, measured_figures, read_result, unit_of
 from ..modeling.configuration_itemized_clip import SCORINGS
 from ..provenance import hash_text
 from ..specs import build, check_section, read_json, read_text, read_written
@@ -32,8 +33,6 @@ _MEASURED = {
     **{"studies": int | None, "value": float, "low": float, "high": float},
 }
 _TEXT = {"context_length": int, "lowercase": bool, "tokenizer": str}
-_COUNTS = {"mean_rank", "median_rank", "worst_rank", "MLL", "mean rank"}
-"""Metrics that are no shares."""
 
 
 @dataclass
@@ -178,35 +177,6 @@ def _read_json(path: Path) -> dict:
     return read_json(path, dict, 64 << 20) if path.exists() else {}
 
 
-def measured_figures(results: Mapping[str, Any]) -> list[dict]:
-    """
-    Rows of `CardFacts.measured` from the results of `itemized-clip evaluate`: of a protocol the mean of every table, of a
-    task all its figures, with their intervals.
-    """
-    title, groups = results.get("title") or results["protocol"], []
-    for table, content in results.get("tables", {}).items():
-        groups.append((table, content["studies"], content["mean"]))
-    figures = results.get("figures", {})
-    if figures and all("value" in figure for figure in figures.values()):
-        figures = {"": figures}
-    groups += [(group, results.get("studies") or results.get("images"), own) for group, own in figures.items()]
-    rows = []
-    for group, studies, own in groups:
-        for metric, figure in own.items():
-            if figure["value"] is None:
-                continue
-            row = {
-                "benchmark": f"{title}{f', {group}' if group else ''}",
-                "dataset": results["protocol"],
-                "table": group,
-                "metric": metric,
-                "studies": studies,
-                "data_sha256": results["data"]["sha256"],
-            }
-            rows.append(row | {k: round(figure[k], 4) for k in ("value", "low", "high") if figure.get(k) is not None})
-    return rows
-
-
 def render(facts: CardFacts) -> ModelCard:
     """The card; the same facts give the same bytes."""
     domain = load_domain(facts.domain)
@@ -218,8 +188,8 @@ def render(facts: CardFacts) -> ModelCard:
         domain=domain,
         picture=picture,
         contract=input_contract({**domain.image, **facts.image}, {**domain.text, **facts.text}),
-        paper=escape([_show(row) for row in facts.paper]),
-        measured=escape([_show(row) for row in facts.measured]),
+        paper=escape([{**row, "shown": f"{row['value']}"} for row in facts.paper]),
+        measured=escape([{**row, "shown": Measured.from_dict(row).estimate.format(" to ")} for row in facts.measured]),
         prompts={label: prompts[0] for label, prompts in list(domain.prompts.items())[:2]},
         snippet=snippet(facts, domain),
         license=escape_line(facts.license or UNKNOWN_LICENSE),
@@ -231,8 +201,8 @@ def metadata(facts: CardFacts, domain: Domain) -> ModelCardData:
     tags = ["itemized_clip", "zero-shot", "vision-language", facts.domain]
     if domain.modality is not None:
         tags += ["medical", "radiology", "3d", "not-a-medical-device"]
-    results = [_eval_result(row, " (reported by the paper)") for row in facts.paper]
-    results += [_eval_result(row, "") for row in facts.measured]
+    results = [_eval_result(_reported(row), " (reported by the paper)") for row in facts.paper]
+    results += [_eval_result(Measured.from_dict(row), "") for row in facts.measured]
     about: dict[str, Any] = {"base_model": facts.base_models} if facts.base_models else {}
     if facts.license_name:
         about |= {"license_name": facts.license_name, "license_link": facts.license_link}
@@ -250,32 +220,24 @@ def metadata(facts: CardFacts, domain: Domain) -> ModelCardData:
     )
 
 
-def _eval_result(row: Mapping[str, Any], remark: str) -> EvalResult:
-    value = row["value"]
-    if "source" in row and row["metric"] not in _COUNTS:  # printed in percent
-        value = round(value / 100, 4)
+def _eval_result(row: Measured, remark: str) -> EvalResult:
     return EvalResult(
-        dataset_config=row.get("table") or None,
+        dataset_config=row.table or None,
         task_type="zero-shot-image-classification",
         task_name="zero-shot scores of items",
-        dataset_type=row.get("dataset") or "".join(c if c.isalnum() else "-" for c in row["benchmark"].lower()),
-        dataset_name=row["benchmark"],
-        metric_type=row["metric"],
-        metric_name=f"{row['metric']}{remark}",
-        metric_value=value,
+        dataset_type=row.dataset or "".join(c if c.isalnum() else "-" for c in row.benchmark.lower()),
+        dataset_name=row.benchmark,
+        metric_type=row.metric,
+        metric_name=f"{row.metric}{remark}",
+        metric_value=row.estimate.value,
     )
 
 
-def _show(row: Mapping[str, Any]) -> dict:
-    """A row with its value and interval as text, shares in percent."""
-    plain = row["metric"] in _COUNTS
-    factor, digits = (1, 2) if plain else (100, 1)
-    if "source" in row:  # as printed
-        return {**row, "shown": f"{row['value']}"}
-    text = f"{factor * row['value']:.{digits}f}"
-    if row.get("low") is not None:
-        text += f" ({factor * row['low']:.{digits}f} to {factor * row['high']:.{digits}f})"
-    return {**row, "shown": text}
+def _reported(row: Mapping[str, Any]) -> Measured:
+    """A figure of the paper, which prints shares in percent."""
+    is_share = unit_of(row["metric"]) == "share"
+    value = round(row["value"] / 100, 4) if is_share else row["value"]
+    return Measured.from_dict({**row, "value": value})
 
 
 def input_contract(image: Mapping[str, Any], text: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -343,13 +305,13 @@ def add_results(facts: CardFacts, files: Iterable[str | Path], model_sha256: str
         results = read_json(path, dict, 64 << 20)
         if "protocol" not in results or not isinstance(results.get("model"), dict):
             raise ValueError(f"{path} holds no results of `itemized-clip evaluate`.")
-        found, domain = results["model"]["sha256"], results["model"].get("domain")
-        if model_sha256 is not None and found != model_sha256 or domain not in (None, facts.domain):
+        evaluated, domain = results["model"]["sha256"], results["model"].get("domain")
+        if model_sha256 is not None and evaluated != model_sha256 or domain not in (None, facts.domain):
             raise ValueError(
-                f"{path} holds results of another model ({domain}, {found[:12]}...) than this one ({facts.domain}, "
+                f"{path} holds results of another model ({domain}, {evaluated[:12]}...) than this one ({facts.domain}, "
                 f"{(model_sha256 or '')[:12]}...): evaluate this model."
             )
-        fresh = measured_figures(results)
+        fresh = [row.to_dict() for row in measured_figures(read_result(results))]
         keys = {(row["benchmark"], row["metric"]) for row in fresh}
         facts.measured = [row for row in facts.measured if (row["benchmark"], row["metric"]) not in keys] + fresh
     return facts

@@ -169,10 +169,10 @@ def by_shell(domain, files, folder, model, processor, accept):
 
 
 def by_evaluate(domain, files, folder, model, processor, accept):
-    from itemized_clip_hf.evaluation.tasks.run import run_items
+    from itemized_clip_hf.evaluation.tasks.run import run_task
 
     processor.image_processor.accept = accept
-    found = run_items(model, processor, folder / "list.jsonl", resamples=2)
+    found = run_task("items", model, processor, folder / "list.jsonl", resamples=2)
     processor.image_processor.accept = ()
     unreadable = {row["id"]: row["reason"] for row in found["unreadable"]}
     return {code: unreadable.get(code) for code in files}

@@ -66,8 +66,8 @@ def test_by_hand(ready):
         for number, name in enumerate(by_scan):
             np.testing.assert_allclose(by_scan[name], [item[number] for item in expected], atol=1e-5)
     summary = found.summary(resamples=100)
-    assert summary["MLL"]["low"] <= summary["MLL"]["value"] <= summary["MLL"]["high"]
-    assert summary["mAMS"]["value"] == pytest.approx(np.nanmean(overlaps), abs=1e-4)
+    assert summary["MLL"].low <= summary["MLL"].value <= summary["MLL"].high
+    assert summary["mAMS"].value == pytest.approx(np.nanmean(overlaps), abs=1e-4)
     one = found.series_shares(lambda study, item: "three" if len(rows[study]["images"]) == 3 else None)
     assert set(one) == {"three"} and sum(one["three"].values()) == pytest.approx(1)
 

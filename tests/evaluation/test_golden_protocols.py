@@ -11,7 +11,8 @@ from transformers import BatchFeature
 
 pytest.importorskip("sklearn")
 
-from itemized_clip_hf.evaluation.protocols.images import Protocol, Truth, load_protocol
+from itemized_clip_hf.evaluation.protocols import Protocol, load_protocol
+from itemized_clip_hf.evaluation.protocols.labels import Truth
 from itemized_clip_hf.evaluation.protocols.summary import columns_of, summarize
 from itemized_clip_hf.evaluation.zero_shot import score_studies
 
@@ -35,7 +36,7 @@ def run(protocol, model, processor, pixels, truth):
     prompts = protocol.choose_prompts()
     labels, scores = score_studies(model, processor, list(pixels), columns_of(protocol, prompts), batch_size=5)
     assert labels == protocol.names
-    return scores, summarize(protocol, prompts, scores, truth, resamples=0)
+    return scores, summarize(protocol, prompts, scores, truth, resamples=0).to_dict()
 
 
 def test_chest_ct_table():

@@ -9,7 +9,8 @@ from golden_cases import case
 pytest.importorskip("sklearn")
 
 from itemized_clip_hf.evaluation import metrics
-from itemized_clip_hf.evaluation.protocols.images import Protocol, Truth, load_protocol
+from itemized_clip_hf.evaluation.protocols import Protocol, load_protocol
+from itemized_clip_hf.evaluation.protocols.labels import Truth
 from itemized_clip_hf.evaluation.protocols.summary import summarize
 
 
@@ -138,7 +139,7 @@ def test_recorded_chest_ct():
         assert found == meta[f"thresholds_{points}"]
     protocol = load_protocol("ct-rate")
     truth = Truth([str(i) for i in range(len(labels))], labels=labels.astype(float))
-    figures = summarize(protocol, {name: [name] for name in protocol.names}, scores, truth, resamples=0)
+    figures = summarize(protocol, {name: [name] for name in protocol.names}, scores, truth, resamples=0).to_dict()
     for name, recorded in zip(protocol.names, meta["per_class"]):
         own = figures["findings"][name]
         assert {key: own[key]["value"] for key in recorded} == pytest.approx(recorded)
@@ -156,7 +157,7 @@ def test_recorded_pub_brain_5():
     classes = tensors["in.labels"].numpy().argmax(1)
     truth = Truth([str(i) for i in range(len(classes))], classes=classes)
     protocol = load_protocol("pub-brain-5")
-    figures = summarize(protocol, {}, tensors["in.logits"].numpy(), truth, resamples=0)["tasks"]
+    figures = summarize(protocol, {}, tensors["in.logits"].numpy(), truth, resamples=0).to_dict()["tasks"]
     words = {"Balanced Acc": "balanced_accuracy", "F1": "weighted_f1", "Recall": "recall", "Precision": "precision"}
     words["AUC"] = "auc"
     seen = 0
@@ -173,6 +174,6 @@ def test_best_prompt_is_flagged_and_chosen():
     labels = np.array([[1, 0], [1, 1], [0, 0], [0, 1.0]])
     scores = np.array([[0.1, 0.9, 0.0], [0.2, 0.8, 1.0], [0.3, 0.1, 0.2], [0.4, 0.0, 0.7]])
     truth = Truth(list("abcd"), labels=labels)
-    figures = summarize(protocol, protocol.choose_prompts(), scores, truth, resamples=50)
+    figures = summarize(protocol, protocol.choose_prompts(), scores, truth, resamples=50).to_dict()
     assert figures["findings"]["a"]["prompt"] == "y" and figures["findings"]["a"]["auc"]["value"] == 1
     assert figures["findings"]["b"]["auc"]["value"] == 1

@@ -8,15 +8,9 @@ import pytest
 pytest.importorskip("sklearn")
 
 from itemized_clip_hf.data.study import Scan
-from itemized_clip_hf.evaluation.protocols.images import (
-    Protocol,
-    ProtocolStudies,
-    Truth,
-    as_published,
-    find_images,
-    load_protocol,
-    read_truth,
-)
+from itemized_clip_hf.evaluation.protocols import Protocol, load_protocol
+from itemized_clip_hf.evaluation.protocols.images import ProtocolStudies, as_published, find_images
+from itemized_clip_hf.evaluation.protocols.labels import Truth, read_truth
 from itemized_clip_hf.evaluation.protocols.summary import choose_thresholds, summarize
 
 OWN = Protocol("own", domain="brain-mri", findings={"mass": "mass"}, tables={"": "*.csv"})
@@ -84,9 +78,9 @@ def test_best_prompt_and_threshold_of_a_validation_split():
     assert all(0.4 < threshold < 1.1 for _, threshold in chosen.values())
     # On these studies the other prompt would win.
     other = noise + np.stack([labels[:, 0], 0.3 * labels[:, 0], labels[:, 1], 0.3 * labels[:, 1]], 1)
-    found = summarize(own, prompts, other, truth, resamples=20, thresholds=chosen)["findings"]
+    found = summarize(own, prompts, other, truth, resamples=20, thresholds=chosen).to_dict()["findings"]
     assert found["a"]["prompt"] == "y" and found["a"]["auc"]["value"] < 1 and found["a"]["threshold"] == chosen["a"][1]
-    assert summarize(own, prompts, other, truth, resamples=20)["findings"]["a"]["prompt"] == "x"
+    assert summarize(own, prompts, other, truth, resamples=20).findings["a"].prompt == "x"
 
 
 @pytest.mark.parametrize("thresholds", [None, {"mass": (0, 0.5), "bleed": (0, 0.5), "blank": (0, 0.5)}])
@@ -95,7 +89,7 @@ def test_findings_with_one_class_stay_out_of_the_mean(thresholds):
     labels = np.array([[0, 0, np.nan], [1, 0, np.nan], [1, 0, np.nan], [0, 0, np.nan]])
     scores = np.array([[0.1, 0.9, 0], [0.6, 0.2, 0], [0.7, 0.3, 0], [0.2, 0.8, 0]], dtype=np.float32)
     truth = Truth(list("abcd"), labels=labels)
-    found = summarize(own, own.choose_prompts(), scores, truth, resamples=30, thresholds=thresholds)
+    found = summarize(own, own.choose_prompts(), scores, truth, resamples=30, thresholds=thresholds).to_dict()
     assert found["findings"]["bleed"] == {"positive": 0, "negative": 4}
     assert found["findings"]["blank"] == {"positive": 0, "negative": 0, "unknown": 4}
     for figure, own_figure in found["mean"].items():

@@ -21,8 +21,9 @@ from itemized_clip_hf import ItemizedCLIPImageProcessor
 from itemized_clip_hf.data.open import REFUSALS
 from itemized_clip_hf.evaluation.evaluate import evaluate_protocol, open_record
 from itemized_clip_hf.evaluation.metrics import auroc
-from itemized_clip_hf.evaluation.protocols.images import Protocol, available_protocols, load_protocol
-from itemized_clip_hf.evaluation.protocols.report import format_results, model_index
+from itemized_clip_hf.evaluation.protocols import Protocol, available_protocols, load_protocol
+from itemized_clip_hf.evaluation.protocols.report import format_results
+from itemized_clip_hf.evaluation.results import ProtocolResult
 
 CT_RATE_COLUMNS = (
     "VolumeName,Medical material,Arterial wall calcification,Cardiomegaly,Pericardial effusion,Coronary artery wall "
@@ -409,13 +410,17 @@ def test_published_prompts_and_tasks():
 
 
 def test_model_index():
-    table = {"studies": 3, "findings": {"a": {"auc": {"value": 0.8}}}, "mean": {"auc": {"value": 0.8}}}
+    table = {
+        "studies": 3,
+        "findings": {"a": {"positive": 1, "negative": 2, "auc": {"value": 0.8}}},
+        "mean": {"auc": {"value": 0.8}},
+    }
     results = {
         "protocol": "own",
         "title": "Own",
         "tables": {"": table},
     }
-    (entry,) = model_index(results, "m")
+    (entry,) = ProtocolResult.from_dict(results).model_index("m")
     assert entry["results"][0]["metrics"] == [{"type": "auc", "name": "mean auc", "value": 0.8}]
     from huggingface_hub import ModelCard, ModelCardData
     from huggingface_hub.repocard_data import model_index_to_eval_results

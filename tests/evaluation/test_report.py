@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from itemized_clip_hf.evaluation import metrics
-from itemized_clip_hf.evaluation.protocols import report
-from itemized_clip_hf.evaluation.protocols.images import Protocol, Truth
+from itemized_clip_hf.evaluation.protocols import Protocol, report
+from itemized_clip_hf.evaluation.protocols.labels import Truth
 
 pytest.importorskip("matplotlib")
 

@@ -110,10 +110,10 @@ def test_figures(ready):
     t2i = [1 + sum(scores[:, j] > scores[owner[j], j]) for j in range(len(owner))]
     i2t = [1 + min(sum(scores[i] > scores[i, j]) for j in range(len(owner)) if owner[j] == i) for i in range(6)]
     for name, ranks in (("text_to_image", t2i), ("image_to_text", i2t)):
-        assert found[name]["R@1"]["value"] == pytest.approx(np.mean(np.array(ranks) <= 1))
-        assert found[name]["mean_rank"]["value"] == pytest.approx(np.mean(ranks))
-        assert found[name]["median_rank"]["value"] == np.median(ranks)
-        assert found[name]["R@5"]["low"] <= found[name]["R@5"]["value"] <= found[name]["R@5"]["high"]
+        assert found[name]["R@1"].value == pytest.approx(np.mean(np.array(ranks) <= 1))
+        assert found[name]["mean_rank"].value == pytest.approx(np.mean(ranks))
+        assert found[name]["median_rank"].value == np.median(ranks)
+        assert found[name]["R@5"].low <= found[name]["R@5"].value <= found[name]["R@5"].high
 
 
 def test_files(tmp_path):

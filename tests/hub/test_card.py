@@ -15,7 +15,8 @@ from tiny_models import ITEMS, TRAINING
 from itemized_clip_cli import main
 from itemized_clip_hf import ItemizedCLIPProcessor, ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments
 from itemized_clip_hf.domains import available_domains, load_domain
-from itemized_clip_hf.hub.card import CardFacts, card_text, facts_of_folder, is_edited, measured_figures
+from itemized_clip_hf.evaluation.results import measured_figures, read_result
+from itemized_clip_hf.hub.card import CardFacts, card_text, facts_of_folder, is_edited
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
 NAMES = sorted(path.stem for path in CARDS.glob("*.yaml"))
@@ -116,6 +117,10 @@ def converted(tmp_path):
     return tmp_path / "model"
 
 
+def rows_of(results):
+    return [row.to_dict() for row in measured_figures(read_result(results))]
+
+
 def write_results(path, folder, auc=0.831, **changes):
     from itemized_clip_hf.models.load import load_model
     from itemized_clip_hf.provenance import hash_model
@@ -185,7 +190,7 @@ def test_tables_of_a_protocol_stay_apart_in_the_index(tmp_path):
         "data": {"sha256": "0"},
         "model": {},
     }
-    facts = CardFacts(name="a/b", domain="brain-mri", measured=measured_figures(results))
+    facts = CardFacts(name="a/b", domain="brain-mri", measured=rows_of(results))
     facts.paper = [{"benchmark": "Pub-Brain-5", "metric": "auc", "value": 83.6, "source": "paper"}]
     (tmp_path / "card.md").write_text(card_text(facts))
     _, index = model_index_to_eval_results(metadata_load(tmp_path / "card.md")["model-index"])
@@ -201,7 +206,7 @@ def test_figures_of_tasks():
     about = {"data": {"sha256": "0"}, "model": {}}
     grouped = {"protocol": "retrieval", "images": 500, "figures": {"text to image": {"R@1": figure}}, **about}
     plain = {"protocol": "items", "studies": 20, "figures": {"MLL": {"value": 0.64}}, **about}
-    rows = measured_figures(grouped) + measured_figures(plain)
+    rows = rows_of(grouped) + rows_of(plain)
     assert [(r["benchmark"], r["metric"], r["studies"]) for r in rows] == [
         ("retrieval, text to image", "R@1", 500),
         ("items", "MLL", 20),

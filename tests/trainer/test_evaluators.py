@@ -16,7 +16,7 @@ nibabel = pytest.importorskip("nibabel")
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
 from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
 from itemized_clip_hf.evaluation.evaluators import ItemEvaluator, ProtocolEvaluator
-from itemized_clip_hf.evaluation.protocols.images import Protocol
+from itemized_clip_hf.evaluation.protocols import Protocol
 
 
 @pytest.fixture

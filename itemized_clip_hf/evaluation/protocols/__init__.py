@@ -1,181 +1,30 @@
 """
-Evaluation protocols as data: what is asked of which studies, where the answers stand, and which figures count (spec 8.1).
+Evaluation protocols as data: one YAML file each, with the keys of `schema.Protocol`.
 
 Nothing heavy is imported here, so that a mistyped name is told at once.
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...domains import load_domain
-from ...specs import build, check_keys, conform, describe, find_written, merge, read_written
+from ...specs import build, conform, describe, find_written, merge, read_written
+from ..tasks import available_tasks
+from .schema import Prompts, Protocol
+
+__all__ = ["Prompts", "Protocol", "available_protocols", "find_protocol", "load_protocol"]
 
 _FOLDER = Path(__file__).parent
-Prompts = dict[str, list[str]]
-
-TASKS: dict[str, tuple[str, ...]] = {
-    "retrieval": ("mode", "top_k", "split", "image_folder"),
-    "items": (),
-    "segmentation": ("prompt", "series", "num_tokens"),
-}
-"""Evaluations that need no label table (`evaluation/tasks/run.py`), and their settings."""
-
-
-@dataclass
-class Protocol:
-    """
-    Args:
-        name: of the file.
-        title: as people call it.
-        domain: whose models it is for.
-        findings: names of findings, each present or not, or name -> prompt or prompts; or `classes`, one of which is true.
-        classes: the same for a choice among classes.
-        prompts: name -> prompt or prompts where `findings` or `classes` has none; else the domain's.
-        needs_prompts: the published prompts are not known: they have to be passed.
-        best_prompt: of several prompts the one with the best AUC counts, instead of their mean. Selects on the test labels.
-        tasks: name -> classes among which is chosen, of `classes`; without tasks all classes are ranked.
-        columns: finding or class -> its column in the label table, where it differs.
-        readers: `{"prefix": p, "columns": [...]}`: where a column `p...` is missing, the majority of the readers' columns.
-        ignored_classes: labels whose images are left out.
-        renamed_classes: label -> class.
-        threshold_points: of the reference's threshold search, see `metrics.reference_threshold`; None: no such columns.
-        headline: figure that stands for the whole: by default `auc`, `balanced_accuracy` of tasks, `top1`.
-        tables: name -> pattern of the label table in the data's folder; several are evaluated one by one.
-        lists: patterns of files of study ids in that folder; where there are any, they say which studies count.
-        exclude: ids of studies that are left out.
-        array_spacing: mm, depth first, of volumes without geometry, which are then taken as stored in the domain's orientation.
-        scan_name: name of every scan, with `{name}` for its own and `{last}` for what stands behind the last "-" of it.
-        published: figures of the published data set, for comparison.
-        variants: name -> changes.
-    """
-
-    name: str
-    title: str = ""
-    domain: str | None = None
-    findings: list[str] | dict[str, str | list[str] | None] | None = None
-    classes: list[str] | dict[str, str | list[str] | None] | None = None
-    prompts: dict[str, str | list[str]] = field(default_factory=dict)
-    needs_prompts: bool = False
-    best_prompt: bool = False
-    tasks: dict[str, list[str]] = field(default_factory=dict)
-    columns: dict[str, str] = field(default_factory=dict)
-    readers: dict[str, str | list[str]] = field(default_factory=dict)
-    ignored_classes: list[str] = field(default_factory=list)
-    renamed_classes: dict[str, str] = field(default_factory=dict)
-    threshold_points: int | None = None
-    headline: str | None = None
-    tables: dict[str, str] = field(default_factory=lambda: {"": "*labels*.csv"})
-    lists: list[str] = field(default_factory=list)
-    exclude: list[str] = field(default_factory=list)
-    array_spacing: list[float] | None = None
-    scan_name: str = "{name}"
-    published: dict[str, Any] = field(default_factory=dict)
-    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self):
-        if (self.findings is None) == (self.classes is None):
-            raise ValueError(f"protocol {self.name}: it needs either `findings` or `classes`.")
-        if self.headline is None:
-            self.headline = "auc" if self.findings is not None else "balanced_accuracy" if self.tasks else "top1"
-        strange = sorted({c for members in self.tasks.values() for c in members} - set(self.names))
-        if strange:
-            raise ValueError(f"protocol {self.name}: its tasks name {strange}, which are no classes of it.")
-        self._check_values()
-
-    def _check_values(self):
-        """Raises where a value is of the right type, but none that a protocol can have."""
-        where = f"protocol {self.name}"
-        if not self.names or len(set(self.names)) < len(self.names) or not all(name.strip() for name in self.names):
-            raise ValueError(f"{where}: its findings or classes are none, blank, or stand twice: {self.names[:5]}.")
-        if self.domain is not None:
-            load_domain(self.domain)
-        try:
-            self.scan_name.format(name="", last="")
-        except (KeyError, IndexError, ValueError, AttributeError, TypeError):
-            raise ValueError(
-                f"{where}: scan_name is {self.scan_name!r}, expected text with {{name}} or {{last}}."
-            ) from None
-        for pattern in (*self.tables.values(), *self.lists):
-            if not pattern.strip() or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-                raise ValueError(f"{where}: {pattern!r} is no pattern of files inside the data's folder.")
-        if self.readers:
-            check_keys(self.readers, ("prefix", "columns"), f"{where}: readers")
-            conform(self.readers.get("prefix"), str, f"{where}: readers: prefix")
-            conform(self.readers.get("columns"), list[str], f"{where}: readers: columns")
-        spacing = self.array_spacing
-        if spacing is not None and (len(spacing) != 3 or not all(0 < step < 1000 for step in spacing)):
-            raise ValueError(f"{where}: array_spacing is {spacing}, expected three positive numbers of mm.")
-        if self.array_spacing is not None and (
-            self.domain is None or not load_domain(self.domain).image.get("orientation")
-        ):
-            raise ValueError(f"{where}: array_spacing needs a domain with an orientation.")
-        if self.threshold_points is not None and not 2 <= self.threshold_points <= 10**7:
-            raise ValueError(f"{where}: threshold_points is {self.threshold_points}, expected at least 2.")
-        for name, prompts in ({**own, **self.prompts} if isinstance(own := self._own, dict) else self.prompts).items():
-            texts = [prompts] if isinstance(prompts, str) else prompts
-            if texts is not None and not (texts and all(text.strip() for text in texts)):
-                raise ValueError(f"{where}: {name!r} has no prompt, or a blank one.")
-
-    @property
-    def _own(self):
-        return self.findings if self.findings is not None else self.classes
-
-    @property
-    def names(self) -> list[str]:
-        """Findings or classes, in their order."""
-        return list(self._own)
-
-    def choose_prompts(self, given: Mapping[str, Any] | None = None) -> Prompts:
-        """
-        Prompts of every finding or class.
-
-        Args:
-            given: name -> prompt or prompts, instead of the protocol's.
-
-        Raises:
-            ValueError: a name has none, or prompts are given for a name that is not in the protocol.
-        """
-        own = self._own
-        sources = [dict(given or {}), self.prompts, own if isinstance(own, dict) else {}]
-        if not self.needs_prompts and self.domain is not None:
-            sources.append(load_domain(self.domain).prompts)
-        strangers = sorted(set(sources[0]) - set(self.names))
-        if strangers:
-            raise ValueError(f"protocol {self.name} has no {strangers[:5]}; it asks for {self.names}.")
-        found = {name: next((s[name] for s in sources if s.get(name) is not None), None) for name in self.names}
-        missing = [name for name, prompts in found.items() if prompts is None]
-        if missing:
-            what = "prompts of this protocol are not public: pass them" if self.needs_prompts else "pass prompts"
-            raise ValueError(
-                f"{what} (--prompts FILE, name -> text or texts); {len(missing)} have none, e.g. {missing[:5]}."
-            )
-        return {name: [prompts] if isinstance(prompts, str) else list(prompts) for name, prompts in found.items()}  # type: ignore[arg-type]
-
-    def name_scan(self, name: str | None, prepared: bool = False) -> str:
-        """
-        The published name of a scan.
-
-        Args:
-            prepared: its name ends in that of a window already, which stays at the end.
-        """
-        own, window = name or "scan", ""
-        if prepared and self.domain is not None:
-            windows = load_domain(self.domain).image.get("windows") or {}
-            window = next((f"_{one}" for one in windows if one and own.endswith(f"_{one}")), "")
-            own = own.removesuffix(window)
-        return self.scan_name.format(name=own, last=own.split("-")[-1]) + window
 
 
 def available_protocols() -> list[str]:
+    """Names of the protocols of the package."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def find_protocol(name_or_path: str | os.PathLike) -> Path:
     """The file of a protocol; ValueError where there is none of that name."""
-    return find_written("protocol", name_or_path, _FOLDER, [*available_protocols(), *TASKS])
+    return find_written("protocol", name_or_path, _FOLDER, [*available_protocols(), *available_tasks()])
 
 
 def load_protocol(name_or_path: str | os.PathLike, variant: str | None = None) -> Protocol:
@@ -199,10 +48,3 @@ def load_protocol(name_or_path: str | os.PathLike, variant: str | None = None) -
     if variant not in built:
         raise ValueError(f"protocol {path.stem} has no variant {variant!r}; it has {sorted(variants)}.")
     return built[variant]
-
-
-def check_task_settings(name: str, settings: Mapping[str, Any]) -> None:
-    """Raises a ValueError for settings that a task does not have."""
-    strange = sorted(set(settings) - set(TASKS[name]))
-    if strange:
-        raise ValueError(f"the task {name} has no settings {strange}; it has {list(TASKS[name])}.")

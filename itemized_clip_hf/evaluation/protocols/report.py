@@ -1,6 +1,6 @@
-"""Results of a protocol for people and for the Hub: a table, plots and a `model-index`."""
+"""Results of a protocol for people: a table and plots."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,70 +11,40 @@ from ...explain.maps import explain_items
 from ...explain.plots import plot_item, slug
 from ...modeling.modeling_itemized_clip import scale_and_bias
 from .. import metrics
-from ..evaluate import Evaluation
 from ..quantity import describe
+from ..results import ProtocolResult, TableResult, column_title
 from ..text_table import format_table
-from .images import Protocol, Truth, as_published
-
-PLAIN = {"mean_rank", "median_rank", "worst_rank", "MLL"}
-"""Figures that are no shares."""
-
-
-def show(figure: Mapping[str, float] | None, name: str = "") -> str:
-    """`83.2 (81.0-85.1)`, shares in percent; a dash where there is no figure."""
-    if figure is None or figure["value"] is None or np.isnan(figure["value"]):
-        return "-"
-    factor, digits = (1, 2) if name in PLAIN else (100, 1)
-    value = f"{factor * figure['value']:.{digits}f}"
-    if figure.get("low") is None or np.isnan(figure["low"]):
-        return value
-    return f"{value} ({factor * figure['low']:.{digits}f}-{factor * figure['high']:.{digits}f})"
+from .images import as_published
+from .labels import Truth
+from .run import Evaluation
+from .schema import Protocol
 
 
-def format_results(results: dict) -> str:
-    """The whole of a run as plain text."""
-    lines = [results["title"] or results["protocol"]]
-    for name, table in results["tables"].items():
-        rows = table.get("findings") or table.get("tasks") or {}
-        shown = list(
-            dict.fromkeys(
-                key for row in (*rows.values(), table["mean"]) for key, v in row.items() if isinstance(v, dict)
-            )
-        )
-        shown = [key for key in shown if key not in ("classes",)]
-        body = [[row, *(show(own.get(key), key) for key in shown)] for row, own in rows.items()]
-        body.append(["mean" if rows else "", *(show(table["mean"].get(key), key) for key in shown)])
-        lines += ["", f"{name}: {table['studies']} studies" if name else f"{table['studies']} studies"]
-        lines.append(format_table(["", *shown], body))
-        lines += [f"left out: {count}, {reason}" for reason, count in table["left_out"].items()]
-    head = results["headline"]
-    about = ", 95 % interval over studies" if head.get("low") is not None else ""
-    lines += ["", f"{head['name']}: {show(head, head['name'])}{about}"]
-    if results["missing"]:
-        lines.append(f"without images: {len(results['missing'])} studies, e.g. {', '.join(results['missing'][:5])}")
-    if results["unreadable"]:
-        lines.append(f"could not be read: {len(results['unreadable'])} studies, listed in the results")
-    lines.append(f"Scores are the {describe(results['quantity'])}.")
-    return "\n".join([*lines, *results["notes"]])
+def format_results(results: dict[str, Any]) -> str:
+    """The whole of a run as plain text, from its JSON."""
+    result = ProtocolResult.from_dict(results)
+    lines = [result.title or result.protocol]
+    for name, table in result.tables.items():
+        lines += ["", f"{name}: {table.studies} studies" if name else f"{table.studies} studies", _format_table(table)]
+        lines += [f"left out: {count}, {reason}" for reason, count in (table.left_out or {}).items()]
+        lines += [f"label unknown: {count} studies, {finding}" for finding, count in table.unknown_labels.items()]
+    name, headline = result.headline
+    about = ", 95 % interval over studies" if headline.has_interval else ""
+    lines += ["", f"{column_title(name)}: {headline.format()}{about}"]
+    if result.missing:
+        lines.append(f"without images: {len(result.missing)} studies, e.g. {', '.join(result.missing[:5])}")
+    if result.unreadable:
+        lines.append(f"could not be read: {len(result.unreadable)} studies, listed in the results")
+    lines.append(f"Scores are the {describe(result.quantity)}.")
+    return "\n".join([*lines, *result.notes])
 
 
-def model_index(results: dict, model_name: str) -> list[dict]:
-    """The `model-index` metadata of a model card: every mean of every table, as measured here."""
-    entries = []
-    for name, table in results["tables"].items():
-        dataset = {"type": results["protocol"], "name": f"{results['title']}{f', {name}' if name else ''}"}
-        values = [
-            {
-                "type": metric,
-                "name": f"mean {metric}" if "findings" in table else metric,
-                "value": round(figure["value"], 4),
-            }
-            for metric, figure in table["mean"].items()
-            if figure["value"] is not None
-        ]
-        task = {"type": "zero-shot-image-classification", "name": "zero-shot scores"}
-        entries.append({"task": task, "dataset": dataset, "metrics": values})
-    return [{"name": model_name, "results": entries}]
+def _format_table(table: TableResult) -> str:
+    rows = {name: row.estimates for name, row in table.rows.items()}
+    rows["mean" if rows else ""] = table.mean
+    shown = list(dict.fromkeys(metric for estimates in rows.values() for metric in estimates))
+    body = [[name, *(row[m].format() if m in row else "-" for m in shown)] for name, row in rows.items()]
+    return format_table(["", *map(column_title, shown)], body)
 
 
 def draw_evaluation(

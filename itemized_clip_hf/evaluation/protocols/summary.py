@@ -4,10 +4,12 @@ import numpy as np
 
 from .. import bootstrap as boot
 from .. import metrics
-from .images import Prompts, Protocol, Truth
+from ..results import ChoiceResult, Estimates, FindingResult, TableResult
+from .labels import Truth
+from .schema import Prompts, Protocol
 
-Figure = dict[str, float]
-"""`value`, and `low` and `high` of the 95 % interval."""
+Resampled = dict[str, np.ndarray]
+"""Metric -> its value in every resample, (R,)."""
 
 
 def summarize(
@@ -18,17 +20,16 @@ def summarize(
     resamples: int = boot.RESAMPLES,
     seed: int = 0,
     thresholds: dict[str, tuple[int, float]] | None = None,
-) -> dict:
+) -> TableResult:
     """
+    Estimates of every finding or task, and their mean.
+
     Args:
         prompts: as the scores were made, from `Protocol.choose_prompts`.
         scores: (S, M) of the studies of `truth`: a column a name, or a column a prompt where the best prompt counts; no NaN.
         resamples: of the bootstrap; 0 leaves out the intervals.
         thresholds: finding -> number of its prompt and threshold, from `choose_thresholds` on other studies; else both are
             chosen on these labels.
-
-    Returns:
-        `studies`, the figures of each finding or task, and their mean.
     """
     counts = boot.study_counts(len(scores), resamples, seed)
     if protocol.findings is not None:
@@ -76,55 +77,81 @@ def columns_of(protocol: Protocol, prompts: Prompts) -> dict[str, list[str]]:
     return {f"{name} [{number}]": [text] for name, texts in prompts.items() for number, text in enumerate(texts)}
 
 
-def _mean_figures(rows: list[dict], resampled: list[dict]) -> dict[str, Figure]:
-    """Means over findings or tasks, unweighted, those without a figure (a single class) left out; NaN where all are."""
+def _mean_estimates(rows: list[Estimates], resampled: list[Resampled], count: int) -> Estimates:
+    """Means over findings or tasks, unweighted, those without an estimate (a single class) left out; NaN where all are."""
     means = {}
-    for name in dict.fromkeys(key for row in rows for key, entry in row.items() if isinstance(entry, dict)):
-        values = [row[name]["value"] for row in rows if name in row]
-        drawn = [own[name] for own in resampled if name in own]
+    for metric in dict.fromkeys(metric for row in rows for metric in row):
+        values = [row[metric].value for row in rows if metric in row]
+        drawn = [own[metric] for own in resampled if metric in own]
         with np.errstate(invalid="ignore"):
-            means[name] = boot.figure(_nanmean(values), _nanmean(np.stack(drawn), 0) if drawn else None)
+            means[metric] = boot.estimate(
+                _nanmean(values), _nanmean(np.stack(drawn), 0) if drawn else None, metric, count
+            )
     return means
 
 
-def _nanmean(values, axis=None):
+def _nanmean(values, axis: int | None = None):
     values = np.asarray(values, dtype=float)
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(known, values, 0).sum(axis) / known.sum(axis)
 
 
-def _findings(protocol, prompts, scores, truth, counts, thresholds) -> dict:
+def _estimates(values: dict[str, float], resampled: Resampled, count: int) -> Estimates:
+    return {metric: boot.estimate(value, resampled.get(metric), metric, count) for metric, value in values.items()}
+
+
+def _findings(
+    protocol: Protocol,
+    prompts: Prompts,
+    scores: np.ndarray,
+    truth: Truth,
+    counts: np.ndarray | None,
+    thresholds: dict[str, tuple[int, float]] | None,
+) -> TableResult:
     rows, drawn = {}, []
     for name, labels, columns, known in _by_finding(protocol, prompts, scores, truth):
         own_counts = None if counts is None else counts[:, known]
         best, threshold = (_best(labels, columns), None) if thresholds is None else thresholds[name]
-        own = columns[:, best]
-        row: dict = {"positive": int(labels.sum()), "negative": int(len(labels) - labels.sum())}
-        if len(labels) < len(scores):
-            row["unknown"] = len(scores) - len(labels)
+        row = FindingResult(int(labels.sum()), int(len(labels) - labels.sum()), len(scores) - len(labels))
         if protocol.best_prompt:
-            row["prompt"] = prompts[name][best]
+            row.prompt = prompts[name][best]
         rows[name] = row
-        if min(row["positive"], row["negative"]) == 0:  # nothing to tell apart
+        if min(row.positive, row.negative) == 0:  # nothing to tell apart
             continue
-        resampled = {}
-        if own_counts is not None:
-            # Where the best prompt is chosen here, it is chosen in every resample anew.
-            candidates = columns.T if protocol.best_prompt and thresholds is None else [own]
-            resampled["auc"] = np.stack([boot.resampled_auroc(labels, one, own_counts) for one in candidates]).max(0)
-            resampled["average_precision"] = boot.resampled_average_precision(labels, own, own_counts)
-        row["auc"] = boot.figure(metrics.auroc(labels, own), resampled.get("auc"))
-        row["average_precision"] = boot.figure(
-            metrics.average_precision(labels, own), resampled.get("average_precision")
-        )
-        row |= _decided(protocol, labels, own, own_counts, resampled, threshold)
+        own = columns[:, best]
+        # Where the best prompt is chosen here, it is chosen in every resample anew.
+        candidates = columns.T if protocol.best_prompt and thresholds is None else own[None]
+        resampled = _resampled_ranking(labels, own, candidates, own_counts)
+        ranking = {"auc": metrics.auroc(labels, own), "average_precision": metrics.average_precision(labels, own)}
+        row.threshold, decided = _decided(protocol, labels, own, own_counts, resampled, threshold)
+        row.estimates = _estimates(ranking | decided, resampled, len(labels))
         drawn.append(resampled)
-    return {"studies": len(scores), "findings": rows, "mean": _mean_figures(list(rows.values()), drawn)}
+    mean = _mean_estimates([row.estimates for row in rows.values()], drawn, len(scores))
+    return TableResult(len(scores), mean, findings=rows)
 
 
-def _decided(protocol, labels, scores, counts, resampled: dict, threshold: float | None) -> dict:
-    """Figures of predictions at the threshold; the resampled ones are added to `resampled`."""
+def _resampled_ranking(
+    labels: np.ndarray, scores: np.ndarray, candidates: np.ndarray, counts: np.ndarray | None
+) -> Resampled:
+    """`auc` of the best candidate (prompts, S) and `average_precision` of the scores (S,) in every resample."""
+    if counts is None:
+        return {}
+    return {
+        "auc": np.stack([boot.resampled_auroc(labels, column, counts) for column in candidates]).max(0),
+        "average_precision": boot.resampled_average_precision(labels, scores, counts),
+    }
+
+
+def _decided(
+    protocol: Protocol,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    counts: np.ndarray | None,
+    resampled: Resampled,
+    threshold: float | None,
+) -> tuple[float | None, dict[str, float]]:
+    """The threshold and the metrics of predictions at it; the resampled ones are added to `resampled`."""
     candidates: np.ndarray
     if threshold is not None:
         candidates = np.array([threshold])
@@ -135,54 +162,52 @@ def _decided(protocol, labels, scores, counts, resampled: dict, threshold: float
         candidates = np.concatenate([values[:1] - 1, (values[1:] + values[:-1]) / 2, values[-1:] + 1])
     at = _threshold(protocol, labels, scores) if threshold is None else threshold
     if np.isnan(at):
-        return {"threshold": None}
-    found = metrics.threshold_metrics(labels, scores > np.asarray(at, dtype=np.asarray(scores).dtype))
+        return None, {}
     if counts is not None:
         choose = threshold is None
         resampled.update(
             boot.resampled_threshold_metrics(labels, scores, counts, candidates.astype(scores.dtype), choose)
         )
-    return {"threshold": float(at), **{name: boot.figure(value, resampled.get(name)) for name, value in found.items()}}
+    predictions = scores > np.asarray(at, dtype=np.asarray(scores).dtype)
+    return float(at), metrics.threshold_metrics(labels, predictions)
 
 
-def _tasks(protocol, scores, truth, counts) -> dict:
+def _tasks(protocol: Protocol, scores: np.ndarray, truth: Truth, counts: np.ndarray | None) -> TableResult:
+    assert truth.classes is not None
     rows, drawn, names = {}, [], protocol.names
     for task, members in protocol.tasks.items():
         columns = [names.index(member) for member in members]
-        kept = np.isin(truth.classes, columns)
-        own, classes = scores[kept][:, columns], np.array([columns.index(c) for c in truth.classes[kept]], dtype=int)
-        row: dict = {
-            "studies": int(kept.sum()),
-            "classes": {m: int((classes == i).sum()) for i, m in enumerate(members)},
-        }
-        rows[task] = row
+        chosen = np.isin(truth.classes, columns)
+        own = scores[chosen][:, columns]
+        classes = np.array([columns.index(c) for c in truth.classes[chosen]], dtype=int)
+        of_each = {member: int((classes == number).sum()) for number, member in enumerate(members)}
+        rows[task] = ChoiceResult(int(chosen.sum()), of_each)
         if len(np.unique(classes)) < 2:  # nothing to choose between
             continue
         pair = len(members) == 2
-        found = metrics.pair_metrics(own, classes) if pair else metrics.choice_metrics(own, classes)
-        resampled = {}
-        if counts is not None:
-            resampled = boot.resampled_choice(own.argmax(1), classes, counts[:, kept], len(members))
-            if pair:
-                probability = own[:, 1].astype(float) - own[:, 0]
-                resampled["auc"] = boot.resampled_auroc(classes == 1, probability, counts[:, kept])
-                predicted = (own.argmax(1) == 1).astype(float)
-                decided = boot.resampled_threshold_metrics(
-                    classes == 1, predicted, counts[:, kept], [0.5], choose=False
-                )
-                resampled |= {name: decided[name] for name in ("recall", "precision")}
-        rows[task] |= {name: boot.figure(value, resampled.get(name)) for name, value in found.items()}
+        values = metrics.pair_metrics(own, classes) if pair else metrics.choice_metrics(own, classes)
+        resampled = {} if counts is None else _resampled_choice(own, classes, counts[:, chosen])
+        rows[task].estimates = _estimates(values, resampled, len(classes))
         drawn.append({"balanced_accuracy": resampled["balanced_accuracy"]} if resampled else {})
-    means = _mean_figures([{k: v for k, v in row.items() if k == "balanced_accuracy"} for row in rows.values()], drawn)
-    return {"studies": len(scores), "tasks": rows, "mean": means}
+    balanced = [{m: e for m, e in row.estimates.items() if m == "balanced_accuracy"} for row in rows.values()]
+    return TableResult(len(scores), _mean_estimates(balanced, drawn, len(scores)), tasks=rows)
 
 
-def _ranking(scores, truth, counts) -> dict:
+def _resampled_choice(scores: np.ndarray, classes: np.ndarray, counts: np.ndarray) -> Resampled:
+    """`metrics.choice_metrics`, or `pair_metrics` of two classes, in every resample."""
+    resampled = boot.resampled_choice(scores.argmax(1), classes, counts, scores.shape[1])
+    if scores.shape[1] == 2:
+        resampled["auc"] = boot.resampled_auroc(classes == 1, scores[:, 1].astype(float) - scores[:, 0], counts)
+        predicted = (scores.argmax(1) == 1).astype(float)
+        decided = boot.resampled_threshold_metrics(classes == 1, predicted, counts, [0.5], choose=False)
+        resampled |= {metric: decided[metric] for metric in ("recall", "precision")}
+    return resampled
+
+
+def _ranking(scores: np.ndarray, truth: Truth, counts: np.ndarray | None) -> TableResult:
+    assert truth.classes is not None
     ranks = metrics.true_class_ranks(scores, truth.classes)
-    found = metrics.classification_summary(scores, truth.classes)
     per_study = {"top1": ranks <= 1, "top5": ranks <= 5, "mean_rank": ranks}
-    resampled = {} if counts is None else {n: boot.resampled_mean(v, counts) for n, v in per_study.items()}
-    return {
-        "studies": len(scores),
-        "mean": {name: boot.figure(value, resampled.get(name)) for name, value in found.items()},
-    }
+    resampled = {} if counts is None else {m: boot.resampled_mean(values, counts) for m, values in per_study.items()}
+    summary = metrics.classification_summary(scores, truth.classes)
+    return TableResult(len(scores), _estimates(summary, resampled, len(scores)))

@@ -1,5 +1,6 @@
 """What the paper claims of items, as figures: found completely, matched well, told apart, in the right series (spec 8.3)."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -7,12 +8,21 @@ from functools import partial
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers.utils import logging
 
+from ...data.layout import Layout
+from ...data.studies.records import read_records
 from ...explain.maps import attend
 from .. import bootstrap as boot
 from ..encode import Closed, EncodedStudies, encode_studies, encode_texts
 from ..metrics import best_ranks, worst_ranks
+from ..protocols.images import open_record
+from ..results import Estimates, TaskResult
+from ..training_notes import task_notes
 from ..zero_shot import score_encoded
+from . import TaskOptions
+
+logger = logging.get_logger(__name__)
 
 COMPLETE_LEVELS = (10, 100, 1000)
 TEXT_LEVELS = (1, 10, 100)
@@ -68,12 +78,12 @@ class ItemEvaluation:
         ranks = best_ranks(self.scores.T[owned], [owners[place] for place in owned]) - 1
         return {f"T2I@{k}": (ranks < k).astype(float) for k in TEXT_LEVELS if k < len(self.scores)}
 
-    def summary(self, resamples: int = boot.RESAMPLES, seed: int = 0) -> dict[str, dict[str, float]]:
+    def summary(self, resamples: int = boot.RESAMPLES, seed: int = 0) -> Estimates:
         """Means with intervals, over studies or, for `T2I@k`, over texts."""
-        figures: dict[str, dict[str, float]] = {}
+        figures: Estimates = {}
         for values in (self.per_study(), self.per_text()):
             counts = boot.study_counts(max(map(len, values.values()), default=0), resamples, seed)
-            figures |= {name: boot.mean_figure(own, counts) for name, own in values.items()}
+            figures |= {name: boot.mean_estimate(own, counts, name) for name, own in values.items()}
         return figures
 
     def series_shares(self, chosen: Callable[[int, int], str | None] | None = None) -> dict[str, dict[str, float]]:
@@ -136,49 +146,61 @@ def evaluate_items(
     """
     rows = list(studies)
     items = [list(row["items"]) for row in rows]
-    empty = [number for number, own in enumerate(items) if not own]
-    if empty and on_error is None:
-        raise ValueError(f"{len(empty)} studies have no item, e.g. number {empty[0]}.")
-    for number in empty:
-        on_error(number, ValueError("it has no item"))  # type: ignore[misc]
+    without_items = [number for number, own in enumerate(items) if not own]
+    if without_items and on_error is None:
+        raise ValueError(f"{len(without_items)} studies have no item, e.g. number {without_items[0]}.")
+    for number in without_items:
+        on_error(number, ValueError("it has no item"))  # type: ignore[misc]  # None has raised above
     texts = list(dict.fromkeys([*(bank or ()), *(item for own in items for item in own)]))
-    places = {text: place for place, text in enumerate(texts)}
     embeds = encode_texts(model, processor, texts)
-    scores, overlaps, shares, kept = [], [], [], []
+    result = ItemEvaluation([], texts, np.zeros((0, len(texts)), np.float32), np.zeros(0), [], [])
+    scores, overlaps = [], []
+    # Numbers of the studies with items, which `encode_studies` counts from 0.
+    number_of = [number for number in range(len(rows)) if items[number]]
+    reported = None if on_error is None else lambda number, error: on_error(number_of[number], error)
+    bad_scan = None if on_bad_scan is None else lambda number, scan, error: on_bad_scan(number_of[number], scan, error)
+    closed = [Closed(partial(_images_of, rows[number])) for number in number_of]
     bar = "scoring" if progress else None
-    full = [number for number in range(len(rows)) if items[number]]
-    reported = None if on_error is None else lambda number, error: on_error(full[number], error)
-    bad_scan = None if on_bad_scan is None else lambda number, scan, error: on_bad_scan(full[number], scan, error)
-    opened = [Closed(partial(_images_of, rows[number])) for number in full]
     for encoded in encode_studies(
-        model, processor, opened, batch_size, bar, reported, bad_scan, num_workers=num_workers
+        model, processor, closed, batch_size, bar, reported, bad_scan, num_workers=num_workers
     ):
-        encoded.numbers = [full[number] for number in encoded.numbers]
-        kept += encoded.numbers
-        scores.append(score_encoded(model, embeds, encoded, normalize_pool_inputs))
+        encoded.numbers = [number_of[number] for number in encoded.numbers]
         own_items = [items[number] for number in encoded.numbers]
-        if model.config.scoring == "global":
-            overlaps += [float("nan")] * len(own_items)
-            continue
-        slots = max(map(len, own_items))
-        padded = [[places[item] for item in own] + [0] * (slots - len(own)) for own in own_items]
-        attention = item_attention(model, embeds[torch.tensor(padded, device=embeds.device)], encoded).float()
-        for maps, own, scans in zip(attention, own_items, encoded.scans):
-            maps = maps[: len(own)]
-            overlaps.append(map_overlap(maps[[own.index(item) for item in dict.fromkeys(own)]]))
-            per_scan = maps.shape[1] // max(map(len, encoded.scans))
-            total = maps.sum(1).clamp(min=1e-12)
-            by_scan: dict[str, np.ndarray] = {}
-            for number, scan in enumerate(scans):
-                share = (maps[:, number * per_scan : (number + 1) * per_scan].sum(1) / total).cpu().numpy()
-                name = str(scan.name)
-                by_scan[name] = by_scan[name] + share if name in by_scan else share
-            shares.append(by_scan)
-    if not kept:
+        result.numbers += encoded.numbers
+        result.items += own_items
+        scores.append(score_encoded(model, embeds, encoded, normalize_pool_inputs))
+        own_overlaps, own_shares = _attention_figures(model, embeds, texts, own_items, encoded)
+        overlaps += own_overlaps
+        result.shares += own_shares
+    if not scores:
         raise ValueError(f"none of the {len(rows)} studies can be read.")
-    return ItemEvaluation(
-        [items[number] for number in kept], texts, np.concatenate(scores), np.array(overlaps), shares, kept
-    )
+    result.scores, result.overlaps = np.concatenate(scores), np.array(overlaps)
+    return result
+
+
+def _attention_figures(
+    model, embeds: torch.Tensor, texts: list[str], items: list[list[str]], encoded: EncodedStudies
+) -> tuple[list[float], list[dict[str, np.ndarray]]]:
+    """Overlap of the maps of each study's items, and shares of each scan; NaN and none without a trained pooler."""
+    if model.config.scoring == "global":
+        return [float("nan")] * len(items), []
+    places = {text: place for place, text in enumerate(texts)}
+    slots = max(map(len, items))
+    padded = [[places[item] for item in own] + [0] * (slots - len(own)) for own in items]
+    attention = item_attention(model, embeds[torch.tensor(padded, device=embeds.device)], encoded).float()
+    overlaps, shares = [], []
+    for all_maps, own, scans in zip(attention, items, encoded.scans):
+        maps = all_maps[: len(own)]
+        overlaps.append(map_overlap(maps[[own.index(item) for item in dict.fromkeys(own)]]))
+        per_scan = maps.shape[1] // max(map(len, encoded.scans))
+        total = maps.sum(1).clamp(min=1e-12)
+        by_scan: dict[str, np.ndarray] = {}
+        for number, scan in enumerate(scans):
+            share = (maps[:, number * per_scan : (number + 1) * per_scan].sum(1) / total).cpu().numpy()
+            name = str(scan.name)
+            by_scan[name] = by_scan[name] + share if name in by_scan else share
+        shares.append(by_scan)
+    return overlaps, shares
 
 
 def map_overlap(maps: torch.Tensor) -> float:
@@ -192,3 +214,40 @@ def map_overlap(maps: torch.Tensor) -> float:
 
 def _images_of(row: Mapping):
     return row["images"]() if callable(row["images"]) else row["images"]
+
+
+def run(model, processor, data: str | os.PathLike, options: TaskOptions) -> TaskResult:
+    """Item retrieval, COMPLETE@k, MLL, mAMS and the share of each series: see `evaluate_items`."""
+    rule = Layout.of_processor(processor)
+    open_study = options.open_study or partial(open_record, layout=rule)
+    records = read_records(data, layout=rule)
+    if records.items_column is None:
+        raise ValueError(f"{data} has no column of items; columns: {records.columns}.")
+    rows = [
+        {"items": items, "images": lambda number=number: open_study(records[number])}
+        for number, items in enumerate(records.items())
+    ]
+    failed: dict[int, str] = {}
+    evaluated = evaluate_items(
+        model,
+        processor,
+        rows,
+        batch_size=options.batch_size or 8,
+        progress=options.progress,
+        on_error=lambda number, error: failed.update({number: str(error)}),
+        on_bad_scan=lambda number, scan, error: logger.warning(
+            f"{records.id_of(number)}, scan {scan} left out: {error}"
+        ),
+        num_workers=options.num_workers,
+    )
+    unreadable = [{"id": records.id_of(number), "reason": reason} for number, reason in failed.items()]
+    return TaskResult(
+        "items",
+        {"": evaluated.summary(options.resamples, options.seed)},
+        {"studies": len(evaluated.items), "texts": len(evaluated.texts)},
+        {
+            "series": evaluated.series_shares(),
+            "unreadable": unreadable,
+            **task_notes(model, options.trained_on, records),
+        },
+    )

@@ -15,7 +15,9 @@ from ...data.studies.records import read_records
 from .. import bootstrap as boot
 from ..encode import encode_studies, encode_texts
 from ..metrics import best_ranks, retrieval_summary
+from ..results import Estimates, TaskResult
 from ..zero_shot import score_encoded, score_top
+from . import TaskOptions
 
 logger = logging.get_logger(__name__)
 
@@ -60,28 +62,33 @@ def read_captions(
             raise ValueError(f"{path.name} has no column of captions; columns: {records.columns}.")
         return CaptionedImages(_Images(records), list(records.items()))
     folder = Path(image_folder) if image_folder is not None else path.parent
-    if "annotations" in content:
-        if split is not None:
-            raise ValueError(f"{path.name} is COCO's JSON of one split: leave out split {split!r}.")
-        texts: dict[Any, list[str]] = {image["id"]: [] for image in content["images"]}
-        for annotation in content["annotations"]:
-            if annotation["image_id"] not in texts:
-                raise ValueError(
-                    f"{path.name}: a caption belongs to image {annotation['image_id']}, which is not there."
-                )
-            texts[annotation["image_id"]].append(annotation["caption"])
-        kept = [image for image in content["images"] if texts[image["id"]]]
-        if len(kept) < len(texts):
-            logger.warning(f"{path.name}: {len(texts) - len(kept)} images without a caption are left out.")
-        return CaptionedImages(
-            [str(folder / image["file_name"]) for image in kept], [texts[image["id"]] for image in kept]
-        )
-    kept = [image for image in content["images"] if split is None or image.get("split") == split]
-    if not kept:
+    if "annotations" not in content:
+        return _read_karpathy(path.name, content, folder, split)
+    if split is not None:
+        raise ValueError(f"{path.name} is COCO's JSON of one split: leave out split {split!r}.")
+    return _read_coco(path.name, content, folder)
+
+
+def _read_coco(name: str, content: dict[str, Any], folder: Path) -> CaptionedImages:
+    texts: dict[Any, list[str]] = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        if annotation["image_id"] not in texts:
+            raise ValueError(f"{name}: a caption belongs to image {annotation['image_id']}, which is not there.")
+        texts[annotation["image_id"]].append(annotation["caption"])
+    captioned = [image for image in content["images"] if texts[image["id"]]]
+    if len(captioned) < len(texts):
+        logger.warning(f"{name}: {len(texts) - len(captioned)} images without a caption are left out.")
+    files = [str(folder / image["file_name"]) for image in captioned]
+    return CaptionedImages(files, [texts[image["id"]] for image in captioned])
+
+
+def _read_karpathy(name: str, content: dict[str, Any], folder: Path, split: str | None) -> CaptionedImages:
+    chosen = [image for image in content["images"] if split is None or image.get("split") == split]
+    if not chosen:
         known = sorted({str(image.get("split")) for image in content["images"]})
-        raise ValueError(f"{path.name} has no image of the split {split!r}; splits: {known}.")
-    names = [str(folder / image.get("filepath", "") / image["filename"]) for image in kept]
-    return CaptionedImages(names, [[sentence["raw"] for sentence in image["sentences"]] for image in kept])
+        raise ValueError(f"{name} has no image of the split {split!r}; splits: {known}.")
+    files = [str(folder / image.get("filepath", "") / image["filename"]) for image in chosen]
+    return CaptionedImages(files, [[sentence["raw"] for sentence in image["sentences"]] for image in chosen])
 
 
 class _Images:
@@ -142,7 +149,7 @@ def score_pairs(
 
 def summarize_pairs(
     scores: np.ndarray, captions_per_image: Sequence[int], resamples: int = boot.RESAMPLES, seed: int = 0
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, Estimates]:
     """
     `text_to_image`: rank of a caption's image; `image_to_text`: rank of the best of an image's captions. R@1, 5, 10, 50, 100,
     mean and median rank (1-based), with intervals over images.
@@ -159,23 +166,29 @@ def summarize_pairs(
         "image_to_text": best_ranks(scores, [range(a, b) for a, b in zip(starts, starts[1:])]),
     }
     counts = boot.study_counts(len(scores), resamples, seed)
-    summary = {}
-    for name, found in ranks.items():
-        drawn = counts if counts is None or name == "image_to_text" else counts[:, owner]
-        figures = {}
-        for figure, value in retrieval_summary(found, LEVELS).items():
-            resampled = None
-            if drawn is not None and figure != "median_rank":
-                per_query = found if figure == "mean_rank" else found <= int(figure.removeprefix("R@"))
-                resampled = boot.resampled_mean(per_query, drawn)
-            figures[figure] = boot.figure(value, resampled)
-        summary[name] = figures
-    return summary
+    return {
+        direction: _summarize_ranks(
+            found, counts if counts is None or direction == "image_to_text" else counts[:, owner]
+        )
+        for direction, found in ranks.items()
+    }
+
+
+def _summarize_ranks(ranks: np.ndarray, counts: np.ndarray | None) -> Estimates:
+    """Estimates of 1-based ranks (Q,); counts (R, Q) of the queries."""
+    estimates = {}
+    for metric, value in retrieval_summary(ranks, LEVELS).items():
+        resampled = None
+        if counts is not None and metric != "median_rank":
+            per_query = ranks if metric == "mean_rank" else ranks <= int(metric.removeprefix("R@"))
+            resampled = boot.resampled_mean(per_query, counts)
+        estimates[metric] = boot.estimate(value, resampled, metric, len(ranks))
+    return estimates
 
 
 def evaluate_retrieval(
     model, processor, data: CaptionedImages, resamples: int = boot.RESAMPLES, seed: int = 0, **scoring
-) -> dict:
+) -> dict[str, Estimates]:
     """
     Scores and figures in one; images that cannot be read are left out.
 
@@ -189,3 +202,38 @@ def evaluate_retrieval(
         raise ValueError(f"none of the {len(scores)} images can be read.")
     counts = np.array([len(texts) for texts in data.captions])
     return summarize_pairs(scores[read][:, np.repeat(read, counts)], counts[read].tolist(), resamples, seed)
+
+
+def run(
+    model,
+    processor,
+    data: str | os.PathLike,
+    options: TaskOptions,
+    *,
+    mode: str = "full",
+    top_k: int = 128,
+    split: str | None = None,
+    image_folder: str | None = None,
+) -> TaskResult:
+    """Text to image and image to text: see `read_captions` and `score_pairs`."""
+    pairs = read_captions(data, image_folder, split)
+    failed: dict[int, str] = {}
+    figures = evaluate_retrieval(
+        model,
+        processor,
+        pairs,
+        options.resamples,
+        options.seed,
+        mode=mode,
+        top_k=top_k,
+        batch_size=options.batch_size or 32,
+        progress=options.progress,
+        on_error=lambda number, error: failed.update({number: str(error)}),
+        num_workers=options.num_workers,
+    )
+    mode = "global" if model.config.scoring == "global" else mode
+    facts = {"images": len(pairs.images), "captions": sum(map(len, pairs.captions)), "mode": mode, "split": split}
+    if mode == "accelerated":
+        facts["top_k"] = top_k
+    unreadable = [{"number": number, "reason": reason} for number, reason in failed.items()]
+    return TaskResult("retrieval", figures, facts, {"unreadable": unreadable})

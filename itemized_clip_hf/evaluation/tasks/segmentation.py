@@ -1,13 +1,30 @@
 """Zero-shot segmentation: the tokens of one series that a prompt attends to most, against a mask (spec 8.4)."""
 
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ...data.layout import Layout
+from ...data.readers.nifti import read_nifti
+from ...data.studies.records import Records, read_records, refuse_repeats
 from ...data.study import Scan
 from ...explain.maps import HeatMap, explain_study, paint_tokens
+from ...provenance import hash_json
+from .. import bootstrap as boot
 from .. import metrics
+from ..protocols.images import open_record
+from ..results import TaskResult
+from ..score_file import ScoreFile
+from ..training_notes import task_notes
+from . import TaskOptions
+
+METRICS = ("iou", "dice", "chance_iou", "chance_dice", "coverage")
 
 
 @dataclass
@@ -111,3 +128,78 @@ def compare_with_mask(found: Segmentation, mask: np.ndarray, draws: int = 200, s
         "chance_dice": float(np.mean(2 * overlaps[:, 0] / (overlaps[:, 1] + total))),
         "coverage": float(inside.sum() / total),
     }
+
+
+def run(
+    model,
+    processor,
+    data: str | os.PathLike,
+    options: TaskOptions,
+    *,
+    prompt: str = "Glioma.",
+    series: str = "FLAIR",
+    num_tokens: int = 30,
+) -> TaskResult:
+    """
+    IoU and Dice of the highest tokens of one series against a mask of each study: see `segment`.
+
+    Args:
+        data: list of studies with `id`, `images` (sequence name -> file) and `mask` (a file in any geometry).
+    """
+    from tqdm.auto import tqdm
+
+    open_study = options.open_study or partial(open_record, layout=Layout.of_processor(processor))
+    records = read_records(data)
+    if "mask" not in records.columns:
+        raise ValueError(f"{data} has no column `mask`; columns: {records.columns}.")
+    ids = [records.id_of(number) for number in range(len(records))]
+    refuse_repeats(ids, str(data))
+    described = {
+        **options.about,
+        "settings": [prompt, series, num_tokens, options.seed],
+        "studies": hash_json([[str(row.get(name)) for name in sorted(row)] for row in map(dict, records.rows)]),
+        "opened_with": dict(options.opened_with or {}),
+    }
+    kept = ScoreFile(options.scores_file, described)
+    compare = partial(_compare_study, model, processor, records, open_study, (prompt, series, num_tokens), options.seed)
+    for number, study in enumerate(tqdm(ids, desc="segmenting", unit="study", disable=not options.progress)):
+        if study in kept:
+            continue
+        try:
+            kept.add(study, compare(number))
+        except Exception as error:  # whatever a reader raises: one study never ends the run
+            kept.refuse(study, error if isinstance(error, (OSError, ValueError)) else ValueError(type(error).__name__))
+    if not kept.scores:
+        tried = "; ".join(f"{study}: {reason}" for study, reason in list(kept.errors.items())[:3])
+        raise ValueError(f"none of the {len(ids)} studies could be segmented: {tried}")
+    segmented = [study for study in ids if study in kept.scores]
+    table = np.stack([kept.scores[study] for study in segmented])
+    counts = boot.study_counts(len(table), options.resamples, options.seed)
+    return TaskResult(
+        "segmentation",
+        {"": {name: boot.mean_estimate(column, counts, name) for name, column in zip(METRICS, table.T)}},
+        {"studies": len(table), "prompt": prompt, "series": series, "num_tokens": num_tokens},
+        {
+            "per_study": {study: dict(zip(METRICS, map(float, row))) for study, row in zip(segmented, table)},
+            "unreadable": [{"id": study, "reason": reason} for study, reason in kept.errors.items()],
+            **task_notes(model, options.trained_on, records),
+        },
+    )
+
+
+def _compare_study(
+    model,
+    processor,
+    records: Records,
+    open_study: Callable[[dict], Any],
+    marked: tuple[str, str, int],
+    seed: int,
+    number: int,
+) -> np.ndarray:
+    """`METRICS` of one study; `marked`: prompt, series and number of tokens."""
+    segmentation = segment(model, processor, open_study(records[number]), *marked)
+    place = Path(str(records.rows[number]["mask"]))
+    path = place if place.is_absolute() or records.folder is None else records.folder / place
+    mask: Scan = read_nifti(path)
+    figures = compare_with_mask(segmentation, mask_on_scan(mask, segmentation.heat), seed=seed)
+    return np.array([figures[name] for name in METRICS])

@@ -1,0 +1,302 @@
+"""A protocol from images to figures: scores kept in a file, estimates with intervals, and all that it takes to repeat them."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+
+from ...data.layout import Layout
+from ...data.studies.storage import check_prepared
+from ...provenance import hash_json, hash_model, hash_processor, installed_versions
+from .. import bootstrap as boot
+from ..encode import Closed
+from ..metrics import require_sklearn
+from ..quantity import DEFAULT
+from ..results import Estimate, ProtocolResult, TableResult
+from ..score_file import ScoreFile
+from ..text_table import null_for_nan
+from ..training_notes import trained_on_notes
+from ..zero_shot import score_studies
+from .images import ProtocolStudies, as_published, open_record
+from .labels import Truth, find_list, read_truth
+from .schema import Prompts, Protocol
+from .summary import choose_thresholds, columns_of, summarize
+
+logger = logging.get_logger(__name__)
+
+Thresholds = dict[str, tuple[int, float]]
+"""Finding -> number of its prompt and its threshold."""
+
+NOT_SETTINGS = ("variants", "findings", "classes", "prompts", "published")
+"""Keys of a protocol that results do not repeat under `settings`."""
+
+
+@dataclass
+class Evaluation:
+    """
+    What a run gives.
+
+    Args:
+        results: figures and what they rest on, ready for JSON, see `results.ProtocolResult`.
+        truths: table -> truth of the studies that have scores.
+        scores: table -> (S, M) scores of these studies.
+        studies: where their images are.
+    """
+
+    results: dict
+    truths: dict[str, Truth]
+    scores: dict[str, np.ndarray]
+    studies: ProtocolStudies
+
+
+@dataclass
+class Scored:
+    """Truth of every table, the scores of the studies, and the studies."""
+
+    truths: dict[str, Truth]
+    scores: ScoreFile
+    studies: ProtocolStudies
+
+
+def hash_images(studies: ProtocolStudies) -> str:
+    """SHA-256 of ids, and of names and sizes of image files; not of their content."""
+    return hash_json([[study, studies.size_of(number)] for number, study in enumerate(studies.ids)])
+
+
+def hash_truth(truths: Mapping[str, Truth]) -> str:
+    """SHA-256 of ids and labels."""
+    tables = [[name, truth.ids, truth.labels, truth.classes] for name, truth in sorted(truths.items())]
+    return hash_json([[None if x is None else x.tolist() if hasattr(x, "tolist") else x for x in t] for t in tables])
+
+
+def evaluate_protocol(
+    model,
+    processor,
+    protocol: Protocol,
+    data: str | os.PathLike,
+    labels: Mapping[str, str] | str | None = None,
+    prompts: Mapping[str, Any] | None = None,
+    id_column: str | None = None,
+    validation: str | os.PathLike | None = None,
+    validation_labels: str | None = None,
+    skip_missing: bool = False,
+    scores_file: str | os.PathLike | None = None,
+    batch_size: int = 8,
+    resamples: int = boot.RESAMPLES,
+    seed: int = 0,
+    progress: bool = False,
+    open_study: Callable[[dict], Any] | None = None,
+    opened_with: Mapping[str, Any] | None = None,
+    num_workers: int = 0,
+    trained_on: str | os.PathLike | None = None,
+) -> Evaluation:
+    """
+    Runs a protocol.
+
+    Args:
+        data, labels, id_column: see `read_truth` and `ProtocolStudies`.
+        prompts: name -> prompt or prompts, instead of the protocol's.
+        validation, validation_labels: data of a split that thresholds are chosen on, instead of the test labels.
+        skip_missing: evaluate without the studies that have no images.
+        scores_file: keeps every study's scores; a run that was killed goes on from there.
+        resamples, seed: of the bootstrap.
+        open_study: record with `id` and `images` -> what the processor takes; `open_record` if None.
+        opened_with: settings of `open_study`, which scores of a file depend on.
+        num_workers: see `encode_studies`.
+        trained_on: folder that tells which studies the model was trained on, and that are noted here; where it was loaded from
+            if None.
+
+    Raises:
+        ValueError: what `read_truth` and `ProtocolStudies` raise, or no study can be read.
+    """
+    require_sklearn()
+    if validation is not None and protocol.findings is None:
+        raise ValueError(f"protocol {protocol.name} chooses among classes: there are no thresholds to choose.")
+    chosen_prompts = protocol.choose_prompts(prompts)
+    if protocol.domain and model.config.domain and model.config.domain != protocol.domain:
+        logger.warning(f"protocol {protocol.name} is for {protocol.domain}, the model for {model.config.domain}.")
+    scorer = ProtocolScorer(
+        model,
+        processor,
+        protocol,
+        columns_of(protocol, chosen_prompts),
+        open_study or partial(open_record, layout=Layout.of_processor(processor)),
+        dict(opened_with or {}),
+        id_column,
+        skip_missing,
+        {"batch_size": batch_size, "progress": progress, "num_workers": num_workers},
+    )
+    scored = scorer.score(data, labels, scores_file)
+    thresholds = None
+    if validation is not None:
+        file = None if scores_file is None else Path(scores_file).with_suffix(".validation.jsonl")
+        split = scorer.score(validation, validation_labels, file)
+        own_scores, own_truth = _known(next(iter(split.truths.values())), split.scores)
+        thresholds = choose_thresholds(protocol, chosen_prompts, own_scores, own_truth)
+    truths, tables, results = {}, {}, {}
+    for name, truth in scored.truths.items():
+        tables[name], truths[name] = _known(truth, scored.scores)
+        results[name] = summarize(protocol, chosen_prompts, tables[name], truths[name], resamples, seed, thresholds)
+        results[name].left_out = truth.left_out
+    notes = _notes(protocol, thresholds, results) + trained_on_notes(model, trained_on, scored.studies.ids)
+    result = ProtocolResult(
+        protocol.name,
+        protocol.title,
+        _headline(protocol, results),
+        results,
+        scored.studies.missing,
+        [{"id": study, "reason": reason} for study, reason in sorted(scored.scores.errors.items())],
+        notes,
+        DEFAULT,
+        {
+            **_describe_basis(scorer, scored, chosen_prompts),
+            "intervals": {"level": 0.95, "resamples": resamples, "seed": seed, "over": "studies"},
+            "versions": installed_versions(),
+        },
+    )
+    return Evaluation(null_for_nan(result.to_dict()), truths, tables, scored.studies)
+
+
+class ProtocolScorer:
+    """
+    Scores the studies of a protocol, which a file keeps.
+
+    Args:
+        columns: column of the scores -> its prompts.
+        open_study, opened_with, id_column, skip_missing: see `evaluate_protocol`.
+        scoring: further arguments of `score_studies`.
+    """
+
+    def __init__(
+        self,
+        model,
+        processor,
+        protocol: Protocol,
+        columns: Prompts,
+        open_study: Callable[[dict], Any],
+        opened_with: dict[str, Any],
+        id_column: str | None,
+        skip_missing: bool,
+        scoring: dict[str, Any],
+    ):
+        self.model, self.processor, self.protocol, self.columns = model, processor, protocol, columns
+        self.open_study, self.id_column, self.skip_missing, self.scoring = open_study, id_column, skip_missing, scoring
+        self.about = {
+            "model": hash_model(model),
+            "processor": hash_processor(processor),
+            "prompts": list(columns.items()),
+            "scans": [protocol.scan_name, protocol.array_spacing],
+            "opened_with": opened_with,
+        }
+
+    def score(
+        self, data: str | os.PathLike, labels: Mapping[str, str] | str | None, file: str | os.PathLike | None
+    ) -> Scored:
+        """
+        Reads the label tables, finds the images and scores what the file does not hold yet.
+
+        Raises:
+            ValueError: no study can be scored.
+        """
+        check_prepared(data, self.processor.image_processor)
+        truths = read_truth(self.protocol, data, labels, self.id_column)
+        ids = list(dict.fromkeys(study for truth in truths.values() for study in truth.ids))
+        studies = ProtocolStudies(find_list(self.protocol, data), ids, self.skip_missing, self.id_column)
+        scores = ScoreFile(file, {**self.about, "images": hash_images(studies)})
+        self._score_missing(studies, scores)
+        if not scores.scores:
+            tried = "; ".join(f"{study}: {reason}" for study, reason in list(scores.errors.items())[:3])
+            raise ValueError(f"none of the {len(studies)} studies of {data} can be scored: {tried}")
+        return Scored(truths, scores, studies)
+
+    def _score_missing(self, studies: ProtocolStudies, scores: ScoreFile) -> None:
+        left = [number for number, study in enumerate(studies.ids) if study not in scores]
+        names = [studies.ids[number] for number in left]
+        if not left:
+            return
+
+        def open_one(number: int):
+            return as_published(self.protocol, self.open_study(studies[number]))
+
+        def on_scores(number: int, row: np.ndarray) -> None:
+            if np.isnan(row).any():
+                scores.refuse(names[number], ValueError("the model gave scores that are not numbers"))
+            else:
+                scores.add(names[number], row)
+
+        score_studies(
+            self.model,
+            self.processor,
+            [Closed(partial(open_one, number)) for number in left],
+            self.columns,
+            **self.scoring,
+            on_error=lambda number, error: scores.refuse(names[number], error),
+            on_bad_scan=lambda number, scan, error: logger.warning(f"{names[number]}, scan {scan} left out: {error}"),
+            on_scores=on_scores,
+        )
+
+
+def _known(truth: Truth, scores: ScoreFile) -> tuple[np.ndarray, Truth]:
+    """Scores and truth of the studies that have both."""
+    rows = [number for number, study in enumerate(truth.ids) if study in scores.scores]
+    if not rows:
+        raise ValueError("none of the studies of this label table has scores.")
+    known = Truth([truth.ids[number] for number in rows])
+    known.labels = None if truth.labels is None else truth.labels[rows]
+    known.classes = None if truth.classes is None else truth.classes[rows]
+    return np.stack([scores.scores[study] for study in known.ids]), known
+
+
+def _headline(protocol: Protocol, tables: Mapping[str, TableResult]) -> tuple[str, Estimate]:
+    """The estimate that stands for all; of several tables their mean, whose interval is not known."""
+    metric = str(protocol.headline)
+    name = f"mean {metric}" if protocol.findings is not None or protocol.tasks else metric
+    estimates = [table.mean.get(metric, boot.estimate(float("nan"), None, metric)) for table in tables.values()]
+    if len(estimates) == 1:
+        return name, estimates[0]
+    mean = float(np.mean([estimate.value for estimate in estimates]))
+    return f"{name} over {', '.join(tables)}", boot.estimate(mean, None, metric)
+
+
+def _describe_basis(scorer: ProtocolScorer, scored: Scored, prompts: Prompts) -> dict[str, Any]:
+    """Model, processor, data, prompts and settings that the figures rest on."""
+    config = scorer.model.config
+    return {
+        "model": {
+            "name": str(config.name_or_path or ""),
+            "domain": config.domain,
+            "sha256": scorer.about["model"],
+        },
+        "processor": {"sha256": scorer.about["processor"]},
+        "data": {
+            "studies": len(scored.studies),
+            "sha256": hash_images(scored.studies),
+            "labels_sha256": hash_truth(scored.truths),
+        },
+        "prompts": prompts,
+        "settings": {key: value for key, value in asdict(scorer.protocol).items() if key not in NOT_SETTINGS},
+    }
+
+
+def _notes(protocol: Protocol, thresholds: Thresholds | None, tables: Mapping[str, TableResult]) -> list[str]:
+    notes = []
+    if protocol.findings is not None:
+        chosen = "on a validation split" if thresholds is not None else "on the test labels, as the reference does"
+        kind = (
+            f"a grid of {protocol.threshold_points} points"
+            if protocol.threshold_points
+            else "all that tell scores apart"
+        )
+        notes.append(f"Thresholds next to the ROC corner among {kind}, chosen {chosen}.")
+    if protocol.best_prompt and thresholds is None:
+        notes.append("The prompt of a finding was selected by its AUC on the test labels: its figures are too good.")
+    published = protocol.published.get("studies")
+    largest = max(table.studies for table in tables.values())
+    if published and largest != published:
+        notes.append(f"{largest} studies; the published data set has {published}.")
+    return notes
