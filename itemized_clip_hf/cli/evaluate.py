@@ -119,7 +119,6 @@ def command(
     from itemized_clip_hf.data.files import hold_output, write_text
     from itemized_clip_hf.evaluation.protocols.report import format_results
     from itemized_clip_hf.evaluation.protocols.run import evaluate_protocol
-    from itemized_clip_hf.evaluation.results import ProtocolResult
     from itemized_clip_hf.evaluation.tasks.run import format_task, run_task
     from itemized_clip_hf.models.load import say_origin
     from itemized_clip_hf.specs import read_prompts
@@ -137,8 +136,7 @@ def command(
         "progress": not as_json,
         "open_study": opener,
         "opened_with": opener.settings(),
-        **{name: options[name] for name in ("batch_size", "resamples", "seed")},
-    }
+    } | {name: options[name] for name in ("batch_size", "resamples", "seed")}
     if protocol is None:
         results = run_task(protocol_name, loaded, processor, data, **common, **task_settings)
         results["model"] |= say_origin(model)
@@ -148,14 +146,21 @@ def command(
     common |= {name: options[name] for name in ("id_column", "validation", "validation_labels", "skip_missing")}
     prompts = read_prompts(options["prompt_file"]) if options["prompt_file"] else None
     evaluation = evaluate_protocol(loaded, processor, protocol, data, labels=tables, prompts=prompts, **common)
-    results = evaluation.results
-    results["model"] |= say_origin(model)
-    results["variant"] = options["variant"]
-    results["model_index"] = ProtocolResult.from_dict(results).model_index(Path(results["model"]["name"]).name)
+    results = complete(evaluation.results, say_origin(model), options["variant"])
     write_text(target, json.dumps(results, indent=1) + "\n")
     click.echo(json.dumps(results, indent=1) if as_json else format_results(results))
     if plots:
         draw(loaded, processor, protocol, evaluation, target.with_suffix(".plots"), opener)
+
+
+def complete(results: dict[str, Any], origin: dict[str, Any], variant: str | None) -> dict[str, Any]:
+    """Results with what the command line knows: where the model came from, the variant, and the `model-index` of a card."""
+    from itemized_clip_hf.evaluation.results import ProtocolResult
+
+    results["model"] |= origin
+    index = ProtocolResult.from_dict(results).model_index(Path(results["model"]["name"]).name)
+    results |= {"variant": variant, "model_index": index}
+    return results
 
 
 def check_choices(

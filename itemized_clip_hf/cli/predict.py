@@ -1,8 +1,12 @@
 """Score studies against prompts, each prompt by itself."""
 
+from __future__ import annotations
+
 import json
 import sys
 from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +25,9 @@ from itemized_clip_cli import (
     volume_option,
     workers_option,
 )
+
+if TYPE_CHECKING:
+    from itemized_clip_hf.cli._scores import Scoring
 
 
 @click.command()
@@ -47,22 +54,22 @@ from itemized_clip_cli import (
 @device_option
 @json_option
 def command(
-    inputs,
-    model,
-    prompts,
-    prompt_file,
-    scores,
-    output,
-    batch_size,
-    workers,
-    precision,
-    tokenizer,
-    volume_index,
-    accept,
-    layout,
-    device,
-    as_json,
-):
+    inputs: tuple[str, ...],
+    model: str,
+    prompts: tuple[str, ...],
+    prompt_file: str | None,
+    scores: str,
+    output: str | None,
+    batch_size: int,
+    workers: int,
+    precision: str,
+    tokenizer: str | None,
+    volume_index: int | None,
+    accept: tuple[str, ...],
+    layout: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
     """
     Score studies against prompts.
 
@@ -76,14 +83,11 @@ def command(
     inputs), quantity, and one a label. With -o, scores are kept in OUTPUT.scores.jsonl as they come, until the CSV file is
     whole: a run that was stopped goes on there when the same command is run again.
     """
-    from pathlib import Path
-
-    from itemized_clip_hf.cli._scores import Scoring, label_metrics, print_scores, unread_labels
+    from itemized_clip_hf.cli._scores import Scoring
     from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts, require_inputs
     from itemized_clip_hf.data.files import hold_output
     from itemized_clip_hf.data.layout import Layout
-    from itemized_clip_hf.data.studies.training_ids import warn_of_training
-    from itemized_clip_hf.models.load import UNTRAINED, load, say_origin
+    from itemized_clip_hf.models.load import UNTRAINED, load
     from itemized_clip_hf.models.precision import weights_dtype
 
     require_inputs(inputs)
@@ -96,17 +100,29 @@ def command(
         processor.image_processor.accept = accept
         if model.startswith(UNTRAINED):
             click.echo("note: random weights, the scores mean nothing", err=True)
-        wanted = choose_prompts(prompts, prompt_file, loaded.config.domain)
+        chosen_prompts = choose_prompts(prompts, prompt_file, loaded.config.domain)
         rule = Layout.of_processor(processor, layout)
         records = Inputs(inputs, rule)
         opener = Opener(volume_index, loaded.config.domain, accept, rule)
-        scoring = Scoring(loaded, processor, records, wanted, opener, target, scores, precision, workers)
+        scoring = Scoring(loaded, processor, records, chosen_prompts, opener, target, scores, precision, workers)
         if scoring.kept.path is not None:
             say_what_stays(scoring.kept.path)
         scoring.run(batch_size, progress=len(records) > batch_size and not as_json)
         if target is not None:
             scoring.write(target)
-    metrics, notes, problem = {}, [], ""
+    if not report(scoring, model, output, as_json):
+        sys.exit(1)
+
+
+def report(scoring: Scoring, model: str, output: str | None, as_json: bool) -> bool:
+    """Prints scores, and metrics where the inputs have labels; whether every study was scored and every label was one."""
+    from itemized_clip_hf.cli._scores import label_metrics, print_scores, unread_labels
+    from itemized_clip_hf.data.studies.training_ids import warn_of_training
+    from itemized_clip_hf.models.load import say_origin
+
+    records, problem = scoring.records, ""
+    metrics: dict[str, float | None] = {}
+    notes: list[str] = []
     try:
         metrics, notes = label_metrics(scoring.seen, scoring.labels, scoring.similarities())
     except ValueError as error:  # the scores are what was asked for
@@ -120,10 +136,9 @@ def command(
         click.echo(json.dumps({**results, **({"metrics": metrics} if metrics else {}), **warned}, indent=1))
     else:
         print_scores(scoring, metrics, output)
-    failed = scoring.kept.errors
     if problem:
         click.echo(f"no metrics: {problem}", err=True)
+    failed = scoring.kept.errors
     if failed:
         click.echo(f"{len(failed)} of {len(records)} studies could not be scored", err=True)
-    if failed or problem:
-        sys.exit(1)
+    return not failed and not problem

@@ -12,12 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ..bars import without_library_bars
 from ..data.files import refuse_to_replace
-from ..domains import DOMAIN_FILE, load_domain
+from ..domains import DOMAIN_FILE, Domain, load_domain
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..models.tokenizer import load_tokenizer
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..provenance import hash_file, installed_versions
-from . import convert
+from . import Conversion, convert
 from .parity import compare
 from .vocabulary import check_vocabulary, required_file
 
@@ -68,11 +69,7 @@ def convert_folder(
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = load_tokenizer(tokenizer, context)
     vocabulary = check_vocabulary(tokenizer, domain, text.vocab_size, accept)
-    scan_size = list(model.config.vision_config.image_size)
-    settings: dict[str, Any] = {} if scan_size == list(facts.image["scan_size"]) else {"scan_size": scan_size}
-    if "in_plane_size" in facts.image:
-        settings["in_plane_size"] = max(facts.image["in_plane_size"], *scan_size[1:])
-    processor = ItemizedCLIPProcessor.from_domain(domain, tokenizer=tokenizer, **settings)
+    processor = _make_processor(model, facts, tokenizer)
     processor.tokenizer.model_max_length = context
     model.config.preprocessing = processor.preprocessing()
     parity = compare(conversion)
@@ -81,17 +78,38 @@ def convert_folder(
             f"the converted model does not give the numbers of the source: {parity}. This is an error of the converter: please "
             "report it, with the list of the checkpoint's keys and shapes."
         )
-    report = {
+    report = _describe_conversion(checkpoint, domain, conversion, parity, vocabulary)
+    write_folder(output, model, processor, {REPORT: report, DOMAIN: asdict(facts)})
+    return report
+
+
+def _make_processor(
+    model: ItemizedCLIPModel, facts: Domain, tokenizer: PreTrainedTokenizerBase
+) -> ItemizedCLIPProcessor:
+    """The domain's processor, for scans of the size that the model takes."""
+    scan_size = list(model.config.vision_config.image_size)
+    settings: dict[str, Any] = {} if scan_size == list(facts.image["scan_size"]) else {"scan_size": scan_size}
+    if "in_plane_size" in facts.image:
+        settings["in_plane_size"] = max(facts.image["in_plane_size"], *scan_size[1:])
+    return ItemizedCLIPProcessor.from_domain(facts.name, tokenizer=tokenizer, **settings)
+
+
+def _describe_conversion(
+    checkpoint: Path, domain: str, conversion: Conversion, parity: dict[str, Any], vocabulary: dict[str, Any]
+) -> dict[str, Any]:
+    """The conversion report."""
+    config = conversion.model.config
+    return {
         "source": {"file": checkpoint.name, "bytes": checkpoint.stat().st_size, "sha256": hash_file(checkpoint)},
         "family": conversion.family,
         "domain": domain,
         "mapping_version": MAPPING_VERSION,
         "parity": parity,
         "taken_from_domain_or_config": {  # no shape tells them: both sides of the comparison use them
-            "num_attention_heads": model.config.vision_config.num_attention_heads,
-            "attention_scopes": list(model.config.vision_config.attention_scopes),
-            "text_num_attention_heads": text.num_attention_heads,
-            "num_pooler_heads": model.config.num_pooler_heads,
+            "num_attention_heads": config.vision_config.num_attention_heads,
+            "attention_scopes": list(config.vision_config.attention_scopes),
+            "text_num_attention_heads": config.text_config.num_attention_heads,
+            "num_pooler_heads": config.num_pooler_heads,
         },
         "tensors": len(conversion.state),
         "values": sum(tensor.numel() for tensor in conversion.state.values()),
@@ -99,12 +117,10 @@ def convert_folder(
         "replaced": conversion.dropped,
         "initial_values": conversion.fresh,
         "vocabulary": vocabulary,
-        "preprocessing": model.config.preprocessing,
-        "scoring": model.config.scoring,
+        "preprocessing": config.preprocessing,
+        "scoring": config.scoring,
         "versions": installed_versions(("torch", "transformers")),
     }
-    write_folder(output, model, processor, {REPORT: report, DOMAIN: asdict(facts)})
-    return report
 
 
 def write_folder(output: Path, model, processor, documents: dict[str, dict]) -> None:

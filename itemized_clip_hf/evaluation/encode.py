@@ -115,9 +115,8 @@ def encode_studies(
                 raise error
             on_error(number, error)
             continue
-        if batch and (len(batch) + 1) * max(len(scans), *(len(own) for _, own in batch)) > max(
-            SCANS_AT_ONCE, batch_size
-        ):
+        most_scans = max(len(scans), *(len(own) for _, own in batch)) if batch else 0
+        if (len(batch) + 1) * most_scans > max(SCANS_AT_ONCE, batch_size):
             yield encode()
         batch.append((number, scans))
         if len(batch) == batch_size:

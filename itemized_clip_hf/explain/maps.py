@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +11,14 @@ from torch.nn import functional as F
 
 from ..data.readers.nifti import write_nifti
 from ..evaluation.encode import encode_inputs, encode_texts
+from ..evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs
 from ..evaluation.zero_shot import score_encoded
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.geometry_itemized_clip import scaling
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 
 
-@dataclass
+@dataclass(repr=False)
 class HeatMap:
     """
     Attention of one item in one scan.
@@ -32,6 +36,7 @@ class HeatMap:
         similarity: of the item with the whole study, as `itemized-clip predict` scores it, in [-1, 1]; None if it is not known.
         series: name of the source, without a window; None for arrays.
         path: file or folder that the source was read from, where it is known.
+        quantity, score: the score that was asked for, see `evaluation.quantity`; the similarity by default.
     """
 
     item: str
@@ -45,6 +50,13 @@ class HeatMap:
     similarity: float | None = None
     series: str | None = None
     path: str | None = None
+    quantity: str = DEFAULT
+    score: float | None = None
+
+    def __repr__(self) -> str:
+        score = "" if self.score is None else f", {self.quantity} {self.score:.3f}"
+        shape = " x ".join(map(str, self.values.shape))
+        return f"HeatMap({self.item!r}, scan {self.scan_name!r}, {shape}, {self.share:.0%} of the attention{score})"
 
     def touched_tokens(self, mask: np.ndarray) -> np.ndarray:
         """Tokens (D, H, W) that hold at least one voxel of a mask in the source's grid."""
@@ -183,7 +195,13 @@ def attend(
 
 
 def explain_items(
-    model, processor, study, items: list[str], order: str = "linear", on_bad_scan: Callable | None = None
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
+    study: Any,
+    items: list[str],
+    order: str = "linear",
+    on_bad_scan: Callable[[str | None, Exception], Any] | None = None,
+    scores: str = DEFAULT,
 ) -> Iterator[list[HeatMap]]:
     """
     Heat maps of one study, item by item: a list with one map per scan.
@@ -193,7 +211,12 @@ def explain_items(
         items: texts to look for.
         order: `"linear"` or `"nearest"`, see `token_map_to_source`.
         on_bad_scan: called with the name of a scan that is left out, and why; without it the error is raised.
+        scores: quantity of the score that the maps carry beside the similarity, see `evaluation.quantity`.
+
+    Raises:
+        ValueError: there is no such quantity, or the model's pooler is untrained.
     """
+    check_quantity(scores)
     image_processor = processor.image_processor
     scans = image_processor.process_study(study, on_error=on_bad_scan)
     inputs = image_processor.collate([scans], return_tensors="pt").to(model.device)
@@ -202,8 +225,16 @@ def explain_items(
         item_embeds = encode_texts(model, processor, items)
         study_tokens = encode_inputs(model, inputs)
         attention = attend(model, item_embeds[None], study_tokens.tokens, study_tokens.keep_mask)[0]
-    similarities = score_encoded(model, item_embeds, study_tokens)[0].tolist()
-    yield from paint_items(attention, items, scans, model.config.vision_config.patch_size, order, similarities)
+    similarities = score_encoded(model, item_embeds, study_tokens)
+    pooled = similarities
+    if not normalizes_pool_inputs(scores):
+        pooled = score_encoded(model, item_embeds, study_tokens, normalize_pool_inputs=False)
+    quantities = convert(model, pooled, scores)[0].tolist()
+    patch_size = model.config.vision_config.patch_size
+    for number, maps in enumerate(paint_items(attention, items, scans, patch_size, order, similarities[0].tolist())):
+        for heat in maps:
+            heat.quantity, heat.score = scores, quantities[number]
+        yield maps
 
 
 def paint_items(

@@ -1,5 +1,7 @@
 """A protocol from images to figures: scores kept in a file, estimates with intervals, and all that it takes to repeat them."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +14,8 @@ from transformers.utils import logging
 
 from ...data.layout import Layout
 from ...data.studies.storage import check_prepared
+from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ...provenance import hash_json, hash_model, hash_processor, installed_versions
 from .. import bootstrap as boot
 from ..encode import Closed
@@ -75,8 +79,8 @@ def hash_truth(truths: Mapping[str, Truth]) -> str:
 
 
 def evaluate_protocol(
-    model,
-    processor,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
     protocol: Protocol,
     data: str | os.PathLike,
     labels: Mapping[str, str] | str | None = None,
@@ -99,10 +103,9 @@ def evaluate_protocol(
     Runs a protocol.
 
     Args:
-        data, labels, id_column: see `read_truth` and `ProtocolStudies`.
+        data, labels, id_column, skip_missing: see `read_truth` and `ProtocolStudies`.
         prompts: name -> prompt or prompts, instead of the protocol's.
         validation, validation_labels: data of a split that thresholds are chosen on, instead of the test labels.
-        skip_missing: evaluate without the studies that have no images.
         scores_file: keeps every study's scores; a run that was killed goes on from there.
         resamples, seed: of the bootstrap.
         open_study: record with `id` and `images` -> what the processor takes; `open_record` if None.
@@ -114,17 +117,13 @@ def evaluate_protocol(
     Raises:
         ValueError: what `read_truth` and `ProtocolStudies` raise, or no study can be read.
     """
-    require_sklearn()
     if validation is not None and protocol.findings is None:
         raise ValueError(f"protocol {protocol.name} chooses among classes: there are no thresholds to choose.")
-    chosen_prompts = protocol.choose_prompts(prompts)
-    if protocol.domain and model.config.domain and model.config.domain != protocol.domain:
-        logger.warning(f"protocol {protocol.name} is for {protocol.domain}, the model for {model.config.domain}.")
     scorer = ProtocolScorer(
         model,
         processor,
         protocol,
-        columns_of(protocol, chosen_prompts),
+        protocol.choose_prompts(prompts),
         open_study or partial(open_record, layout=Layout.of_processor(processor)),
         dict(opened_with or {}),
         id_column,
@@ -134,32 +133,41 @@ def evaluate_protocol(
     scored = scorer.score(data, labels, scores_file)
     thresholds = None
     if validation is not None:
-        file = None if scores_file is None else Path(scores_file).with_suffix(".validation.jsonl")
-        split = scorer.score(validation, validation_labels, file)
-        own_scores, own_truth = _known(next(iter(split.truths.values())), split.scores)
-        thresholds = choose_thresholds(protocol, chosen_prompts, own_scores, own_truth)
-    truths, tables, results = {}, {}, {}
+        thresholds = scorer.choose_thresholds(validation, validation_labels, scores_file)
+    return _summarize_scores(scorer, scored, thresholds, resamples, seed, trained_on)
+
+
+def _summarize_scores(
+    scorer: ProtocolScorer,
+    scored: Scored,
+    thresholds: Thresholds | None,
+    resamples: int,
+    seed: int,
+    trained_on: str | os.PathLike | None,
+) -> Evaluation:
+    protocol = scorer.protocol
+    truths, scores, tables = {}, {}, {}
     for name, truth in scored.truths.items():
-        tables[name], truths[name] = _known(truth, scored.scores)
-        results[name] = summarize(protocol, chosen_prompts, tables[name], truths[name], resamples, seed, thresholds)
-        results[name].left_out = truth.left_out
-    notes = _notes(protocol, thresholds, results) + trained_on_notes(model, trained_on, scored.studies.ids)
+        scores[name], truths[name] = _known(truth, scored.scores)
+        tables[name] = summarize(protocol, scorer.prompts, scores[name], truths[name], resamples, seed, thresholds)
+        tables[name].left_out = truth.left_out
+    notes = _notes(protocol, thresholds, tables) + trained_on_notes(scorer.model, trained_on, scored.studies.ids)
     result = ProtocolResult(
         protocol.name,
         protocol.title,
-        _headline(protocol, results),
-        results,
+        _headline(protocol, tables),
+        tables,
         scored.studies.missing,
         [{"id": study, "reason": reason} for study, reason in sorted(scored.scores.errors.items())],
         notes,
         DEFAULT,
         {
-            **_describe_basis(scorer, scored, chosen_prompts),
+            **_describe_basis(scorer, scored),
             "intervals": {"level": 0.95, "resamples": resamples, "seed": seed, "over": "studies"},
             "versions": installed_versions(),
         },
     )
-    return Evaluation(null_for_nan(result.to_dict()), truths, tables, scored.studies)
+    return Evaluation(null_for_nan(result.to_dict()), truths, scores, scored.studies)
 
 
 class ProtocolScorer:
@@ -167,32 +175,46 @@ class ProtocolScorer:
     Scores the studies of a protocol, which a file keeps.
 
     Args:
-        columns: column of the scores -> its prompts.
+        prompts: from `Protocol.choose_prompts`.
         open_study, opened_with, id_column, skip_missing: see `evaluate_protocol`.
         scoring: further arguments of `score_studies`.
     """
 
     def __init__(
         self,
-        model,
-        processor,
+        model: ItemizedCLIPModel,
+        processor: ItemizedCLIPProcessor,
         protocol: Protocol,
-        columns: Prompts,
+        prompts: Prompts,
         open_study: Callable[[dict], Any],
         opened_with: dict[str, Any],
         id_column: str | None,
         skip_missing: bool,
         scoring: dict[str, Any],
     ):
-        self.model, self.processor, self.protocol, self.columns = model, processor, protocol, columns
+        require_sklearn()
+        domain = model.config.domain
+        if protocol.domain and domain and domain != protocol.domain:
+            logger.warning(f"protocol {protocol.name} is for {protocol.domain}, the model for {domain}.")
+        self.model, self.processor, self.protocol, self.prompts = model, processor, protocol, prompts
         self.open_study, self.id_column, self.skip_missing, self.scoring = open_study, id_column, skip_missing, scoring
-        self.about = {
+        self.columns = columns_of(protocol, prompts)
+        self.about: dict[str, Any] = {
             "model": hash_model(model),
             "processor": hash_processor(processor),
-            "prompts": list(columns.items()),
+            "prompts": list(self.columns.items()),
             "scans": [protocol.scan_name, protocol.array_spacing],
             "opened_with": opened_with,
         }
+
+    def choose_thresholds(
+        self, data: str | os.PathLike, labels: str | None, scores_file: str | os.PathLike | None
+    ) -> Thresholds:
+        """Those of a validation split, whose scores are kept beside `scores_file`."""
+        file = None if scores_file is None else Path(scores_file).with_suffix(".validation.jsonl")
+        split = self.score(data, labels, file)
+        scores, truth = _known(next(iter(split.truths.values())), split.scores)
+        return choose_thresholds(self.protocol, self.prompts, scores, truth)
 
     def score(
         self, data: str | os.PathLike, labels: Mapping[str, str] | str | None, file: str | os.PathLike | None
@@ -263,7 +285,7 @@ def _headline(protocol: Protocol, tables: Mapping[str, TableResult]) -> tuple[st
     return f"{name} over {', '.join(tables)}", boot.estimate(mean, None, metric)
 
 
-def _describe_basis(scorer: ProtocolScorer, scored: Scored, prompts: Prompts) -> dict[str, Any]:
+def _describe_basis(scorer: ProtocolScorer, scored: Scored) -> dict[str, Any]:
     """Model, processor, data, prompts and settings that the figures rest on."""
     config = scorer.model.config
     return {
@@ -278,7 +300,7 @@ def _describe_basis(scorer: ProtocolScorer, scored: Scored, prompts: Prompts) ->
             "sha256": hash_images(scored.studies),
             "labels_sha256": hash_truth(scored.truths),
         },
-        "prompts": prompts,
+        "prompts": scorer.prompts,
         "settings": {key: value for key, value in asdict(scorer.protocol).items() if key not in NOT_SETTINGS},
     }
 
