@@ -1,4 +1,4 @@
-"""The command line as a user types it, in processes of its own."""
+"""The command line as a user types it, in processes of its own, or in copies of this one."""
 
 import json
 import subprocess
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from command import run
+from forked import run_forked
 from tiny_models import ITEMS
 
 from itemized_clip_cli import main
@@ -60,7 +61,7 @@ def test_help_is_fast_and_lists_every_verb():
 def test_info(model_folder):
     facts = json.loads(run("info", "--json").stdout)
     assert "brain-mri" in facts["domains"] and "flair" in facts["objectives"] and "chest-ct" in facts["recipes"]
-    assert json.loads(run("info", "-m", model_folder, "--json").stdout)["domain"] == "brain-mri"
+    assert json.loads(run_forked("info", "-m", model_folder, "--json").stdout)["domain"] == "brain-mri"
 
 
 def test_predict_equals_the_library(model_folder, studies, tmp_path):
@@ -68,7 +69,7 @@ def test_predict_equals_the_library(model_folder, studies, tmp_path):
     from itemized_clip_hf.models.load import load
 
     out = tmp_path / "scores.csv"
-    done = run("predict", "-m", model_folder, "-i", studies, "-p", ITEMS[0], "-p", ITEMS[1], "-o", out, "--json")
+    done = run_forked("predict", "-m", model_folder, "-i", studies, "-p", ITEMS[0], "-p", ITEMS[1], "-o", out, "--json")
     results = json.loads(done.stdout)["results"]
     assert [row["id"] for row in results] == ["study0", "study1", "study2"]
     assert "skipped AX_DWI.nii.gz" in done.stderr
@@ -78,12 +79,12 @@ def test_predict_equals_the_library(model_folder, studies, tmp_path):
     got = np.array([list(row["scores"].values()) for row in results])
     np.testing.assert_allclose(got, scores, atol=1e-5)
     assert out.read_text().splitlines()[0] == f"id,path,quantity,{ITEMS[0]},{ITEMS[1]}"
-    one = run("predict", "-m", model_folder, "-i", studies / "study0" / "AX_T1.nii.gz", "-p", ITEMS[0])
+    one = run_forked("predict", "-m", model_folder, "-i", studies / "study0" / "AX_T1.nii.gz", "-p", ITEMS[0])
     assert ITEMS[0] in one.stdout
 
 
 def test_predict_with_labels_and_the_prompts_of_the_domain(model_folder, studies):
-    done = json.loads(run("predict", "-m", model_folder, "-i", studies / "studies.jsonl", "--json").stdout)
+    done = json.loads(run_forked("predict", "-m", model_folder, "-i", studies / "studies.jsonl", "--json").stdout)
     assert set(done["results"][0]["scores"]) == {"Normal", "Stroke", "Glioma", "Meningioma", "Metastasis"}
     glioma = [row["scores"]["Glioma"] for row in done["results"]]
     assert done["metrics"]["AUC Glioma"] == np.mean([glioma[1] > glioma[0], glioma[1] > glioma[2]])
@@ -93,7 +94,9 @@ def test_one_bad_study_does_not_end_the_run(model_folder, studies, tmp_path):
     lines = (studies / "studies.jsonl").read_text().splitlines()
     bad = json.dumps({"id": "gone", "images": {"AX_T1": "gone.nii.gz"}})
     (studies / "with_bad.jsonl").write_text("\n".join([lines[0], bad, lines[1]]))
-    done = run("predict", "-m", model_folder, "-i", studies / "with_bad.jsonl", "-p", "mass", "--json", check=False)
+    done = run_forked(
+        "predict", "-m", model_folder, "-i", studies / "with_bad.jsonl", "-p", "mass", "--json", check=False
+    )
     results = json.loads(done.stdout)["results"]
     assert done.returncode == 1 and "gone" in done.stderr
     assert ["scores" in row for row in results] == [True, False, True]
@@ -101,7 +104,7 @@ def test_one_bad_study_does_not_end_the_run(model_folder, studies, tmp_path):
 
 
 def test_explain_writes_maps_in_the_scans_own_space(model_folder, studies, tmp_path):
-    done = run(
+    done = run_forked(
         "explain",
         "-m",
         model_folder,
@@ -146,10 +149,12 @@ global_batch_size: 2
 """
     )
     out = tmp_path / "run"
-    done = run("train", "--recipe", recipe, "-i", studies / "studies.jsonl", "-o", out, "--device", "cpu", "--json")
+    done = run_forked(
+        "train", "--recipe", recipe, "-i", studies / "studies.jsonl", "-o", out, "--device", "cpu", "--json"
+    )
     summary = json.loads(done.stdout.strip().splitlines()[-1])
     assert summary["steps"] == 2 and summary["left_out"] == 0
-    done = run(
+    done = run_forked(
         "train",
         "--recipe",
         recipe,
@@ -163,7 +168,7 @@ global_batch_size: 2
         "--json",
     )
     assert json.loads(done.stdout.strip().splitlines()[-1])["steps"] == 3
-    scored = json.loads(run("predict", "-m", out, "-i", studies / "study1", "--json").stdout)
+    scored = json.loads(run_forked("predict", "-m", out, "-i", studies / "study1", "--json").stdout)
     assert np.isfinite(list(scored["results"][0]["scores"].values())).all()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import MAIN, run_forked
 from tiny_models import ITEMS
 
 nibabel = pytest.importorskip("nibabel")
@@ -30,7 +31,9 @@ itemized_clip_cli.main()
 """
 
 
-def verb(*arguments, code="import itemized_clip_cli; itemized_clip_cli.main()", **environment):
+def verb(*arguments, code=MAIN, **environment):
+    if not environment:
+        return run_forked(*arguments, check=False, code=code)
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 

@@ -137,3 +137,14 @@ def test_slices_are_shown_the_usual_way():
     array[:, :, -1] = 1  # the top in RAS
     slices, _ = display_slices(array, np.diag([5.0, 1, 1, 1]))
     assert slices.shape == (6, 20, 22) and slices[:, 0].all()
+
+
+def test_a_heat_map_is_printed_in_one_line():
+    from itemized_clip_hf.explain.maps import HeatMap
+
+    heat = HeatMap(
+        "a mass", "AX_T1", np.ones((8, 16, 16)), None, np.ones((8, 16, 16)), 0.25, np.ones((2, 2, 2)), np.eye(4)
+    )
+    assert repr(heat) == "HeatMap('a mass', scan 'AX_T1', 8 x 16 x 16, 25% of the attention)"
+    heat.quantity, heat.score = "similarity", 0.1234
+    assert repr(heat).endswith("of the attention, similarity 0.123)")
