@@ -8,7 +8,8 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .modeling.configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCLIPVisionConfig
-    from .modeling.modeling_itemized_clip import ItemizedCLIPModel, ItemizedCLIPPreTrainedModel, ItemizedCLIPVisionModel
+    from .modeling.modeling_itemized_clip import ItemizedCLIPModel, ItemizedCLIPVisionModel
+    from .modeling.pretrained_itemized_clip import ItemizedCLIPPreTrainedModel
     from .pipelines import ItemizedCLIPPipeline
     from .processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
     from .processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -20,7 +21,7 @@ _MODULES = {
     "ItemizedCLIPImageProcessor": ".processing.image_processing_itemized_clip",
     "ItemizedCLIPModel": ".modeling.modeling_itemized_clip",
     "ItemizedCLIPPipeline": ".pipelines",
-    "ItemizedCLIPPreTrainedModel": ".modeling.modeling_itemized_clip",
+    "ItemizedCLIPPreTrainedModel": ".modeling.pretrained_itemized_clip",
     "ItemizedCLIPProcessor": ".processing.processing_itemized_clip",
     "ItemizedCLIPTrainer": ".trainer.trainer",
     "ItemizedCLIPTrainingArguments": ".trainer.training_args",

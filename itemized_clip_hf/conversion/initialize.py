@@ -95,7 +95,7 @@ def read_weights(source: str | Path, model: ItemizedCLIPModel, accept_license: b
                 f"{path} is a MAE encoder: the published ones are licensed CC-BY-NC-4.0, not for commercial use, and models "
                 "trained from them inherit that. Pass --accept-license (accept_license=True) to use it on these terms."
             )
-        tower = ItemizedCLIPVisionModel.from_mae(content, model.config.vision_config, accept_license=True)
+        tower = ItemizedCLIPVisionModel.from_mae(content, model.config.vision, accept_license=True)
         copied = {name for name in tower.state_dict() if "scan_" not in name}
         return {f"vision_model.{name}": tensor for name, tensor in tower.state_dict().items() if name in copied}, {}
     return describe_checkpoint(content)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch.nn import functional as F
 
-from ..modeling.modeling_itemized_clip import spread_scan_mask
+from ..modeling.vision_itemized_clip import spread_scan_mask
 
 T = TypeVar("T")
 

@@ -1,5 +1,8 @@
 """Configuration of ItemizedCLIP: one vision config for 2-D images, single scans and studies of several scans."""
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -8,7 +11,7 @@ POSITION_EMBEDDING_TYPES = ("sincos", "learned")
 TEXT_POOLING = ("auto", "first", "eos", "mean")
 SCORINGS = ("items", "global")
 
-MOST = {
+MAX_SIZES = {
     "hidden_size": 1 << 16,
     "num_hidden_layers": 512,
     "num_attention_heads": 1024,
@@ -27,31 +30,32 @@ MOST = {
     "max_position_embeddings": 1 << 20,
 }
 """Largest values of sizes: more is a damaged file, and would take all memory."""
-MOST_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 20
 
 
-def _check_sizes(config, where):
-    for name, most in MOST.items():
+def _check_sizes(config: PreTrainedConfig, where: str) -> None:
+    for name, largest in MAX_SIZES.items():
         value = getattr(config, name, None)
-        if isinstance(value, (int, float)) and not 1 <= value <= most:
-            raise ValueError(f"{where}{name} is {value}, expected a whole number from 1 to {most}.")
+        if isinstance(value, (int, float)) and not 1 <= value <= largest:
+            raise ValueError(f"{where}{name} is {value}, expected a whole number from 1 to {largest}.")
 
 
-def _check_shares(config, where, names):
+def _check_shares(config: PreTrainedConfig, where: str, names: Iterable[str]) -> None:
     for name in names:
         value = getattr(config, name, None)
         if isinstance(value, (int, float)) and not 0 <= value <= 1:
             raise ValueError(f"{where}{name} is {value}, expected a share from 0 to 1.")
 
 
-def _grid(name, value):
+def _three_sizes(name: str, value: Any) -> list[int]:
+    """[depth, height, width] of what a config may give for it."""
     if isinstance(value, int):
         value = [1, value, value]
-    value = list(value) if isinstance(value, (list, tuple)) else [value]
-    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in value)
-    if len(value) != 3 or not whole or min(value) < 1 or max(value) > MOST[name]:
-        raise ValueError(f"{name} must be [depth, height, width] of positive voxel counts, got {value}.")
-    return value
+    sizes = list(value) if isinstance(value, (list, tuple)) else [value]
+    are_counts = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+    if len(sizes) != 3 or not are_counts or min(sizes) < 1 or max(sizes) > MAX_SIZES[name]:
+        raise ValueError(f"{name} must be [depth, height, width] of positive voxel counts, got {sizes}.")
+    return sizes
 
 
 @strict
@@ -72,6 +76,15 @@ class ItemizedCLIPVisionConfig(PreTrainedConfig):
         patch_bias (`bool`): bias in the patch projection.
         drop_path_rate (`float`): of the last layer, growing linearly from 0.
         patch_dropout (`float`): share of the patches of every slice that a training step leaves out.
+
+    >>> config = ItemizedCLIPVisionConfig(image_size=[48, 224, 224], patch_size=[8, 16, 16], num_channels=1)
+    >>> config.grid_size
+    [6, 14, 14]
+    >>> ItemizedCLIPVisionConfig(image_size=100, patch_size=16)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    huggingface_hub.errors.StrictDataclassClassValidationError: ...
+        ValueError: image_size [1, 100, 100] is not a multiple of patch_size [1, 16, 16].
     """
 
     model_type = "itemized_clip_vision_model"
@@ -102,15 +115,15 @@ class ItemizedCLIPVisionConfig(PreTrainedConfig):
     patch_dropout: float | int = 0.0
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
-        self.image_size = _grid("image_size", self.image_size)
-        self.patch_size = _grid("patch_size", self.patch_size)
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.image_size = _three_sizes("image_size", self.image_size)
+        self.patch_size = _three_sizes("patch_size", self.patch_size)
         if self.attention_scopes is None:
             self.attention_scopes = ["study"] * self.num_hidden_layers
         self.attention_scopes = list(self.attention_scopes)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]  # of the library, without types
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Checks what single fields cannot; called by the library on construction."""
         _check_sizes(self, "vision_config: ")
         _check_shares(self, "vision_config: ", ("attention_dropout", "drop_path_rate", "patch_dropout"))
@@ -120,18 +133,18 @@ class ItemizedCLIPVisionConfig(PreTrainedConfig):
                 "positive numbers."
             )
         tokens = self.grid_size[0] * self.grid_size[1] * self.grid_size[2]
-        if tokens > MOST_TOKENS:
+        if tokens > MAX_TOKENS:
             raise ValueError(
-                f"image_size {self.image_size} makes {tokens} tokens of a scan, at most {MOST_TOKENS} are."
+                f"image_size {self.image_size} makes {tokens} tokens of a scan, expected at most {MAX_TOKENS}."
             )
-        if any(size % patch for size, patch in zip(self.image_size, self.patch_size)):
+        if any(size % patch for size, patch in zip(self.image_shape, self.patch_shape)):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}.")
-        if len(self.attention_scopes) != self.num_hidden_layers:
+        if len(self.layer_scopes) != self.num_hidden_layers:
             raise ValueError(
-                f"attention_scopes names {len(self.attention_scopes)} layers, num_hidden_layers is "
+                f"attention_scopes names {len(self.layer_scopes)} layers, num_hidden_layers is "
                 f"{self.num_hidden_layers}: every layer needs exactly one scope."
             )
-        unknown = sorted(set(self.attention_scopes) - set(ATTENTION_SCOPES))
+        unknown = sorted(set(self.layer_scopes) - set(ATTENTION_SCOPES))
         if unknown:
             raise ValueError(f"attention_scopes holds {unknown}; known scopes are {list(ATTENTION_SCOPES)}.")
         if self.position_embedding_type not in POSITION_EMBEDDING_TYPES:
@@ -149,7 +162,22 @@ class ItemizedCLIPVisionConfig(PreTrainedConfig):
     @property
     def grid_size(self) -> list[int]:
         """Tokens of one scan at the configured size, `[depth, height, width]`."""
-        return [size // patch for size, patch in zip(self.image_size, self.patch_size)]  # type: ignore[arg-type]
+        return [size // patch for size, patch in zip(self.image_shape, self.patch_shape)]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`image_size` as depth, height and width, whatever it was given as."""
+        return cast(tuple[int, int, int], tuple(cast(list[int], self.image_size)))
+
+    @property
+    def patch_shape(self) -> tuple[int, int, int]:
+        """`patch_size` as depth, height and width, whatever it was given as."""
+        return cast(tuple[int, int, int], tuple(cast(list[int], self.patch_size)))
+
+    @property
+    def layer_scopes(self) -> list[str]:
+        """`attention_scopes`, one for every layer, where they were left out, too."""
+        return cast(list[str], self.attention_scopes)
 
 
 @strict
@@ -171,6 +199,14 @@ class ItemizedCLIPConfig(PreTrainedConfig):
         domain (`str`, *optional*): the domain whose facts (preprocessing, prompts, loss weights) belong to this model.
         preprocessing (`dict`, *optional*): hashes of the processor's settings that this model was made with,
             `ItemizedCLIPProcessor.preprocessing()`.
+
+    >>> config = ItemizedCLIPConfig(
+    ...     vision_config={"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32},
+    ...     text_config={"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2},
+    ...     projection_dim=32,
+    ... )
+    >>> config.vision.grid_size, config.text.model_type
+    ([1, 2, 2], 'bert')
     """
 
     model_type = "itemized_clip"
@@ -186,8 +222,8 @@ class ItemizedCLIPConfig(PreTrainedConfig):
         "loss_terms",
     ]
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
     projection_dim: int = 512
     num_pooler_heads: int = 8
     logit_scale_init_value: float | int = 2.65926
@@ -195,10 +231,10 @@ class ItemizedCLIPConfig(PreTrainedConfig):
     text_pooling: str = "auto"
     scoring: str = "items"
     domain: str | None = None
-    preprocessing: dict | None = None
+    preprocessing: dict[str, Any] | None = None
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None:
             self.vision_config = ItemizedCLIPVisionConfig()
         elif isinstance(self.vision_config, dict):
@@ -208,12 +244,22 @@ class ItemizedCLIPConfig(PreTrainedConfig):
         elif isinstance(self.text_config, dict):
             text = {"model_type": "clip_text_model", **self.text_config}
             self.text_config = AutoConfig.for_model(text.pop("model_type"), **text)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]  # of the library, without types
 
-    def validate_architecture(self):
+    @property
+    def vision(self) -> ItemizedCLIPVisionConfig:
+        """`vision_config`, which is a config once it is built, whatever it was given as."""
+        return cast(ItemizedCLIPVisionConfig, self.vision_config)
+
+    @property
+    def text(self) -> PreTrainedConfig:
+        """`text_config`, which is a config once it is built, whatever it was given as."""
+        return cast(PreTrainedConfig, self.text_config)
+
+    def validate_architecture(self) -> None:
         """Checks what single fields cannot; called by the library on construction."""
         _check_sizes(self, "")
-        _check_sizes(self.text_config, "text_config: ")
+        _check_sizes(self.text, "text_config: ")
         if not abs(self.logit_scale_init_value) < 100 or not abs(self.logit_bias_init_value) < 1e4:
             raise ValueError(
                 f"logit_scale_init_value is {self.logit_scale_init_value} and logit_bias_init_value "

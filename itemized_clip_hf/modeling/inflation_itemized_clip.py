@@ -1,8 +1,14 @@
 """2-D masked-autoencoder weights -> weights of the 3-D vision tower (spec 2.6)."""
 
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from .configuration_itemized_clip import ItemizedCLIPVisionConfig
 from .vision_itemized_clip import sincos_1d
 
 MAE_LICENSE = "CC-BY-NC-4.0"
@@ -17,7 +23,7 @@ _LAYER_NAMES = {
 }
 
 
-def inflate_patch_weight(weight: torch.Tensor, patch_size: list[int]) -> torch.Tensor:
+def inflate_patch_weight(weight: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
     """(C, 3, p, p) kernel of a picture -> (C, 1, pd, ph, pw) kernel of a grey volume with the same mean response."""
     depth, height, width = patch_size
     if tuple(weight.shape[2:]) != (height, width):
@@ -36,7 +42,7 @@ def inflate_positions(positions: torch.Tensor, grid_size: list[int]) -> torch.Te
     return sincos_1d(depth, dim)[:, None, None] + plane[0].permute(1, 2, 0)
 
 
-def inflate_mae(state_dict: dict[str, torch.Tensor], config) -> dict[str, torch.Tensor]:
+def inflate_mae(state_dict: Mapping[str, torch.Tensor], config: ItemizedCLIPVisionConfig) -> dict[str, torch.Tensor]:
     """
     MAE encoder weights under the names of the vision tower.
 
@@ -49,7 +55,7 @@ def inflate_mae(state_dict: dict[str, torch.Tensor], config) -> dict[str, torch.
     inflated = {
         "embeddings.class_embedding": (state_dict["cls_token"] + positions[:, :1]).flatten(),
         "embeddings.patch_embedding.weight": inflate_patch_weight(
-            state_dict["patch_embed.proj.weight"], config.patch_size
+            state_dict["patch_embed.proj.weight"], config.patch_shape
         ),
         "embeddings.patch_embedding.bias": state_dict["patch_embed.proj.bias"],
         "embeddings.position_embedding": inflate_positions(positions[:, 1:], config.grid_size),
@@ -63,3 +69,44 @@ def inflate_mae(state_dict: dict[str, torch.Tensor], config) -> dict[str, torch.
         elif name in ("norm.weight", "norm.bias"):
             inflated[f"final_layer_norm.{name.removeprefix('norm.')}"] = tensor
     return inflated
+
+
+def read_mae(weights: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    """The state dict of published MAE weights: given as such, or a `.safetensors` or `.pth` file (`weights_only=True`)."""
+    if isinstance(weights, Mapping):
+        content: Mapping[str, Any] = weights
+    elif str(weights).endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        content = load_file(weights)
+    else:
+        content = torch.load(weights, map_location="cpu", weights_only=True)
+    state_dict: Mapping[str, torch.Tensor] = content.get("model", content)
+    return state_dict
+
+
+def brain_mri_geometry() -> ItemizedCLIPVisionConfig:
+    """The tower that the MAE weights were published for, without a name encoder: brain MRI, 48 x 224 x 224 voxels."""
+    return ItemizedCLIPVisionConfig(
+        num_channels=1,
+        image_size=[48, 224, 224],
+        patch_size=[8, 16, 16],
+        attention_scopes=["scan", "scan", "study"] * 4,
+    )
+
+
+def fill_from_mae(
+    vision_model: nn.Module, config: ItemizedCLIPVisionConfig, state_dict: Mapping[str, torch.Tensor]
+) -> None:
+    """
+    Loads inflated MAE weights into a vision tower; what identifies scans stays as it is.
+
+    Raises:
+        ValueError: the tower has learned positions or several channels, or weights are missing or left over.
+    """
+    if config.position_embedding_type != "sincos" or config.num_channels != 1:
+        raise ValueError("from_mae fills towers with position_embedding_type='sincos' and num_channels=1.")
+    missing, unexpected = vision_model.load_state_dict(inflate_mae(state_dict, config), strict=False)
+    missing = [name for name in missing if "scan_" not in name]
+    if missing or unexpected:
+        raise ValueError(f"MAE weights do not fit: missing {missing[:5]}, left over {unexpected[:5]}.")

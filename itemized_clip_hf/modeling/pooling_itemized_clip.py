@@ -1,6 +1,8 @@
 """Item pooler: cross-attention that gathers, for every item, the tokens that speak about it (spec 4)."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, overload
 
 import torch
 from torch import nn
@@ -8,8 +10,8 @@ from torch.nn import functional as F
 
 
 @contextmanager
-def weights_at_hand(*modules: nn.Module):
-    """For the time of the context, the modules' own weights where accelerate keeps them elsewhere between forward passes."""
+def loaded_weights(*modules: nn.Module) -> Iterator[None]:
+    """Within the context modules hold their own weights, where accelerate keeps them elsewhere between forward passes."""
     hooked = [(module, hook) for module in modules if (hook := getattr(module, "_hf_hook", None)) is not None]
     for module, hook in hooked:
         hook.pre_forward(module)
@@ -26,6 +28,15 @@ class ItemizedCLIPItemPooler(nn.Module):
 
     The extra slot is never masked, so an item may attend to nothing: a query whose tokens are all masked gets the bias of
     the output projection.
+
+    >>> pooler = ItemizedCLIPItemPooler(hidden_size=8, num_heads=2)
+    >>> items, tokens = torch.randn(1, 3, 8), torch.randn(1, 5, 8)
+    >>> pooled, attention = pooler(items, tokens, output_attentions=True)
+    >>> pooled.shape, attention.shape, bool((attention.sum(-1) < 1).all())
+    (torch.Size([1, 3, 8]), torch.Size([1, 3, 5]), True)
+    >>> nothing = torch.zeros(1, 1, 3, 5, dtype=torch.bool)
+    >>> torch.equal(pooler(items, tokens, nothing)[0, 0], pooler.out_proj.bias)
+    True
     """
 
     def __init__(self, hidden_size: int, num_heads: int):
@@ -47,49 +58,69 @@ class ItemizedCLIPItemPooler(nn.Module):
     def project_tokens(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, L, d) of the tokens (B, L, P); they do not depend on the queries."""
         key, value = self.k_proj(self.layer_norm_k(tokens)), self.v_proj(self.layer_norm_v(tokens))
-        return self._split(key), self._split(value)
+        return self._split_heads(key), self._split_heads(value)
 
     def fold_norms(self) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Weight (2 P, P) and bias (2 P,) that turn tokens, normalised without gain and shift, into keys and values: both norms
+        Weight (2 P, P) and bias (2 P,) that turn tokens, normalized without gain and shift, into keys and values: both norms
         differ in these alone, so one norm and one product serve both. For the training loss: weights are read here outside
         their layers, which quantized layers do not allow.
         """
         pairs = ((self.k_proj, self.layer_norm_k), (self.v_proj, self.layer_norm_v))
         weights, biases = [], []
         for projection, norm in pairs:
-            with weights_at_hand(projection, norm):
+            with loaded_weights(projection, norm):
                 weights.append(projection.weight * norm.weight)
                 biases.append(F.linear(norm.bias, projection.weight, projection.bias))
         return torch.cat(weights), torch.cat(biases)
 
     def project_queries(self, queries: torch.Tensor) -> torch.Tensor:
         """(B, T, P) -> (B, heads, T, d)."""
-        return self._split(self.q_proj(self.layer_norm_q(queries)))
+        return self._split_heads(self.q_proj(self.layer_norm_q(queries)))
 
     def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        keep_mask: torch.Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Attention over projected inputs; arguments and results as in `forward`."""
-        if keep_mask is not None:
-            keep_mask = keep_mask.bool()
-        if not output_attentions:
-            mask = None if keep_mask is None else F.pad(keep_mask, (0, 1), value=True)
-            pooled = F.scaled_dot_product_attention(query, F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1)), mask)
-            return self.out_proj(pooled.transpose(1, 2).flatten(2))
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, keep_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        Pooled (B, T, P) of projected inputs.
 
+        Args:
+            query: (B, heads, T, d), see `project_queries`.
+            key, value: (B, heads, L, d), see `project_tokens`.
+            keep_mask: broadcastable to (B, heads, T, L), True where a query may attend.
+        """
+        mask = None if keep_mask is None else F.pad(keep_mask.bool(), (0, 1), value=True)
+        pooled = F.scaled_dot_product_attention(query, F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1)), mask)
+        return self._merge_heads(pooled)
+
+    def attend_with_map(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, keep_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `attend`, and the attention map (B, T, L): mean over heads, without the extra slot."""
         scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5
         scores = scores if scores.dtype == torch.float64 else scores.float()
         if keep_mask is not None:
-            scores = scores.masked_fill(~keep_mask, float("-inf"))
-        weights = F.softmax(F.pad(scores, (0, 1)), dim=-1)[..., :-1]
-        pooled = self.out_proj((weights.to(value.dtype) @ value).transpose(1, 2).flatten(2))
-        return pooled, weights.mean(1)
+            scores = scores.masked_fill(~keep_mask.bool(), float("-inf"))
+        attention = F.softmax(F.pad(scores, (0, 1)), dim=-1)[..., :-1]
+        return self._merge_heads(attention.to(value.dtype) @ value), attention.mean(1)
+
+    @overload
+    def forward(
+        self,
+        queries: torch.Tensor,
+        tokens: torch.Tensor,
+        keep_mask: torch.Tensor | None = None,
+        output_attentions: Literal[False] = False,
+    ) -> torch.Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        queries: torch.Tensor,
+        tokens: torch.Tensor,
+        keep_mask: torch.Tensor | None,
+        output_attentions: Literal[True],
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
     def forward(
         self,
@@ -99,6 +130,8 @@ class ItemizedCLIPItemPooler(nn.Module):
         output_attentions: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """
+        What each query gathers from the tokens of its study.
+
         Args:
             queries: (B, T, P) item embeddings.
             tokens: (B, L, P) projected visual tokens.
@@ -106,10 +139,17 @@ class ItemizedCLIPItemPooler(nn.Module):
             output_attentions: also return the attention map.
 
         Returns:
-            pooled (B, T, P), not normalised; with `output_attentions` also the map (B, T, L), mean over heads, without
+            pooled (B, T, P), not normalized; with `output_attentions` also the map (B, T, L), mean over heads, without
             the extra slot, so that its rows sum to at most 1.
         """
-        return self.attend(self.project_queries(queries), *self.project_tokens(tokens), keep_mask, output_attentions)
+        query, (key, value) = self.project_queries(queries), self.project_tokens(tokens)
+        if output_attentions:
+            return self.attend_with_map(query, key, value, keep_mask)
+        return self.attend(query, key, value, keep_mask)
 
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+    def _split_heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
+
+    def _merge_heads(self, x: torch.Tensor) -> torch.Tensor:
+        pooled: torch.Tensor = self.out_proj(x.transpose(1, 2).flatten(2))
+        return pooled

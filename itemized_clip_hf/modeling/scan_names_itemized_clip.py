@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .configuration_itemized_clip import ItemizedCLIPVisionConfig
+
 VOCABULARY_SIZE = 47
 TERMINATOR_ID = 46
 UNKNOWN_NAME_IDS = (21, 14, 11, TERMINATOR_ID)  # "unk"
@@ -19,7 +21,7 @@ def character_positions(length: int, dim: int = POSITION_DIM) -> torch.Tensor:
 class ItemizedCLIPScanNameLayer(nn.Module):
     """Pre-norm transformer layer over the characters of one name."""
 
-    def __init__(self, config):
+    def __init__(self, config: ItemizedCLIPVisionConfig):
         super().__init__()
         width = config.scan_name_hidden_size
         self.num_heads = config.scan_name_num_heads
@@ -31,18 +33,20 @@ class ItemizedCLIPScanNameLayer(nn.Module):
         self.fc2 = nn.Linear(config.scan_name_intermediate_size, width)
 
     def forward(self, hidden_states: torch.Tensor, character_mask: torch.Tensor) -> torch.Tensor:
+        """(M, T, C), and the mask (M, T) that is True for characters of the name -> (M, T, C)."""
         names, length, width = hidden_states.shape
         qkv = self.qkv(self.layer_norm1(hidden_states))
         query, key, value = qkv.view(names, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=character_mask[:, None, None])
         hidden_states = hidden_states + self.out_proj(attended.transpose(1, 2).reshape(names, length, width))
-        return hidden_states + self.fc2(F.gelu(self.fc1(self.layer_norm2(hidden_states))))
+        branch: torch.Tensor = self.fc2(F.gelu(self.fc1(self.layer_norm2(hidden_states))))
+        return hidden_states + branch
 
 
 class ItemizedCLIPScanNameEncoder(nn.Module):
     """Sequence names -> one vector per scan in the width of the vision tower."""
 
-    def __init__(self, config):
+    def __init__(self, config: ItemizedCLIPVisionConfig):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(VOCABULARY_SIZE, config.scan_name_hidden_size - POSITION_DIM)
@@ -51,13 +55,16 @@ class ItemizedCLIPScanNameEncoder(nn.Module):
 
     def forward(self, scan_name_ids: torch.Tensor) -> torch.Tensor:
         """
+        Vectors of the names.
+
         Args:
             scan_name_ids: (B, N, T) character ids, 46 ends a name, 0 pads.
 
         Returns:
             (B, N, hidden_size)
         """
-        return self.projection(self.encode(scan_name_ids))
+        names: torch.Tensor = self.projection(self.encode(scan_name_ids))
+        return names
 
     def encode(self, scan_name_ids: torch.Tensor) -> torch.Tensor:
         """The terminator's hidden state of every name, before the projection: (B, N, scan_name_hidden_size)."""

@@ -12,6 +12,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .configuration_itemized_clip import ItemizedCLIPVisionConfig
 from .scan_names_itemized_clip import UNKNOWN_NAME_IDS, ItemizedCLIPScanNameEncoder
 
 
@@ -26,7 +27,7 @@ def sincos_3d(grid_size: list[int], dim: int) -> torch.Tensor:
     """
     Code of a token grid, channels in thirds for width, height and depth: (D, H, W, dim).
 
-    Channels that are left over where `dim` is no multiple of 6 hold zeros.
+    Channels that are left over where `dim` is not a multiple of 6 hold zeros.
     """
     depth, height, width = grid_size
     d, h, w = (sincos_1d(size, 2 * (dim // 6)) for size in grid_size)
@@ -60,22 +61,28 @@ def scan_positions(table: torch.Tensor, num_scans: int, training: bool) -> torch
     return table[:num_scans]
 
 
+def spread_scan_mask(scan_mask: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """(B, N) -> (B, L), True for the tokens of real scans."""
+    return scan_mask.bool().repeat_interleave(num_tokens // scan_mask.shape[1], dim=1)
+
+
 def drop_patches(slices: torch.Tensor, share: float) -> torch.Tensor:
     """Random patches of every slice (M, L, C), as many of each: (M, L', C) with L' >= 1."""
-    kept = max(round(slices.shape[1] * (1 - share)), 1)
-    chosen = torch.rand(slices.shape[:2], device=slices.device).argsort(1)[:, :kept]
+    remaining = max(round(slices.shape[1] * (1 - share)), 1)
+    chosen = torch.rand(slices.shape[:2], device=slices.device).argsort(1)[:, :remaining]
     return slices.gather(1, chosen[..., None].expand(-1, -1, slices.shape[2]))
 
 
 class ItemizedCLIPPatchEmbedding(nn.Conv3d):
-    """Voxels (M, C, D, H, W) -> tokens (M, D, H, W, hidden_size), one a patch."""
+    """Voxels (M, C, D, H, W) -> tokens (M, D, H, W, hidden_size), one per patch."""
 
     def forward(self, scans: torch.Tensor) -> torch.Tensor:
+        """Tokens of the scans; on CPUs half precision goes through a matrix product."""
         scans = scans.to(self.weight.dtype)
         if scans.device.type == "cpu" and self.weight.dtype != torch.float32:
             # Half-precision convolution is several times slower than a matrix product on CPUs.
             _, channels, d, h, w = self.weight.shape
-            blocks = scans.unflatten(-1, (-1, w)).unflatten(-3, (-1, h)).unflatten(-5, (-1, d))
+            blocks = torch.unflatten(torch.unflatten(torch.unflatten(scans, -1, (-1, w)), -3, (-1, h)), -5, (-1, d))
             return F.linear(blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4), self.weight.flatten(1), self.bias)
         return super().forward(scans).permute(0, 2, 3, 4, 1)
 
@@ -83,14 +90,14 @@ class ItemizedCLIPPatchEmbedding(nn.Conv3d):
 class ItemizedCLIPVisionEmbeddings(nn.Module):
     """Scans -> class token and patch tokens of the study, positions and scan identities added."""
 
-    def __init__(self, config):
+    def __init__(self, config: ItemizedCLIPVisionConfig):
         super().__init__()
         self.config = config
         self.patch_embedding = ItemizedCLIPPatchEmbedding(
             config.num_channels,
             config.hidden_size,
-            kernel_size=tuple(config.patch_size),
-            stride=tuple(config.patch_size),
+            kernel_size=config.patch_shape,
+            stride=config.patch_shape,
             bias=config.patch_bias,
         )
         self.class_embedding = nn.Parameter(torch.zeros(config.hidden_size))
@@ -104,11 +111,10 @@ class ItemizedCLIPVisionEmbeddings(nn.Module):
         if config.max_num_scans > 1 and not config.use_scan_name_encoder:
             self.register_buffer("scan_embedding", sincos_1d(config.max_num_scans, config.hidden_size).to(dtype))
         else:
-            self.scan_embedding = None
+            self.scan_embedding: torch.Tensor | None = None
 
-    def scan_positions(self, scans: int, scan_mask: torch.Tensor | None) -> torch.Tensor:
+    def scan_positions(self, table: torch.Tensor, scans: int, scan_mask: torch.Tensor | None) -> torch.Tensor:
         """(B or 1, N, hidden_size): rows of the scan table; padded scans do not count where it has to be interpolated."""
-        table = self.scan_embedding
         if scan_mask is None or scans <= len(table) or torch.compiler.is_compiling():
             return scan_positions(table, scans, self.training)[None]
         rows = [scan_positions(table, max(count, 1), self.training) for count in scan_mask.sum(1).tolist()]
@@ -121,6 +127,8 @@ class ItemizedCLIPVisionEmbeddings(nn.Module):
         scan_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, tuple[int, int, int]]:
         """
+        Tokens of a batch of studies.
+
         Args:
             pixel_values: (B, N, C, D, H, W), or (B, C, H, W) for pictures.
             scan_name_ids: (B, N, T), used where the config asks for a name encoder; "unk" for every scan if left out.
@@ -128,32 +136,21 @@ class ItemizedCLIPVisionEmbeddings(nn.Module):
 
         Returns:
             hidden states (B, 1 + L, hidden_size) and the token counts (scans, slices per scan, tokens per slice).
+
+        Raises:
+            ValueError: the pixels are not of a shape that the config allows.
         """
         if pixel_values.ndim == 4:
             pixel_values = pixel_values[:, None, :, None]
-        if pixel_values.ndim != 6:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, scans, channels, depth, height, "
-                "width), or (batch, channels, height, width) for pictures."
-            )
-        batch, scans, channels, *size = pixel_values.shape
+        self._check_shape(pixel_values)
+        batch, scans = pixel_values.shape[:2]
         config = self.config
-        if channels != config.num_channels:
-            raise ValueError(f"pixel_values has {channels} channels, the model was built for {config.num_channels}.")
-        if any(voxels % patch for voxels, patch in zip(size, config.patch_size)):
-            raise ValueError(f"a scan of {size} voxels is not a multiple of the patch size {config.patch_size}.")
-
         patches = self.patch_embedding(pixel_values.flatten(0, 1))
         grid_size = list(patches.shape[1:4])
         patches = patches + resample_grid(self.position_embedding, grid_size).to(patches.dtype)
-        patches = patches.reshape(batch, scans, -1, config.hidden_size)
-        if self.scan_name_encoder is not None:
-            if scan_name_ids is None:
-                unknown = torch.tensor(UNKNOWN_NAME_IDS, device=patches.device)
-                scan_name_ids = unknown.expand(batch, scans, -1)
-            patches = patches + self.scan_name_encoder(scan_name_ids)[:, :, None].to(patches.dtype)
-        elif self.scan_embedding is not None:
-            patches = patches + self.scan_positions(scans, scan_mask)[:, :, None].to(patches.dtype)
+        patches = self._add_scan_identity(
+            patches.reshape(batch, scans, -1, config.hidden_size), scan_name_ids, scan_mask
+        )
         tokens = grid_size[1] * grid_size[2]
         if self.training and config.patch_dropout:
             slices = drop_patches(patches.reshape(-1, tokens, config.hidden_size), config.patch_dropout)
@@ -162,6 +159,34 @@ class ItemizedCLIPVisionEmbeddings(nn.Module):
         class_token = self.class_embedding.to(patches.dtype).expand(batch, 1, -1)
         hidden_states = torch.cat([class_token, patches.flatten(1, 2)], dim=1)
         return hidden_states, (scans, grid_size[0], tokens)
+
+    def _check_shape(self, pixel_values: torch.Tensor) -> None:
+        if pixel_values.ndim != 6:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (batch, scans, channels, depth, height, "
+                "width), or (batch, channels, height, width) for pictures."
+            )
+        channels, *size = pixel_values.shape[2:]
+        config = self.config
+        if channels != config.num_channels:
+            raise ValueError(f"pixel_values has {channels} channels, the model was built for {config.num_channels}.")
+        if any(voxels % patch for voxels, patch in zip(size, config.patch_shape)):
+            raise ValueError(f"a scan of {size} voxels is not a multiple of the patch size {config.patch_size}.")
+
+    def _add_scan_identity(
+        self, patches: torch.Tensor, scan_name_ids: torch.Tensor | None, scan_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Patches (B, N, L, C) that know their scan: by its name, by its place in the study, or not at all."""
+        if self.scan_name_encoder is not None:
+            if scan_name_ids is None:
+                unknown = torch.tensor(UNKNOWN_NAME_IDS, device=patches.device)
+                scan_name_ids = unknown.expand(*patches.shape[:2], -1)
+            names: torch.Tensor = self.scan_name_encoder(scan_name_ids)
+            return patches + names[:, :, None].to(patches.dtype)
+        if self.scan_embedding is not None:
+            positions = self.scan_positions(self.scan_embedding, patches.shape[1], scan_mask)
+            return patches + positions[:, :, None].to(patches.dtype)
+        return patches
 
 
 def eager_attention_forward(
@@ -172,24 +197,24 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention with its weights; `attention_mask` is boolean (True = attend) or additive."""
+    """Attended values and the attention; `attention_mask` is boolean (True = attend) or additive."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         if attention_mask.dtype == torch.bool:
             scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
         else:
             scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
+    attention = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    attention = F.dropout(attention, p=dropout, training=module.training)
+    return (attention @ value).transpose(1, 2).contiguous(), attention
 
 
 class ItemizedCLIPVisionAttention(nn.Module):
     """Multi-head self-attention over the rows of one scope."""
 
-    def __init__(self, config):
+    def __init__(self, config: ItemizedCLIPVisionConfig):
         super().__init__()
         self.config = config
         self.head_dim = config.hidden_size // config.num_attention_heads
@@ -199,18 +224,19 @@ class ItemizedCLIPVisionAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Rows (R, L, C) -> attended rows (R, L, C), and the attention, where the implementation keeps it."""
         input_shape = hidden_states.shape[:-1]
         qkv = self.qkv(hidden_states).view(*input_shape, 3, -1, self.head_dim)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         # PyTorch's own attention on CPUs is several times slower in half precision, backwards most of all.
         widen = qkv.device.type == "cpu" and self.config._attn_implementation == "sdpa" and qkv.dtype.itemsize == 2
         with torch.autocast("cpu", enabled=False) if widen else nullcontext():
             query, key, value = (qkv.float() if widen else qkv).permute(2, 0, 3, 1, 4)
-            output, weights = attend(
+            output, attention = attend(
                 self,
                 query,
                 key,
@@ -221,18 +247,22 @@ class ItemizedCLIPVisionAttention(nn.Module):
                 dropout=self.config.attention_dropout if self.training else 0.0,
                 **kwargs,
             )
-        return self.out_proj(output.reshape(*input_shape, -1).to(qkv.dtype)), weights
+        return self.out_proj(output.reshape(*input_shape, -1).to(qkv.dtype)), attention
 
 
 class ItemizedCLIPVisionMLP(nn.Module):
-    def __init__(self, config):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, config: ItemizedCLIPVisionConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        """(..., C) -> (..., C)."""
+        output: torch.Tensor = self.fc2(self.activation(self.fc1(hidden_states)))
+        return output
 
 
 class ItemizedCLIPDropPath(nn.Module):
@@ -243,6 +273,7 @@ class ItemizedCLIPDropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        """(R, L, C) -> (R, L, C), in training zero for some rows and scaled up for the others."""
         if self.rate == 0.0 or not self.training:
             return branch
         keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.rate
@@ -263,7 +294,7 @@ def regroup_class_tokens(
     """
     scans, slices, _ = grid
     if tokens.shape[1] > target and tokens.shape[1] > scans:
-        tokens = tokens.unflatten(1, (scans, slices)).mean(2)
+        tokens = torch.unflatten(tokens, 1, (scans, slices)).mean(2)
     if tokens.shape[1] > target:
         if scan_mask is None:
             return tokens.mean(1, keepdim=True)
@@ -274,10 +305,10 @@ def regroup_class_tokens(
     return tokens
 
 
-class ItemizedCLIPVisionLayer(GradientCheckpointingLayer):
+class ItemizedCLIPVisionLayer(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]  # of the library, without types
     """Pre-norm transformer layer whose rows are the slices, the scans or the whole of a study."""
 
-    def __init__(self, config, scope: str, drop_path_rate: float = 0.0):
+    def __init__(self, config: ItemizedCLIPVisionConfig, scope: str, drop_path_rate: float = 0.0):
         super().__init__()
         self.scope = scope
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -292,7 +323,7 @@ class ItemizedCLIPVisionLayer(GradientCheckpointingLayer):
         grid: tuple[int, int, int],
         scan_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """
         Args:
@@ -328,12 +359,12 @@ class ItemizedCLIPVisionLayer(GradientCheckpointingLayer):
 class ItemizedCLIPVisionEncoder(nn.Module):
     """The layers, and the one mask they share."""
 
-    def __init__(self, config):
+    def __init__(self, config: ItemizedCLIPVisionConfig):
         super().__init__()
         self.config = config
         rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
         self.layers = nn.ModuleList(
-            [ItemizedCLIPVisionLayer(config, scope, rate) for scope, rate in zip(config.attention_scopes, rates)]
+            [ItemizedCLIPVisionLayer(config, scope, rate) for scope, rate in zip(config.layer_scopes, rates)]
         )
         self.gradient_checkpointing = False
 
@@ -341,7 +372,7 @@ class ItemizedCLIPVisionEncoder(nn.Module):
         self, hidden_states: torch.Tensor, grid: tuple[int, int, int], scan_mask: torch.Tensor | None
     ) -> Any:
         """Mask of the study's tokens (class token first) in the form that the attention implementation takes."""
-        if scan_mask is None or grid[0] == 1 or "study" not in self.config.attention_scopes:
+        if scan_mask is None or grid[0] == 1 or "study" not in self.config.layer_scopes:
             return None
         token_mask = F.pad(scan_mask.bool().repeat_interleave(grid[1] * grid[2], dim=1), (1, 0), value=True)
         if self.config._attn_implementation in (None, "eager", "sdpa"):
@@ -353,7 +384,7 @@ class ItemizedCLIPVisionEncoder(nn.Module):
         hidden_states: torch.Tensor,
         grid: tuple[int, int, int],
         scan_mask: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """(B, 1 + L, C) -> (B, 1 + L, C)."""
         attention_mask = self.study_mask(hidden_states, grid, scan_mask)

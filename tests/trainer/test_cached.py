@@ -14,7 +14,7 @@ from tiny_models import SUPPORT, leave_group
 from trainers import make_trainer
 
 from itemized_clip_hf import ItemizedCLIPTrainingArguments
-from itemized_clip_hf.modeling.modeling_itemized_clip import group_by_length
+from itemized_clip_hf.modeling.text_batching_itemized_clip import group_by_length
 from itemized_clip_hf.trainer import cached
 from itemized_clip_hf.trainer.cached import HostTensor, cached_encoding
 from itemized_clip_hf.trainer.distributed import refuse_caching

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ...modeling.pooling_itemized_clip import weights_at_hand
+from ...modeling.pooling_itemized_clip import loaded_weights
 from .blocks import Block, SeededMask
 from .functional import full, full_precision, item_separation_loss, key_tokens, sigmoid_loss, unit, worst_positive
 
@@ -108,7 +108,7 @@ def fused_terms(
     texts = torch.cat([block.items.flatten(0, 1) for block in blocks])
     columns = _Columns.of(blocks, full(texts).dtype)
     weight, bias = pooler.fold_norms()
-    with weights_at_hand(pooler.out_proj):
+    with loaded_weights(pooler.out_proj):
         output = pooler.out_proj.weight, pooler.out_proj.bias
     query = pooler.project_queries(texts[None])[0] * pooler.head_dim**-0.5
     shift = None
