@@ -138,7 +138,7 @@ def as_mapping(value, where: str) -> dict[str, Any]:
     return value
 
 
-def neutralize(value):
+def neutralize(value: Any) -> Any:
     """
     A cell for a CSV file that people open: a text that a spreadsheet would take for a formula gets an apostrophe in front, as
     one types it there. Numbers, also as text, stay. `restore` takes it away.

@@ -14,6 +14,7 @@ LIGER = "its kernels are for language models"
 
 
 def is_set(value: Any) -> bool:
+    """Whether an argument of the library that is off by default was set."""
     return bool(value)
 
 
@@ -64,8 +65,10 @@ USED_AT_CONSTRUCTION = sorted(
 
 def refuse_arguments(args: TrainingArguments) -> None:
     """
+    Looks at the library's arguments.
+
     Raises:
-        ValueError: for an argument that could only be ignored.
+        ValueError: one is set that could only be ignored.
     """
     for name, (refused, reason) in REFUSED.items():
         value = getattr(args, name, None)

@@ -9,9 +9,12 @@ more, with the same random numbers. Features are all that is kept, and the gradi
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 
 
 class HostTensor:
@@ -21,23 +24,26 @@ class HostTensor:
         self.tensor = tensor
 
     def numel(self) -> int:
+        """Values of the tensor."""
         return self.tensor.numel()
 
     def pin_memory(self) -> "HostTensor":
+        """Keeps the tensor in memory that the accelerator can read."""
         return HostTensor(self.tensor.pin_memory())
 
 
-FEWEST_TEXTS = 16
+MIN_TEXTS = 16
 """Texts of one pass: fewer save no memory beside the images."""
 
 
 class KeepPixelsOnHost:
     """A collator whose `pixel_values` stay where they are."""
 
-    def __init__(self, collator: Callable):
+    def __init__(self, collator: Callable[[list[Any]], Any]):
         self.collator = collator
 
-    def __call__(self, examples: list) -> dict:
+    def __call__(self, examples: list[Any]) -> dict[str, Any]:
+        """The collator's batch, its pixels a `HostTensor`."""
         batch = dict(self.collator(examples))
         return {**batch, "pixel_values": HostTensor(batch["pixel_values"])}
 
@@ -48,6 +54,7 @@ def get_random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor |
 
 
 def set_random_state(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.device) -> None:
+    """Puts back what `get_random_state` gave."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.get_device_module(device).set_rng_state(state[1])
@@ -55,12 +62,21 @@ def set_random_state(state: tuple[torch.Tensor, torch.Tensor | None], device: to
 
 class CachedEncoding(torch.autograd.Function):
     """
-    Features of all micro-batches, concatenated; the backward pass encodes each once more and returns every parameter's
-    gradient once, so that data-parallel hooks fire as in an ordinary step.
+    Features of all micro-batches, concatenated.
+
+    The backward pass encodes each once more and returns every parameter's gradient once, so that data-parallel hooks fire as in
+    an ordinary step.
     """
 
     @staticmethod
-    def forward(ctx, encode, chunks, device, *parameters):
+    def forward(
+        ctx: Any,
+        encode: Callable[..., tuple[torch.Tensor, ...]],
+        chunks: list[tuple[Any, ...]],
+        device: torch.device,
+        *parameters: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """What `encode` makes of all chunks, without a graph; `parameters` are those that it uses."""
         ctx.encode, ctx.chunks, ctx.device = encode, chunks, device
         ctx.autocast = {
             "device_type": device.type,
@@ -80,10 +96,11 @@ class CachedEncoding(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[Any, ...]:
+        """Gradients of the parameters."""
         parameters = ctx.saved_tensors
         totals: list[torch.Tensor | None] = [None] * len(parameters)
-        parts = [[None] * len(ctx.sizes) if g is None else g.split(ctx.sizes) for g in gradients]
+        parts: list[Any] = [[None] * len(ctx.sizes) if g is None else torch.split(g, ctx.sizes) for g in gradients]
         before = get_random_state(ctx.device)
         try:
             for state, chunk, *wanted in zip(ctx.states, ctx.chunks, *parts):
@@ -94,68 +111,110 @@ class CachedEncoding(torch.autograd.Function):
                 if not used:
                     continue
                 outputs, grad_outputs = zip(*used)
-                found = torch.autograd.grad(outputs, parameters, grad_outputs, allow_unused=True)
+                new = torch.autograd.grad(outputs, parameters, grad_outputs, allow_unused=True)
                 del features, used, outputs
-                totals = [b if a is None else a if b is None else a + b for a, b in zip(totals, found)]
+                totals = [b if a is None else a if b is None else a + b for a, b in zip(totals, new)]
         finally:
             set_random_state(before, ctx.device)
         return None, None, None, *totals
 
 
-def split(batch: torch.Tensor | None, size: int, count: int) -> list[torch.Tensor | None]:
-    return [None] * count if batch is None else list(batch.split(size))
+def split_or_none(batch: torch.Tensor | None, size: int, count: int) -> list[torch.Tensor | None]:
+    """Parts of a batch; as many times None where there is none."""
+    return [None] * count if batch is None else list(torch.split(batch, size))
 
 
-def trainable(*modules) -> list[torch.nn.Parameter]:
+def trainable(*modules: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Parameters of the modules that are trained."""
     return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
 
 @contextmanager
-def cached_encoding(model, micro_batch_size: int, fewest_texts: int = FEWEST_TEXTS) -> Iterator[None]:
+def cached_encoding(model: ItemizedCLIPModel, micro_batch_size: int, min_texts: int = MIN_TEXTS) -> Iterator[None]:
     """
-    Within this context `model(..., return_loss=True)` keeps features only, and a backward pass from the loss may follow at any
-    time. Outputs hold no hidden states of the towers.
+    Within this context `model(..., return_loss=True)` keeps features only; outputs hold no hidden states of the towers.
+
+    A backward pass from the loss may follow at any time. The model's own encoding methods are back after the context.
 
     Args:
         model: [`ItemizedCLIPModel`], not its data-parallel wrapper, which is the one to call.
         micro_batch_size: studies that are encoded at a time; their texts are encoded in as many parts.
-        fewest_texts: of such a part.
+        min_texts: of such a part.
     """
-    encode_images, get_text_features = model.encode_images, model.get_text_features
-    needs_tokens = getattr(model.loss_function, "uses_item_tokens", False)
-    device, count = model.device, 1
+    towers = CachedTowers(model, micro_batch_size, min_texts)
+    with methods_replaced(model, encode_images=towers.encode_images, get_text_features=towers.get_text_features):
+        yield
 
-    def images(pixel_values, scan_mask=None, scan_name_ids=None, **kwargs):
-        nonlocal count
-        pixels = pixel_values.tensor if isinstance(pixel_values, HostTensor) else pixel_values
-        parts = pixels.split(micro_batch_size)
-        count = len(parts)
-        masks, names = (split(x, micro_batch_size, count) for x in (scan_mask, scan_name_ids))
 
-        def encode(pixels, scan_mask, scan_name_ids):
-            return encode_images(pixels.to(device, non_blocking=True), scan_mask, scan_name_ids, **kwargs)[:2]
-
-        parameters = trainable(model.vision_model, model.visual_projection)
-        return *CachedEncoding.apply(encode, list(zip(parts, masks, names)), device, *parameters), None
-
-    def texts(input_ids, attention_mask=None, **kwargs):
-        layout = input_ids.shape[:-1]
-        ids = input_ids.flatten(0, -2)
-        size = max(-(-len(ids) // count), fewest_texts)
-        parts = ids.split(size)
-        masks = split(None if attention_mask is None else attention_mask.flatten(0, -2), size, len(parts))
-
-        def encode(ids, mask):
-            outputs = get_text_features(ids, mask, **kwargs)
-            return (outputs.pooler_output, outputs.last_hidden_state)[: 1 + needs_tokens]
-
-        parameters = trainable(model.text_model, model.text_projection)
-        features = CachedEncoding.apply(encode, list(zip(parts, masks)), device, *parameters)
-        embeds, *tokens = (x.unflatten(0, layout) for x in features)
-        return BaseModelOutputWithPooling(last_hidden_state=tokens[0] if tokens else None, pooler_output=embeds)
-
-    model.encode_images, model.get_text_features = images, texts
+@contextmanager
+def methods_replaced(target: object, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Methods of one object are others inside this context."""
+    before = {name: vars(target)[name] for name in methods if name in vars(target)}
+    for name, method in methods.items():
+        setattr(target, name, method)
     try:
         yield
     finally:
-        del model.encode_images, model.get_text_features
+        for name in methods:
+            if name in before:
+                setattr(target, name, before[name])
+            else:
+                delattr(target, name)
+
+
+class CachedTowers:
+    """The two encoding methods of a model, over cached features."""
+
+    def __init__(self, model: ItemizedCLIPModel, micro_batch_size: int, min_texts: int):
+        self.model, self.micro_batch_size, self.min_texts = model, micro_batch_size, min_texts
+        self.of_model = model.encode_images, model.get_text_features
+        self.device = model.device
+        self.needs_tokens = bool(getattr(model.loss_function, "uses_item_tokens", False))
+        self.num_parts = 1
+        """Of the images of the last batch."""
+
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor | HostTensor,
+        scan_mask: torch.Tensor | None = None,
+        scan_name_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        """As the model's, without its last output."""
+        pixels = pixel_values.tensor if isinstance(pixel_values, HostTensor) else pixel_values
+        parts = torch.split(pixels, self.micro_batch_size)
+        self.num_parts = len(parts)
+        masks, names = (split_or_none(x, self.micro_batch_size, len(parts)) for x in (scan_mask, scan_name_ids))
+
+        def encode(pixels: torch.Tensor, mask: torch.Tensor | None, names: torch.Tensor | None) -> Any:
+            return self.of_model[0](pixels.to(self.device, non_blocking=True), mask, names, **kwargs)[:2]
+
+        parameters = trainable(self.model.vision_model, self.model.visual_projection)
+        return *self._cache(encode, list(zip(parts, masks, names)), parameters), None
+
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """As the model's; hidden states only where the objective uses them."""
+        layout = input_ids.shape[:-1]
+        ids = input_ids.flatten(0, -2)
+        size = max(-(-len(ids) // self.num_parts), self.min_texts)
+        parts = torch.split(ids, size)
+        masks = split_or_none(None if attention_mask is None else attention_mask.flatten(0, -2), size, len(parts))
+
+        def encode(ids: torch.Tensor, mask: torch.Tensor | None) -> Any:
+            outputs = self.of_model[1](ids, mask, **kwargs)
+            return (outputs.pooler_output, outputs.last_hidden_state)[: 1 + self.needs_tokens]
+
+        parameters = trainable(self.model.text_model, self.model.text_projection)
+        features = self._cache(encode, list(zip(parts, masks)), parameters)
+        embeds, *tokens = (torch.unflatten(x, 0, layout) for x in features)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens[0] if tokens else None, pooler_output=embeds)
+
+    def _cache(
+        self, encode: Callable[..., Any], chunks: list[tuple[Any, ...]], parameters: list[torch.nn.Parameter]
+    ) -> tuple[torch.Tensor, ...]:
+        features: tuple[torch.Tensor, ...] = CachedEncoding.apply(  # type: ignore[no-untyped-call]  # torch's
+            encode, chunks, self.device, *parameters
+        )
+        return features

@@ -4,11 +4,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ..hub.card import CARD, FACTS, CardFacts, facts_of_folder, write_card
 from ..provenance import device_name, installed_versions
+from .training_args import ItemizedCLIPTrainingArguments
 
 logger = logging.get_logger(__name__)
 
@@ -24,7 +25,7 @@ class CardCallback(TrainerCallback):
         studies: in the training data.
     """
 
-    def __init__(self, domain: str, objective: tuple[str, dict], base_model: str | None, studies: int | None):
+    def __init__(self, domain: str, objective: tuple[str, dict[str, Any]], base_model: str | None, studies: int | None):
         self.domain = domain
         self.objective = objective
         self.base_model = base_model
@@ -34,14 +35,18 @@ class CardCallback(TrainerCallback):
         self._start: float | None = None
         self._resumed_at = 0
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock."""
         self._start = time.monotonic()
         self._resumed_at = state.global_step
 
-    def facts(self, args, state, model) -> CardFacts:
+    def facts(self, args: ItemizedCLIPTrainingArguments, state: TrainerState, model: PreTrainedModel) -> CardFacts:
         """What the run itself knows; no names of files or studies."""
         name, arguments = self.objective
         seconds = round(time.monotonic() - self._start) if self._start is not None else None
+        scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
         since = f" since step {self._resumed_at:,}" if self._resumed_at else ""
         training: dict[str, Any] = {
             "objective": f"{name}{''.join(f', {key} {value}' for key, value in arguments.items())}",
@@ -51,7 +56,7 @@ class CardCallback(TrainerCallback):
             "batch": f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size:,}",
             "steps": f"{state.global_step:,}",
             "epochs": round(state.epoch, 2) if state.epoch is not None else None,
-            "learning rate": f"{args.learning_rate:g}, {args.warmup_steps:g} warm-up steps, {args.lr_scheduler_type.value}",
+            "learning rate": f"{args.learning_rate:g}, {args.warmup_steps:g} warm-up steps, {scheduler}",
             "weight decay": args.weight_decay,
             "Muon": None
             if args.muon_learning_rate is None
@@ -66,7 +71,7 @@ class CardCallback(TrainerCallback):
             "versions": ", ".join(" ".join(map(str, x)) for x in installed_versions(("torch", "transformers")).items()),
         }
         return CardFacts(
-            name=args.hub_model_id or Path(args.output_dir).resolve().name,
+            name=args.hub_model_id or Path(str(args.output_dir)).resolve().name,
             domain=self.domain,
             base_models=[self.base_model] if self.base_model else [],
             license_note=self.license_note,
@@ -74,13 +79,20 @@ class CardCallback(TrainerCallback):
             scoring=model.config.scoring,
         )
 
-    def write(self, folder: str | Path, args, state, model) -> None:
+    def write(
+        self,
+        folder: str | Path,
+        args: ItemizedCLIPTrainingArguments,
+        state: TrainerState,
+        model: PreTrainedModel,
+    ) -> None:
         """
-        The card of a saved model. What a person wrote into `card.yaml` of the run stays; what was said of earlier weights
-        (figures, conversion) does not.
+        Writes the card of a saved model.
+
+        What a person wrote into `card.yaml` of the run stays; what was said of earlier weights (results, conversion) does not.
         """
         facts = self.facts(args, state, model)
-        for place in (folder, args.output_dir):
+        for place in (folder, str(args.output_dir)):
             if (Path(place) / FACTS).exists():
                 known = CardFacts.read(Path(place) / FACTS)
                 known.training, known.scoring = facts.training, facts.scoring
@@ -94,4 +106,5 @@ class CardCallback(TrainerCallback):
 
 
 def frozen_part(tower: str, mode: bool | str) -> str:
+    """A tower and how it is frozen, in words; empty where it is not."""
     return "" if not mode else tower if mode is True else f"{tower} ({mode})"

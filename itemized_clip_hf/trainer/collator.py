@@ -1,7 +1,7 @@
 """Ragged examples -> a padded, masked batch; scans and items are chosen, never duplicated."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from ..data.cells import neutralize
 from ..data.open import known_codes
 from ..data.studies.items import choose_items, sample_diverse
 from ..data.truth_values import read_truth_value
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..processing.scans_itemized_clip import ProcessedScan
+from .sampler import DATA_ERRORS
 
 logger = logging.get_logger(__name__)
 
@@ -21,6 +23,8 @@ logger = logging.get_logger(__name__)
 @dataclass
 class ItemizedCLIPCollator:
     """
+    Makes batches of studies.
+
     Args:
         processor: [`ItemizedCLIPProcessor`].
         max_items: item slots K of every study; the loss counts padded slots in its divisors, so K is fixed.
@@ -40,29 +44,35 @@ class ItemizedCLIPCollator:
     Without a seed nothing is random: all scans and the first items are taken.
     """
 
-    processor: Any
+    processor: ItemizedCLIPProcessor
     max_items: int = 7
     max_scans: int = 10
     scan_fill: str = "mask"
     accept: list[str] | None = None
-    diverse_sampling: dict | None = None
+    diverse_sampling: dict[str, Any] | None = None
     is_normal: Callable[[list[str]], bool] | None = None
     quarantine: str | Path | None = None
     join_items: Callable[[list[str], torch.Generator | None], str] | None = None
-    _reported: set = field(default_factory=set, init=False, repr=False)
+    _reported: set[Any] = field(default_factory=set, init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.scan_fill not in ("mask", "repeat"):
             raise ValueError(f"scan_fill is {self.scan_fill!r}, expected 'mask' or 'repeat'.")
         known_codes(self.accept or ())
 
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        """Batch of examples, or of what `prepare` made of them."""
-        prepared, last_error = [], None
+    def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+        """
+        Batch of examples, or of what `prepare` made of them; see `modeling` for names and shapes.
+
+        Raises:
+            ValueError: none of the studies could be used.
+        """
+        prepared: list[PreparedStudy] = []
+        last_error: Exception | None = None
         for example in examples:
             try:
                 prepared.append(example if isinstance(example, PreparedStudy) else self.prepare(example))
-            except Exception as error:
+            except DATA_ERRORS as error:
                 self.report(example.get("id"), error)
                 last_error = error
         if not prepared:
@@ -74,7 +84,7 @@ class ItemizedCLIPCollator:
         batch["is_normal"] = torch.tensor([study.is_normal for study in prepared])
         return batch
 
-    def prepare(self, example: dict) -> "PreparedStudy":
+    def prepare(self, example: dict[str, Any]) -> "PreparedStudy":
         """Scans and items of one example, chosen and processed; raises where the study cannot be used."""
         seed = example.get("seed")
         generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -105,7 +115,7 @@ class ItemizedCLIPCollator:
             return sample_diverse(items, self.max_items, generator, **self.diverse_sampling)
         return choose_items(items, self.max_items, generator)
 
-    def _scans(self, example: dict, generator: torch.Generator | None) -> list[ProcessedScan]:
+    def _scans(self, example: dict[str, Any], generator: torch.Generator | None) -> list[ProcessedScan]:
         if "pixel_values" in example:
             pixel_values = torch.as_tensor(example["pixel_values"])
             names = example.get("scan_names") or [None] * len(pixel_values)
@@ -138,12 +148,13 @@ class ItemizedCLIPCollator:
             return list(range(count))
         return sorted(torch.randperm(count, generator=generator)[: self.max_scans].tolist())
 
-    def report(self, study_id, error: Exception):
+    def report(self, study_id: Any, error: Exception) -> None:
         """Logs a study that is left out, and lists it in the quarantine once."""
         if study_id in self._reported:
             return
         self._reported.add(study_id)
-        logger.warning(f"study {study_id} is left out: {error}")
+        reason = reason_of(error)
+        logger.warning(f"study {study_id} is left out: {reason}")
         if self.quarantine is None:
             return
         path = Path(self.quarantine)
@@ -152,15 +163,24 @@ class ItemizedCLIPCollator:
             writer = csv.writer(file)
             if file.tell() == 0:
                 writer.writerow(["study", "reason"])
-            writer.writerow([neutralize(study_id), neutralize(str(error))])
+            writer.writerow([neutralize(study_id), neutralize(reason)])
 
-    @property
-    def lost(self) -> int:
-        """Studies and scans in the quarantine, by any worker, each counted once."""
+    def studies_left_out(self, ids: Collection[str] = ()) -> int:
+        """
+        How many studies could not be used at all, whichever worker met them; scans that were left out alone do not count.
+
+        Args:
+            ids: of all studies; needed where ids hold a slash, which else parts a study from its scan.
+        """
+        known = {neutralize(study_id) for study_id in ids}
+        return sum("/" not in name or name in known for name in self._quarantined())
+
+    def _quarantined(self) -> set[str]:
+        """Names of studies and scans (`study/scan`) that were reported."""
         if self.quarantine is None or not Path(self.quarantine).exists():
-            return len(self._reported)
+            return {neutralize(name) for name in self._reported}
         with Path(self.quarantine).open(newline="", encoding="utf-8") as file:
-            return len({row[0] for row in csv.reader(file) if row and row != ["study", "reason"]})
+            return {row[0] for row in csv.reader(file) if row and row != ["study", "reason"]}
 
 
 @dataclass
@@ -170,3 +190,15 @@ class PreparedStudy:
     scans: list[ProcessedScan]
     items: list[str]
     is_normal: bool
+
+
+def reason_of(error: Exception) -> str:
+    """
+    Why something is left out, in words.
+
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "scan.nii.gz"))
+    'there is no file scan.nii.gz.'
+    """
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"there is no file {error.filename}."
+    return str(error)

@@ -1,6 +1,7 @@
 """What the processes of one run exchange: texts, and the global features of images where an objective needs them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -8,10 +9,12 @@ from torch.nn import functional as F
 
 
 def world_size() -> int:
+    """Processes of the run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Number of this process among them."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -19,11 +22,13 @@ class GatherWithGradient(torch.autograd.Function):
     """All ranks' tensors of one shape, stacked; the gradient of a rank's own tensor is the sum of what all ranks return."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        """(ranks, ...) of x (...)."""
         return torch.stack(gather(x))
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """(...) of the gradients (ranks, ...) that every rank has."""
         gradient = gradient.contiguous()
         if dist.get_backend() in ("nccl", "xccl"):
             own = torch.empty_like(gradient[0])
@@ -31,6 +36,12 @@ class GatherWithGradient(torch.autograd.Function):
             return own
         dist.all_reduce(gradient)
         return gradient[rank()]
+
+
+def gather_with_gradient(x: torch.Tensor) -> torch.Tensor:
+    """(ranks, ...) of x (...), see `GatherWithGradient`."""
+    stacked: torch.Tensor = GatherWithGradient.apply(x)  # type: ignore[no-untyped-call]  # torch's
+    return stacked
 
 
 def gather(x: torch.Tensor) -> list[torch.Tensor]:
@@ -61,7 +72,7 @@ def padded(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 def gather_rows(*tensors: torch.Tensor, with_gradient: bool = True) -> tuple[list[torch.Tensor], slice]:
     """
-    Each tensor (B, ...) as (sum of all B, ...), the rows of all ranks in their order, and the place of the own rows there.
+    Each tensor (B, ...) as (sum of all B, ...), the rows of all ranks in their order, and the place of this rank's rows there.
 
     Ranks may differ in B; of other dimensions all take the largest size of any rank, filled with zeros.
 
@@ -81,7 +92,7 @@ def gather_rows(*tensors: torch.Tensor, with_gradient: bool = True) -> tuple[lis
     for x in tensors:
         shape = [largest[0], *(next(inner) for _ in x.shape[1:])]
         sent = padded(x.to(torch.uint8) if x.dtype == torch.bool else x if with_gradient else x.detach(), shape)
-        every = GatherWithGradient.apply(sent)
+        every = gather_with_gradient(sent)
         equal = min(counts) == largest[0]
         rows = every.flatten(0, 1) if equal else torch.cat([part[:n] for part, n in zip(every.unbind(), counts)])
         rows = rows.to(x.dtype)
@@ -115,7 +126,7 @@ def gather_texts(
     device, (batch, own_slots) = item_embeds.device, item_mask.shape
     sizes = gather_sizes([batch, own_slots, negatives.shape[1]], device)
     studies, slots, columns = (max(column) for column in zip(*sizes))
-    items = GatherWithGradient.apply(padded(item_embeds, (studies, slots, item_embeds.shape[-1])))
+    items = gather_with_gradient(padded(item_embeds, (studies, slots, item_embeds.shape[-1])))
     parts = [
         padded(item_mask.long(), (studies, slots)),
         padded(is_normal.long()[:, None], (studies, 1)),
@@ -124,7 +135,7 @@ def gather_texts(
     blocks = []
     for source, every in enumerate(gather(torch.cat(parts, 1))):
         b, k, t = sizes[source]
-        mask, normal, table = every[:b].split([slots, 1, columns], dim=1)
+        mask, normal, table = torch.split(every[:b], [slots, 1, columns], dim=1)
         table = table[:, :t]
         if b != batch:
             table = table[torch.arange(batch, device=device) % b]

@@ -6,17 +6,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ONE_PRESS = 2.0
 """Seconds in which further signals are the same one: launchers pass on what their processes have already got."""
 
 
-class TrainingInterrupted(Exception):
+class TrainingInterruptedError(Exception):
     """
     Training was ended by a signal.
 
@@ -31,6 +33,7 @@ class TrainingInterrupted(Exception):
 
     @property
     def exit_status(self) -> int:
+        """What a shell expects: 128 + number."""
         return 128 + self.number
 
 
@@ -41,7 +44,7 @@ class Interrupts(TrainerCallback):
     All processes of a run stop after the same step, whichever of them got the signal.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.number: int | None = None
         self._since = 0.0
         self._saved_at: int | None = None
@@ -49,6 +52,7 @@ class Interrupts(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
+        """Hears SIGINT and SIGTERM inside this context; the handlers of before are put back."""
         if threading.current_thread() is not threading.main_thread():  # others cannot have handlers
             yield
             return
@@ -59,7 +63,7 @@ class Interrupts(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame) -> None:
+    def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             self._hear_in_worker(number)
         elif self.number is None:
@@ -75,22 +79,26 @@ class Interrupts(TrainerCallback):
         if number == signal.SIGTERM:
             self.number = number
 
-    def _agreed(self, args) -> int | None:
+    def _agreed(self, args: TrainingArguments) -> int | None:
         if args.world_size > 1 and dist.is_initialized():
             flag = torch.tensor(float(self.number or 0), device=args.device)
             dist.all_reduce(flag, dist.ReduceOp.MAX)
             self.number = int(flag.item()) or None
         return self.number
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ends training and asks for a checkpoint once any process got a signal."""
         if self._agreed(args) is not None:
             args.save_only_model = False  # what is saved now has to be enough to go on
             control.should_save = control.should_training_stop = True
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remembers the step that was saved."""
         self._saved_at = state.global_step
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Within an epoch nothing is due but the checkpoint, where an evaluation has kept it from being saved."""
         if self.number is not None and state.epoch is not None and state.epoch % 1:
             control.should_evaluate = control.should_log = False

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import psutil
 import torch.distributed as dist
@@ -31,7 +32,7 @@ class LostProcessError(RuntimeError):
 
 def process_addresses() -> list[tuple[str, int]]:
     """Host and process id of every rank. All ranks have to ask."""
-    every: list = [None] * world_size()
+    every: list[Any] = [None] * world_size()
     if world_size() == 1:
         return [(socket.gethostname(), os.getpid())]
     dist.all_gather_object(every, (socket.gethostname(), os.getpid()))
@@ -39,6 +40,7 @@ def process_addresses() -> list[tuple[str, int]]:
 
 
 def has_ended(pid: int) -> bool:
+    """Whether a process of this host runs no more."""
     try:
         return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
@@ -79,8 +81,10 @@ def lost_processes_named(timeout: float, addresses: list[tuple[str, int]]) -> It
 
 
 def is_collective_error(error: BaseException) -> bool:
+    """Whether an error is one of processes that exchange tensors."""
     return isinstance(error, dist.DistError) or bool(_COLLECTIVE_ERROR.search(str(error)))
 
 
 def first_line(error: BaseException) -> str:
+    """First line of an error's message, or its type."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -10,6 +10,8 @@ MOMENTUM = 0.95
 
 class MuonWithAdamW(Optimizer):
     """
+    Muon and AdamW side by side.
+
     Weights of linear layers are moved by Muon (`torch.optim.Muon`: momentum, made orthogonal), with steps of the size that
     AdamW's have, so that learning rates are comparable; embeddings, positions, kernels, norms, biases, scale and bias of the
     logits are moved by `adamw`.
@@ -44,16 +46,19 @@ class MuonWithAdamW(Optimizer):
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> Any:
+        """One step of both; returns what `closure` does."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for part in self.parts.values():
             part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
+        """States of both, by name."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
         self._share_groups()

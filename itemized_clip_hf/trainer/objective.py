@@ -7,7 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ..modeling.pooling_itemized_clip import ItemizedCLIPItemPooler
 from .gather import table_widths, world_size
+from .losses.blocks import SeededMask
 from .losses.functional import draw_keep_mask, draw_negatives
 
 
@@ -24,7 +28,13 @@ class Draws:
     """
 
     negatives: torch.Tensor | None = None
-    keep_mask: torch.Tensor | list[torch.Tensor | None] | None = None
+    keep_mask: torch.Tensor | SeededMask | list[torch.Tensor | SeededMask | None] | None = None
+
+    def require_negatives(self) -> torch.Tensor:
+        """The table, for objectives that score texts by it."""
+        if self.negatives is None:
+            raise ValueError("these draws hold no negatives: make them with the objective's own `draw`.")
+        return self.negatives
 
 
 @dataclass
@@ -54,7 +64,7 @@ class Features:
     is_normal: torch.Tensor
     logit_scale: torch.Tensor
     logit_bias: torch.Tensor
-    pooler: Any
+    pooler: ItemizedCLIPItemPooler
     token_mask: torch.Tensor | None = None
     training: bool = True
     objective_module: nn.Module | None = None
@@ -64,8 +74,9 @@ class Features:
 
 class Objective(ABC):
     """
-    Base of all objectives. A subclass takes its weights as constructor arguments, which become attributes, and is found by
-    the name of its file.
+    Base of all objectives.
+
+    A subclass takes its weights as constructor arguments, which become attributes, and is found by the name of its file.
     """
 
     #: Parts of the model that get no gradient from this objective; left trainable, they would stall distributed training.
@@ -73,24 +84,26 @@ class Objective(ABC):
     #: Whether the model passes `item_tokens` and `item_token_mask`.
     uses_item_tokens: ClassVar[bool] = False
 
-    def build_module(self, config) -> nn.Module | None:
+    def build_module(self, config: ItemizedCLIPConfig) -> nn.Module | None:
         """Parameters of the objective's own, for a model of that config."""
         return None
 
-    def attach(self, model) -> None:
+    def attach(self, model: ItemizedCLIPModel) -> None:
         """
-        Makes this the loss of the model, which takes in the objective's own parameters as `objective_module` and passes them
-        back: so they are sharded, moved, saved and restored with the model. A model whose pooler is not trained is scored by
-        its global embeddings.
+        Makes this the loss of the model, in place.
+
+        The model takes in the objective's own parameters as `objective_module` and passes them back: so they are sharded,
+        moved, saved and restored with it. A model whose pooler is not trained is scored by its global embeddings.
         """
         module = self.build_module(model.config)
-        model.objective_module = None if module is None else module.to(model.device, model.dtype)
+        own_parameters: Any = None if module is None else module.to(model.device, model.dtype)
+        model.objective_module = own_parameters
         model.loss_function = self
         model.config.scoring = "global" if "item_pooler" in self.unused else "items"
         for name in self.unused:
             getattr(model, name).requires_grad_(False)
 
-    def parameter_groups(self, module: nn.Module) -> list[dict]:
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """
         Optimizer groups of the objective's own parameters, where they are trained unlike the model's: `params`, the
         settings that differ, and `warmup_steps` if the schedule's warm-up does.
@@ -112,14 +125,14 @@ class Objective(ABC):
         is_normal: torch.Tensor | None,
         logit_scale: torch.Tensor,
         logit_bias: torch.Tensor,
-        pooler,
+        pooler: ItemizedCLIPItemPooler,
         draws: Draws | None = None,
         token_mask: torch.Tensor | None = None,
         training: bool = True,
-        **extra,
+        **extra: Any,
     ) -> dict[str, torch.Tensor]:
         """
-        The arguments are those of [`Features`], in the order of spec api.md; `draws` are made here if None.
+        The loss of one batch. The arguments are those of [`Features`]; `draws` are made here if None.
 
         Returns:
             `"loss"` and the unweighted terms it is made of. In a process group every rank returns its own sum over the local
@@ -151,8 +164,9 @@ class Objective(ABC):
 
 class StudyTextObjective(Objective):
     """
-    Base of the objectives that take one text per study. The Trainer hands `join_items` to the collator, which joins before
-    it tokenises; the objective then gets one item slot.
+    Base of the objectives that take one text per study.
+
+    The Trainer hands `join_items` to the collator, which joins before it tokenizes; the objective then gets one item slot.
     """
 
     unused: tuple[str, ...] = ("item_pooler",)
@@ -167,16 +181,22 @@ class StudyTextObjective(Objective):
         if x.item_embeds.shape[1] != 1:
             raise ValueError(
                 f"this objective takes one text per study, found {x.item_embeds.shape[1]} item slots: join the items before "
-                "they are tokenised, as ItemizedCLIPCollator(..., join_items=objective.join_items) does."
+                "they are tokenized, as ItemizedCLIPCollator(..., join_items=objective.join_items) does."
             )
         if not bool(x.item_mask.all()):
             raise ValueError(f"{int((~x.item_mask).sum())} of {len(x.item_mask)} studies have no text.")
         return x.item_embeds[:, 0]
 
 
-def draw_pairs(item_mask, num_tokens, num_heads, keep_rate, generator=None) -> Draws:
+def draw_pairs(
+    item_mask: torch.Tensor,
+    num_tokens: int,
+    num_heads: int,
+    keep_rate: float,
+    generator: torch.Generator | None = None,
+) -> Draws:
     """Draws of the objectives that score sampled texts through the pooler; all processes of a group have to draw."""
-    masks: list[torch.Tensor | None] = [None] * world_size()
+    masks: list[torch.Tensor | SeededMask | None] = [None] * world_size()
     if keep_rate < 1:
         shapes = [(len(item_mask), num_heads, width, num_tokens) for width in table_widths(item_mask)]
         masks = [draw_keep_mask(shape, keep_rate, generator, item_mask.device) for shape in shapes]

@@ -12,14 +12,14 @@ from .checkpoints import is_complete, last_complete_checkpoint, remove_incomplet
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 logger = logging.get_logger(__name__)
 
 LOCK = ".training"
 
 
-def checkpoint_to_resume(output: str | os.PathLike) -> str | None:
+def checkpoint_to_resume(output: str | os.PathLike[str]) -> str | None:
     """
     The last checkpoint that was written to its end, None where a run ended before its first one.
 
@@ -38,7 +38,7 @@ def checkpoint_to_resume(output: str | os.PathLike) -> str | None:
 
 
 @contextmanager
-def held(output: str | os.PathLike, resume: bool, first: bool = True) -> Iterator[None]:
+def held(output: str | os.PathLike[str], resume: bool, first: bool = True) -> Iterator[None]:
     """
     Keeps other runs out of the folder, which is made; the system lets go of it however this process ends.
 

@@ -1,32 +1,70 @@
 """What a Trainer makes of its arguments before training: collator, objective, model; and what it refuses."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..domains import Domain, load_domain
 from ..hub.push import licensed
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..models.adapters import add_lora, has_adapters
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .collator import ItemizedCLIPCollator
-from .objectives import Objective, load_objective
+from .objectives import Objective, StudyTextObjective, load_objective
 from .training_args import ItemizedCLIPTrainingArguments
 
 logger = logging.get_logger(__name__)
 
 
-def unchanged(example):
+@dataclass(frozen=True)
+class Parts:
+    """What a Trainer is built of: the objective, which is in the model by then, and the collator that joins texts for it."""
+
+    objective: Objective
+    collator: Callable[[list[Any]], dict[str, Any]]
+
+
+def prepare_parts(
+    args: ItemizedCLIPTrainingArguments,
+    model: ItemizedCLIPModel,
+    objective: Objective | None,
+    collator: Callable[[list[Any]], dict[str, Any]] | None,
+    processor: ItemizedCLIPProcessor | None,
+) -> Parts:
+    """Collator and objective where none is given, and the model made ready for them in place."""
+    domain = load_domain(model.config.domain) if model.config.domain else None
+    if collator is None:
+        collator = build_collator(args, processor, domain)
+    if objective is None:
+        objective = build_objective(args, domain)
+    require_publishable(args, model)
+    if isinstance(objective, StudyTextObjective) and isinstance(collator, ItemizedCLIPCollator):
+        collator = replace(collator, join_items=objective.join_items)
+    prepare_model(model, args, objective, processor)
+    return Parts(objective, collator)
+
+
+def unchanged(example: Any) -> Any:
+    """An example of a collator that prepares nothing."""
     return example
 
 
-def warn_of_study(study, error) -> None:
+def warn_of_study(study: object, error: Exception) -> None:
+    """Logs a study that is left out, for collators that keep no quarantine."""
     logger.warning(f"study {study} is left out: {error}")
 
 
 def freeze_tower(tower: nn.Module, mode: bool | str) -> None:
     """
+    Freezes parameters in place.
+
     Args:
         tower: text or vision tower.
         mode: False, True, or `"except_layernorm"`, which keeps the parameters of LayerNorms trainable (chest CT's text).
@@ -39,7 +77,10 @@ def freeze_tower(tower: nn.Module, mode: bool | str) -> None:
             parameter.requires_grad = trainable
 
 
-def build_collator(args: ItemizedCLIPTrainingArguments, processor, domain) -> ItemizedCLIPCollator:
+def build_collator(
+    args: ItemizedCLIPTrainingArguments, processor: ItemizedCLIPProcessor | None, domain: Domain | None
+) -> ItemizedCLIPCollator:
+    """The collator that the arguments describe; the domain knows which studies are normal."""
     if processor is None:
         raise ValueError("pass the processor as processing_class, or a data_collator.")
     return ItemizedCLIPCollator(
@@ -48,15 +89,15 @@ def build_collator(args: ItemizedCLIPTrainingArguments, processor, domain) -> It
         max_scans=args.max_scans,
         scan_fill=args.scan_fill,
         accept=args.accept,
-        diverse_sampling=cast(dict | None, args.diverse_sampling),
+        diverse_sampling=cast(dict[str, Any] | None, args.diverse_sampling),
         is_normal=domain.is_normal if domain else None,
         quarantine=Path(cast(str, args.output_dir)) / "quarantine.csv",
     )
 
 
-def build_objective(args: ItemizedCLIPTrainingArguments, domain) -> Objective:
+def build_objective(args: ItemizedCLIPTrainingArguments, domain: Domain | None) -> Objective:
     """The objective that the arguments name; their weights win over the domain's."""
-    weights = dict(cast(dict | None, args.objective_weights) or {})
+    weights = dict(cast(dict[str, Any] | None, args.objective_weights) or {})
     if domain:
         weights = {**domain.weights(args.objective), **weights}
     return load_objective(args.objective, **weights)
@@ -64,18 +105,22 @@ def build_objective(args: ItemizedCLIPTrainingArguments, domain) -> Objective:
 
 def align_weights(model: nn.Module) -> None:
     """
-    Weights that lie in a file's memory (safetensors) get memory of their own: some kernels add in another order where weights
-    do not start at a multiple of 64 bytes, so a run that is resumed in a new process would differ in the last bit.
+    Gives weights that lie in a file's memory (safetensors) memory of their own.
+
+    Some kernels add in another order where weights do not start at a multiple of 64 bytes, so a run that is resumed in a new
+    process would differ in the last bit.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
             tensor.data = tensor.data.clone()
 
 
-def prepare_model(model, args: ItemizedCLIPTrainingArguments, objective: Objective, processor) -> None:
+def prepare_model(
+    model: ItemizedCLIPModel, args: ItemizedCLIPTrainingArguments, objective: Objective, processor: Any
+) -> None:
     """Adapters, the objective and its parameters, and what stays as it is. The random numbers of others are left alone."""
     align_weights(model)
-    if hasattr(processor, "preprocessing"):
+    if hasattr(processor, "preprocessing"):  # another class may have been passed as processing_class
         processor.check_model(model.config)
         model.config.preprocessing = processor.preprocessing()
     if args.lora is not None:
@@ -89,8 +134,19 @@ def prepare_model(model, args: ItemizedCLIPTrainingArguments, objective: Objecti
     freeze_tower(model.vision_model, args.freeze_vision)
 
 
-def refuse_constructor(args: ItemizedCLIPTrainingArguments, model, model_init, train_dataset, others: dict) -> None:
-    """Raises for arguments of the Trainer that could only be ignored."""
+def refuse_constructor(
+    args: ItemizedCLIPTrainingArguments,
+    model: PreTrainedModel | None,
+    model_init: Callable[..., PreTrainedModel] | None,
+    train_dataset: Any,
+    others: dict[str, Any],
+) -> None:
+    """
+    Looks at the arguments of the Trainer.
+
+    Raises:
+        ValueError: one could only be ignored, or one is missing.
+    """
     if (model is None) == (model_init is None):
         raise ValueError("pass a model or model_init, one of the two.")
     if others.get("compute_loss_func") is not None:
@@ -109,7 +165,13 @@ def refuse_constructor(args: ItemizedCLIPTrainingArguments, model, model_init, t
         )
 
 
-def require_publishable(args: ItemizedCLIPTrainingArguments, model) -> None:
+def require_publishable(args: ItemizedCLIPTrainingArguments, model: ItemizedCLIPModel) -> None:
+    """
+    Looks at what `push_to_hub` needs, where it is set.
+
+    Raises:
+        ValueError: what will be trained cannot be published.
+    """
     if not args.push_to_hub:
         return
     if args.lora is not None or has_adapters(model):
@@ -120,12 +182,18 @@ def require_publishable(args: ItemizedCLIPTrainingArguments, model) -> None:
         raise ValueError("push_to_hub needs a model with a domain (config.domain): its card says what goes in.")
     if not licensed(cast(str, args.output_dir), args.hub_license):
         raise ValueError(
-            "push_to_hub needs the licence of the weights: pass hub_license, as the Hub calls it (e.g. cc-by-nc-4.0), or "
+            "push_to_hub needs the license of the weights: pass hub_license, as the Hub calls it (e.g. cc-by-nc-4.0), or "
             "state it in card.yaml in the output folder."
         )
 
 
-def require_evaluable(evaluators: list, args: ItemizedCLIPTrainingArguments, processor) -> None:
+def require_evaluable(evaluators: Sequence[Any], args: ItemizedCLIPTrainingArguments, processor: Any) -> None:
+    """
+    Looks at what evaluators need, where there are some.
+
+    Raises:
+        ValueError: they would get no processor, or a model in pieces.
+    """
     if evaluators and processor is None:
         raise ValueError("evaluators are called with the processor: pass it as processing_class.")
     if evaluators and (args.fsdp or args.deepspeed):
@@ -136,8 +204,10 @@ def require_evaluable(evaluators: list, args: ItemizedCLIPTrainingArguments, pro
 
 def require_steps(args: ItemizedCLIPTrainingArguments, studies: int, batches: int, batch_size: int) -> None:
     """
+    Looks at the length of the training.
+
     Raises:
-        ValueError: where training would end without a step.
+        ValueError: it would end without a step.
     """
     if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
         raise ValueError(
@@ -147,9 +217,9 @@ def require_steps(args: ItemizedCLIPTrainingArguments, studies: int, batches: in
     if batches:
         return
     together = f"{batch_size} studies" + (f" on each of {args.world_size} processes" if args.world_size > 1 else "")
-    cure = "lower per_device_train_batch_size, or pass more studies"
+    cure = "pass more studies, or lower per_device_train_batch_size (--set per_device_train_batch_size=N)"
     if args.dataloader_drop_last:
-        cure += ", or set dataloader_drop_last=False, which trains on the incomplete batch"
+        cure += ", or train on the incomplete batch (--set dataloader_drop_last=false)"
     raise ValueError(
         f"there are {studies} studies and a batch takes {together}: not one batch, so no step. To train, {cure}."
     )

@@ -1,5 +1,5 @@
 """
-Pictures that stay where the model is, as 8-bit values: random crops, turns and normalisation are done there, batch by batch.
+Pictures that stay where the model is, as 8-bit values: random crops, turns and normalization are done there, batch by batch.
 
 The draws of every visit are those of the ordinary way through the processor. So are the pixels, but for steps of 1 in 255:
 Pillow's whole numbers are computed as such, in float64, always across first and then down, while Pillow 13 begins with what it
@@ -7,6 +7,7 @@ finds cheaper, and rounds in between.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,10 @@ class Visit:
     is_normal: bool
 
 
-class ResidentPictures(Dataset):
+class ResidentPictures(Dataset[Visit]):
     """
+    Training pictures in memory, in place of a `SeededDataset`.
+
     Args:
         records: map-style; `images` are pictures of one size, (H, W, 3) 8-bit, as `CachedPictures` holds them; `items`.
         collator: of the ordinary way, whose processor and draws are used.
@@ -43,7 +46,7 @@ class ResidentPictures(Dataset):
         ValueError: for pictures of several sizes.
     """
 
-    def __init__(self, records, collator: ItemizedCLIPCollator, device: torch.device | str = "cpu"):
+    def __init__(self, records: Any, collator: ItemizedCLIPCollator, device: torch.device | str = "cpu"):
         self.collator = collator
         self.items = [record["items"] for record in records]
         self.flags = [record.get("is_normal") for record in records]
@@ -97,7 +100,7 @@ class ResidentPictures(Dataset):
     @torch.no_grad()
     def pixels(self, drawn: torch.Tensor) -> torch.Tensor:
         """`pixel_values` (B, 1, 3, 1, H, W), float32, on the device, of what `collate` put under `picture` (B, 7)."""
-        parts = [self._resample(part) for part in drawn.split(AT_ONCE)]
+        parts = [self._resample(part) for part in torch.split(drawn, AT_ONCE)]
         return torch.cat(parts)[:, None, :, None]
 
     def _resample(self, drawn: torch.Tensor) -> torch.Tensor:
@@ -125,18 +128,19 @@ def to_8_bits(values: torch.Tensor) -> torch.Tensor:
 
 def bicubic_matrix(start: torch.Tensor, length: torch.Tensor, size: int, wanted: int) -> torch.Tensor:
     """
-    Weights (B, wanted, size), whole numbers in float64 that add up to about `PRECISION`, which resample the part of a line from
-    `start` on, of `length` (B,) points, to `wanted` points: Pillow's bicubic filter (a = -0.5), widened where the line shrinks,
-    and cut at the ends of the part.
+    Weights (B, wanted, size) that resample the part of a line from `start` on, of `length` (B,) points, to `wanted` points.
+
+    Whole numbers in float64 that add up to about `PRECISION`: Pillow's bicubic filter (a = -0.5), widened where the line
+    shrinks, and cut at the ends of the part.
     """
     scale = length.double() / wanted
     wide = scale.clamp(min=1)
-    centre = (torch.arange(wanted, device=start.device) + 0.5) * scale[:, None]
+    center = (torch.arange(wanted, device=start.device) + 0.5) * scale[:, None]
     support = 2 * wide[:, None]
-    first = (centre - support + 0.5).floor().clamp(min=0)
-    last = torch.minimum((centre + support + 0.5).floor(), length[:, None].double())
+    first = (center - support + 0.5).floor().clamp(min=0)
+    last = torch.minimum((center + support + 0.5).floor(), length[:, None].double())
     place = torch.arange(size, device=start.device).double() - start[:, None]
-    distance = ((place[:, None] - centre[..., None] + 0.5) / wide[:, None, None]).abs()
+    distance = ((place[:, None] - center[..., None] + 0.5) / wide[:, None, None]).abs()
     near = ((1.5 * distance) - 2.5) * distance * distance + 1
     far = (((distance - 5) * distance + 8) * distance - 4) * -0.5
     weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))

@@ -1,12 +1,12 @@
-"""One training run from a recipe and a list of studies to a model folder."""
+"""One training run from a recipe and a list of studies to a model folder: plan, build, train."""
 
 import os
 import signal
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from transformers.utils import logging
 
 from ..bars import without_library_bars
@@ -16,21 +16,18 @@ from ..data.studies.cache import CachedPictures
 from ..data.studies.records import Records, read_records
 from ..data.studies.storage import check_prepared
 from ..domains import load_domain
-from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..models.adapters import find_base
 from ..models.load import load
 from ..models.names import is_adapter_folder
-from ..models.precision import multiplies_bf16
-from ..models.tokenizer import load_tokenizer, train_tokenizer
 from ..processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
-from ..recipes import Recipe, without_foreign_weights
-from .argument_rules import FOR_SCRIPTS
+from ..recipes import Recipe
 from .checkpoints import last_complete_checkpoint
-from .gather import world_size
-from .interrupts import Interrupts, TrainingInterrupted
+from .from_recipe import build_arguments, build_model, build_processor
+from .interrupts import Interrupts, TrainingInterruptedError
 from .output_folder import checkpoint_to_resume, held
+from .run_record import RunRecord
 from .trainer import ItemizedCLIPTrainer
 from .training_args import ItemizedCLIPTrainingArguments
 from .used_folder import require_unused
@@ -40,85 +37,61 @@ logger = logging.get_logger(__name__)
 MAE_NOTE = "The vision tower was started from MAE weights; the published ones are CC-BY-NC-4.0, and so is what is made of them."
 
 
-def build_processor(recipe: Recipe, items, tokenizer_path: str | None = None) -> ItemizedCLIPProcessor:
-    """Processor of the recipe; the tokenizer is loaded from a path or learned from the items (an iterable of lists)."""
-    settings = recipe.tokenizer or {}
-    context = settings.get("context_length", load_domain(recipe.domain).text["context_length"])
-    if tokenizer_path is not None:
-        tokenizer = load_tokenizer(tokenizer_path, context)
-    elif "vocab_size" in settings:
-        tokenizer = train_tokenizer((item for row in items for item in row), settings["vocab_size"], context)
-    else:
-        raise ValueError(
-            "this recipe needs a tokenizer: pass its path (--tokenizer; the domain uses "
-            f"{load_domain(recipe.domain).text['tokenizer']}), or give the recipe `tokenizer: {{vocab_size: 4096}}` to learn "
-            "one."
-        )
-    return ItemizedCLIPProcessor.from_domain(recipe.domain, tokenizer=tokenizer, **recipe.image)
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is asked for besides recipe and training arguments; see `train_recipe`."""
+
+    data: str | os.PathLike[str]
+    output: str | os.PathLike[str]
+    tokenizer: str | None = None
+    eval_data: str | os.PathLike[str] | None = None
+    resume: bool = False
+    items_column: str | None = None
+    images_column: str | None = None
+    model_folder: str | None = None
+    init: str | None = None
+    accept_license: bool = False
+    layout: str | None = None
 
 
-def build_model(recipe: Recipe, tokenizer, seed: int = 0) -> ItemizedCLIPModel:
-    """Model of the recipe with fresh weights; vocabulary and special tokens of the text tower are the tokenizer's."""
-    architecture = recipe.architecture()
-    text = dict(architecture["text_config"])
-    if recipe.tokenizer and "vocab_size" in recipe.tokenizer:
-        text["vocab_size"] = len(tokenizer)
-    text["max_position_embeddings"] = max(text.get("max_position_embeddings", 0), tokenizer.model_max_length)
-    text["pad_token_id"] = tokenizer.pad_token_id
-    if text["model_type"] == "clip_text_model":
-        text["bos_token_id"] = first_known(tokenizer.bos_token_id, tokenizer.cls_token_id)
-        text["eos_token_id"] = first_known(tokenizer.eos_token_id, tokenizer.sep_token_id)
-    if len(tokenizer) > text["vocab_size"]:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} entries, the text tower {text['vocab_size']}: they do not belong together."
-        )
-    torch.manual_seed(seed)
-    return ItemizedCLIPModel(ItemizedCLIPConfig(**{**architecture, "text_config": text}, domain=recipe.domain))
+@dataclass(frozen=True)
+class RunPlan:
+    """
+    What a run will do, as far as it can be told without a model.
+
+    Args:
+        checkpoint: that the run goes on from.
+        records: of the training studies.
+    """
+
+    recipe: Recipe
+    options: RunOptions
+    args: ItemizedCLIPTrainingArguments
+    checkpoint: str | None
+    records: Records
+
+    @property
+    def source(self) -> str | None:
+        """The folder that model and processor come from; None for fresh ones."""
+        return self.checkpoint or self.options.model_folder
 
 
-def first_known(*values):
-    return next(value for value in values if value is not None)
+@dataclass(frozen=True)
+class RunParts:
+    """What is trained, and on what."""
 
-
-def build_arguments(recipe: Recipe, output, overrides: dict) -> ItemizedCLIPTrainingArguments:
-    """Training arguments of the recipe with the changes to them, as far as this machine allows."""
-    settings = {"logging_strategy": "steps", **without_foreign_weights(recipe.training, overrides), **overrides}
-    known = ItemizedCLIPTrainingArguments.__dataclass_fields__
-    for old in [name for name in settings if name.startswith("gradient_checkpointing")]:
-        new = old.replace("gradient", "activation")  # as later versions of the library call it
-        if new in known:
-            settings.setdefault(new, settings.pop(old))
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise ValueError(f"there are no training arguments {unknown}; see transformers.TrainingArguments.")
-    scripted = [name for name in FOR_SCRIPTS if settings.get(name)]
-    if scripted:
-        raise ValueError(
-            f"{scripted} are for scripts of one's own: this trains; --eval-data evaluates meanwhile, --resume goes on."
-        )
-    if recipe.global_batch_size is not None and "per_device_train_batch_size" not in settings:
-        parts = int(os.environ.get("WORLD_SIZE", world_size())) * settings.get("gradient_accumulation_steps", 1)
-        if recipe.global_batch_size % parts:
-            raise ValueError(
-                f"the global batch of {recipe.global_batch_size} studies cannot be split into {parts} parts (processes times "
-                "accumulation steps); set per_device_train_batch_size."
-            )
-        settings["per_device_train_batch_size"] = recipe.global_batch_size // parts
-    if settings.get("bf16") and not torch.cuda.is_available():
-        settings["bf16"] = settings["use_cpu"] = multiplies_bf16()
-        if not settings["bf16"]:
-            logger.warning("no GPU, and this CPU does not multiply bf16: training in float32")
-    if settings.get("dataloader_num_workers", 0) > (os.cpu_count() or 1):
-        settings["dataloader_num_workers"] = os.cpu_count() or 1
-    return ItemizedCLIPTrainingArguments(output_dir=str(output), **settings)
+    model: ItemizedCLIPModel
+    processor: ItemizedCLIPProcessor
+    train_data: Records | CachedPictures
+    eval_data: Records | CachedPictures | None
 
 
 def train_recipe(
     recipe: Recipe,
-    data: str | os.PathLike,
-    output: str | os.PathLike,
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     tokenizer: str | None = None,
-    eval_data: str | os.PathLike | None = None,
+    eval_data: str | os.PathLike[str] | None = None,
     resume: bool = False,
     items_column: str | None = None,
     images_column: str | None = None,
@@ -127,7 +100,8 @@ def train_recipe(
     accept_license: bool = False,
     interrupts: Interrupts | None = None,
     layout: str | None = None,
-    **overrides,
+    record: RunRecord | None = None,
+    **overrides: Any,
 ) -> ItemizedCLIPTrainer:
     """
     Trains and saves a model folder (weights, processor, trainer state) at `output`, which must not hold another run.
@@ -135,136 +109,191 @@ def train_recipe(
     Args:
         recipe: from `load_recipe`.
         data, eval_data: as in `read_records`.
+        output: the folder of the run: checkpoints, quarantine, and the model in the end.
         tokenizer: path; see `build_processor`.
         resume: continue from the last checkpoint in `output` that was written to its end; from the beginning without one.
         items_column, images_column: of the list, where their names are not the usual ones.
         model_folder: start from this model and its processor instead of fresh weights.
-        init: weights that the recipe's model starts from as far as they fit, see `initialization.initialize`.
+        init: weights that the recipe's model starts from as far as they fit, see `conversion.initialize`.
         accept_license: of MAE weights, where `init` is a file of these.
-        interrupts: ends training at SIGINT and SIGTERM with a checkpoint, and a `TrainingInterrupted`.
+        interrupts: ends training at SIGINT and SIGTERM with a checkpoint, and a `TrainingInterruptedError`.
         layout: what the files of a folder are where it cannot be told, see `data.layout.Layout`.
+        record: of the options that the run was begun with; kept in `output` for the one that goes on.
         overrides: training arguments that win over the recipe's.
 
     Raises:
         ValueError: for an output folder that holds another run, is in use or cannot be written, and for arguments that cannot
             work.
     """
-    checkpoint = checkpoint_to_resume(output) if resume else None
-    if not resume:
-        require_unused(output)
-    args = build_arguments(recipe, output, overrides)
-    if model_folder is not None and init is not None:
+    options = RunOptions(
+        *(data, output, tokenizer, eval_data, resume, items_column, images_column, model_folder),
+        *(init, accept_license, layout),
+    )
+    plan = plan_run(recipe, options, overrides)
+    parts = build_run(plan)
+    with interrupts.listening() if interrupts is not None else nullcontext():
+        is_first = plan.args.process_index == 0
+        with held(output, resume, is_first):
+            if record is not None and is_first:
+                record.write(output)
+            return train_run(plan, parts, interrupts)
+
+
+def plan_run(recipe: Recipe, options: RunOptions, overrides: dict[str, Any]) -> RunPlan:
+    """Looks at folders, arguments and lists of studies; nothing is written, and no model is built."""
+    checkpoint = checkpoint_to_resume(options.output) if options.resume else None
+    if not options.resume:
+        require_unused(options.output)
+    args = build_arguments(recipe, options.output, overrides)
+    if options.model_folder is not None and options.init is not None:
         raise ValueError("pass a model to go on from (--model), or weights for the recipe's model (--init), not both.")
-    folders = [folder for folder in (data, eval_data) if folder is not None]
-    if checkpoint is None and model_folder is None:
-        for folder in folders:
-            check_prepared(folder, ItemizedCLIPImageProcessor.from_domain(recipe.domain, **recipe.image))
-    columns: dict[str, Any] = {"items_column": items_column, "images_column": images_column}
-    rule = Layout.of_settings({**load_domain(recipe.domain).image, **recipe.image}, layout)
-    records: Records | CachedPictures = read_records(data, **columns, layout=rule)
+    if checkpoint is None and options.model_folder is None:
+        check_prepared_folders(options, ItemizedCLIPImageProcessor.from_domain(recipe.domain, **recipe.image))
+    records = list_records(recipe, options, options.data)
     if records.items_column is None or records.images_column is None:
         raise ValueError(
-            f"{data}: no column of items or of images among {records.columns}; name them with --items-column and "
+            f"{options.data}: no column of items or of images among {records.columns}; name them with --items-column and "
             "--images-column."
         )
     logger.warning(
         f"{len(records)} studies; images from {records.images_column!r}, items from {records.items_column!r}"
     )
-    if checkpoint is not None or model_folder is not None:
-        source = cast(str, checkpoint or model_folder)
-        if checkpoint is not None and is_adapter_folder(checkpoint):
-            source = find_base(checkpoint)  # the Trainer adds adapters of its own and fills them from the checkpoint
-        model, processor = load(source, "cpu", tokenizer)
-        if model.config.domain != recipe.domain:
-            raise ValueError(
-                f"{checkpoint or model_folder} is a model of domain {model.config.domain!r}, the recipe is for "
-                f"{recipe.domain!r}."
-            )
-        for folder in folders:
-            check_prepared(folder, processor.image_processor)
-    else:
-        processor = build_processor(recipe, records.items(), tokenizer)
-        model = build_model(recipe, processor.tokenizer, args.seed)
-        if init is not None:
-            initialize(model, init, accept_license)
-            if recipe.tokenizer and "vocab_size" in recipe.tokenizer and tokenizer is None:
-                logger.warning(
-                    "the tokenizer is learned from the data: word embeddings that were loaded belong to other words unless "
-                    "--tokenizer names the one of these weights."
-                )
-    processor.image_processor.layout = layout
-    if args.bf16 and args.use_cpu:  # as in the vision tower: PyTorch's own attention is slow there
+    return RunPlan(recipe, options, args, checkpoint, records)
+
+
+def build_run(plan: RunPlan) -> RunParts:
+    """Model and processor, fresh or from a folder, and the data as training reads them."""
+    model, processor = load_parts(plan) if plan.source is not None else make_parts(plan)
+    processor.image_processor.layout = plan.options.layout
+    if plan.args.bf16 and plan.args.use_cpu:  # as in the vision tower: PyTorch's own attention is slow there
         model.text_model.set_attn_implementation("eager")
-    if recipe.cache_pictures:
-        records = cache(records, recipe.cache_pictures)
-    eval_records: Records | CachedPictures | None = None
-    if eval_data is not None:
-        eval_records = read_records(eval_data, **columns, layout=rule)
-        eval_records = cache(eval_records, recipe.cache_pictures) if recipe.cache_pictures else eval_records
-    listening = interrupts.listening() if interrupts is not None else nullcontext()
-    with listening, held(output, resume, args.process_index == 0):
-        return _train(
-            model,
-            processor,
-            args,
-            (records, eval_records),
-            checkpoint,
-            (model_folder, init, accept_license),
-            interrupts,
-        )
+    train_data = cache_pictures(plan.recipe, plan.records)
+    eval_data = None
+    if plan.options.eval_data is not None:
+        eval_data = cache_pictures(plan.recipe, list_records(plan.recipe, plan.options, plan.options.eval_data))
+    return RunParts(model, processor, train_data, eval_data)
 
 
-def _train(model, processor, args, data, checkpoint, origin, interrupts) -> ItemizedCLIPTrainer:
-    """Training, and the model folder; `data` for training and evaluation, `origin` as in `train_recipe`."""
-    model_folder, init, accept_license = origin
-    output = cast(str, args.output_dir)
-    if args.lora is not None and not model.config.name_or_path:
-        base = Path(output) / "base"
-        if args.process_index == 0:
-            with without_library_bars():
-                model.save_pretrained(base)
-            processor.save_pretrained(base)
-        model.config.name_or_path = str(base)
-    trainer = ItemizedCLIPTrainer(model, args, train_dataset=data[0], eval_dataset=data[1], processing_class=processor)
-    if trainer.card is not None and init is not None:
-        trainer.card.started_from = f"weights of {Path(init).name}, as far as they fit"
-        trainer.card.license_note = MAE_NOTE if accept_license else ""
-    elif trainer.card is not None and model_folder is not None and trainer.card.base_model is None:
-        trainer.card.started_from = f"the model {Path(model_folder).name}"
+def train_run(plan: RunPlan, parts: RunParts, interrupts: Interrupts | None = None) -> ItemizedCLIPTrainer:
+    """
+    Training, and the model folder.
+
+    Raises:
+        TrainingInterruptedError: a signal ended it; what is saved stands in its message.
+    """
+    if plan.args.lora is not None and not parts.model.config.name_or_path:
+        save_base(plan, parts)
+    trainer = ItemizedCLIPTrainer(
+        parts.model,
+        plan.args,
+        train_dataset=parts.train_data,
+        eval_dataset=parts.eval_data,
+        processing_class=parts.processor,
+    )
+    describe_start(trainer, plan.options)
     if interrupts is None:
-        train_and_save(trainer, checkpoint)
+        train_and_save(trainer, plan.checkpoint)
         return trainer
     trainer.add_callback(interrupts)
     try:
-        train_and_save(trainer, checkpoint, interrupts)
+        train_and_save(trainer, plan.checkpoint, interrupts)
     except (KeyboardInterrupt, RuntimeError):
         if interrupts.number is None:
             raise
         raise interrupted(trainer, interrupts, "Training was ended within a step") from None
     if interrupts.number is not None:
-        raise TrainingInterrupted(interrupts.number, f"Training was complete; the model is saved in {output}.")
+        saved = f"Training was complete; the model is saved in {plan.args.output_dir}."
+        raise TrainingInterruptedError(interrupts.number, saved)
     return trainer
 
 
-def train_and_save(trainer: ItemizedCLIPTrainer, checkpoint: str | None, interrupts: Interrupts | None = None) -> None:
-    output = cast(str, trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if interrupts is not None and interrupts.number is not None and trainer.state.global_step < trainer.state.max_steps:
-        raise interrupted(trainer, interrupts, f"Training was ended after step {trainer.state.global_step}")
-    trainer.save_model(output)
-    trainer.save_state()
+def list_records(recipe: Recipe, options: RunOptions, source: str | os.PathLike[str]) -> Records:
+    """The studies of a list or a folder, images closed."""
+    rule = Layout.of_settings({**load_domain(recipe.domain).image, **recipe.image}, options.layout)
+    return read_records(source, options.items_column, options.images_column, layout=rule)
 
 
-def interrupted(trainer: ItemizedCLIPTrainer, interrupts: Interrupts, what: str) -> TrainingInterrupted:
-    last = last_complete_checkpoint(cast(str, trainer.args.output_dir))
-    saved = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
-    return TrainingInterrupted(
-        interrupts.number or signal.SIGINT, f"{what}; {saved}. To go on, add --resume to the command."
-    )
+def check_prepared_folders(options: RunOptions, processor: ItemizedCLIPImageProcessor) -> None:
+    """Refuses data that were prepared for another processor."""
+    for folder in (options.data, options.eval_data):
+        if folder is not None:
+            check_prepared(folder, processor)
 
 
-def cache(records, shortest_side: int) -> CachedPictures:
-    cached = CachedPictures(records, shortest_side)
+def load_parts(plan: RunPlan) -> tuple[ItemizedCLIPModel, ItemizedCLIPProcessor]:
+    """Model and processor of the folder that the run starts or goes on from."""
+    source = cast(str, plan.source)
+    weights = source
+    if plan.checkpoint is not None and is_adapter_folder(plan.checkpoint):
+        weights = find_base(plan.checkpoint)  # the Trainer adds adapters of its own and fills them from the checkpoint
+    model, processor = load(weights, "cpu", plan.options.tokenizer)
+    if model.config.domain != plan.recipe.domain:
+        raise ValueError(
+            f"{source} is a model of domain {model.config.domain!r}, the recipe is for {plan.recipe.domain!r}."
+        )
+    check_prepared_folders(plan.options, processor.image_processor)
+    return model, processor
+
+
+def make_parts(plan: RunPlan) -> tuple[ItemizedCLIPModel, ItemizedCLIPProcessor]:
+    """The recipe's model and processor, with fresh weights or those of `init`."""
+    recipe, options = plan.recipe, plan.options
+    processor = build_processor(recipe, plan.records.items(), options.tokenizer)
+    model = build_model(recipe, processor.tokenizer, plan.args.seed)
+    if options.init is not None:
+        initialize(model, options.init, options.accept_license)
+        if recipe.tokenizer and "vocab_size" in recipe.tokenizer and options.tokenizer is None:
+            logger.warning(
+                "the tokenizer is learned from the data: word embeddings that were loaded belong to other words unless "
+                "--tokenizer names the one of these weights."
+            )
+    return model, processor
+
+
+def cache_pictures(recipe: Recipe, records: Records) -> Records | CachedPictures:
+    """Decoded pictures in memory, where the recipe says so."""
+    if not recipe.cache_pictures:
+        return records
+    cached = CachedPictures(records, recipe.cache_pictures)
     for skipped in cached.skipped:
         logger.warning(f"record {skipped.study} is left out: {skipped.reason}")
     return cached
+
+
+def save_base(plan: RunPlan, parts: RunParts) -> None:
+    """A fresh model that gets adapters is kept beside them, which are of no use without it."""
+    base = Path(cast(str, plan.args.output_dir)) / "base"
+    if plan.args.process_index == 0:
+        with without_library_bars():
+            parts.model.save_pretrained(base)
+        parts.processor.save_pretrained(base)
+    parts.model.config.name_or_path = str(base)
+
+
+def describe_start(trainer: ItemizedCLIPTrainer, options: RunOptions) -> None:
+    """Tells the card what training started from."""
+    if trainer.card is None:
+        return
+    if options.init is not None:
+        trainer.card.started_from = f"weights of {Path(options.init).name}, as far as they fit"
+        trainer.card.license_note = MAE_NOTE if options.accept_license else ""
+    elif options.model_folder is not None and trainer.card.base_model is None:
+        trainer.card.started_from = f"the model {Path(options.model_folder).name}"
+
+
+def train_and_save(trainer: ItemizedCLIPTrainer, checkpoint: str | None, interrupts: Interrupts | None = None) -> None:
+    """Trains to the end and saves model and state; to the step that a signal ends, and saves nothing more then."""
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if interrupts is not None and interrupts.number is not None and trainer.state.global_step < trainer.state.max_steps:
+        raise interrupted(trainer, interrupts, f"Training was ended after step {trainer.state.global_step}")
+    trainer.save_model(cast(str, trainer.args.output_dir))
+    trainer.save_state()
+
+
+def interrupted(trainer: ItemizedCLIPTrainer, interrupts: Interrupts, what: str) -> TrainingInterruptedError:
+    """What happened, what is saved, and how to go on."""
+    last = last_complete_checkpoint(cast(str, trainer.args.output_dir))
+    saved = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
+    return TrainingInterruptedError(
+        interrupts.number or signal.SIGINT, f"{what}; {saved}. To go on, add --resume to the command."
+    )

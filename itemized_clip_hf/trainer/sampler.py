@@ -5,11 +5,21 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+DATA_ERRORS = (OSError, ValueError)
+"""What reading and checking a study raises for damaged data. Anything else is an error of the program and ends the run."""
 
 
-class SeededSampler(Sampler):
+class SeededSampler(Sampler[tuple[int, int]]):
     """
     A new permutation each epoch; yields (index, seed of this visit).
+
+    >>> first = list(SeededSampler(4, seed=3))
+    >>> sorted(index for index, seed in first), first == list(SeededSampler(4, seed=3))
+    ([0, 1, 2, 3], True)
 
     The seed depends on the run's seed, the epoch and the index alone, so that random scans, items and crops are the same
     with any number of workers and in a run that was interrupted.
@@ -24,7 +34,8 @@ class SeededSampler(Sampler):
         self.shuffle = shuffle
         self.epoch = 0
 
-    def set_epoch(self, epoch: int):
+    def set_epoch(self, epoch: int) -> None:
+        """Order and seeds of another epoch, from now on."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -37,22 +48,24 @@ class SeededSampler(Sampler):
         return ((index, seeds[index]) for index in (order if self.shuffle else range(self.length)))
 
 
-class SeededDataset(Dataset):
+class SeededDataset(Dataset[Any]):
     """
     A map-style dataset whose examples are prepared for the collator with the seed of their visit.
 
-    A study that cannot be used is reported, and another one, drawn from the seed of the visit, takes its place: batches keep
-    their size on every rank, and a restarted run draws the same.
+    A study that cannot be read or used is reported, and another one, drawn from the seed of the visit, takes its place: batches
+    keep their size on every rank, and a restarted run draws the same.
 
     Args:
         dataset: examples as the collator takes them.
-        prepare: makes a study ready for a batch, or raises.
+        prepare: makes a study ready for a batch, or raises one of `DATA_ERRORS`.
         report: called with the id (or number) of a study that cannot be used, and the error.
     """
 
     _ATTEMPTS = 20
 
-    def __init__(self, dataset, prepare: Callable[[dict], Any], report: Callable[[Any, Exception], None]):
+    def __init__(
+        self, dataset: Any, prepare: Callable[[dict[str, Any]], Any], report: Callable[[Any, Exception], None]
+    ):
         self.dataset = dataset
         self.prepare = prepare
         self.report = report
@@ -60,17 +73,26 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]):
+    def __getitem__(self, key: tuple[int, int]) -> Any:
         index, seed = key
         generator = torch.Generator().manual_seed(seed)
         for _ in range(self._ATTEMPTS):
-            study_id: Any = index
+            example = None
             try:
                 example = self.dataset[index]
-                study_id = example.get("id", index)
                 return self.prepare({**example, "seed": seed})
-            except Exception as error:
-                self.report(study_id, error)
+            except DATA_ERRORS as error:
+                self.report(self._id_of(index, example), error)
                 last_error = error
+            except Exception:  # raised again: only the name of the study is added
+                logger.error(f"study {self._id_of(index, example)}: the program failed, not the study; training ends")
+                raise
             index = int(torch.randint(len(self.dataset), (1,), generator=generator))
         raise ValueError(f"{self._ATTEMPTS} studies in a row could not be used; the last error: {last_error}")
+
+    def _id_of(self, index: int, example: dict[str, Any] | None) -> Any:
+        """Id of a study, read or not; its number where it has none."""
+        try:
+            return self.dataset.id_of(index) if example is None else example.get("id", index)
+        except (AttributeError, *DATA_ERRORS):  # a list without ids, or a damaged one
+            return index

@@ -1,10 +1,11 @@
 """Checkpoints by the clock, for runs on machines that may be taken away."""
 
 import time
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class SaveByTime(TrainerCallback):
@@ -20,13 +21,18 @@ class SaveByTime(TrainerCallback):
         self.seconds = 60 * minutes
         self._last = time.monotonic()
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock."""
         self._last = time.monotonic()
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Starts the clock again."""
         self._last = time.monotonic()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Asks for a checkpoint where the time is up."""
         due = time.monotonic() - self._last >= self.seconds
         if args.world_size > 1 and dist.is_initialized():
             flag = torch.tensor([float(due)], device=args.device)

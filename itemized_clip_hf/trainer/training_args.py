@@ -1,6 +1,7 @@
 """Arguments of a training run, on top of the library's."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -13,7 +14,11 @@ from ..models.adapters import LoraSettings
 @dataclass
 class ItemizedCLIPTrainingArguments(TrainingArguments):
     """
-    The library's `TrainingArguments` with the optimisation of the papers as defaults (spec 7.7), and:
+    The library's `TrainingArguments` with the optimization of the papers as defaults (spec 7.7), and some of its own.
+
+    >>> args = ItemizedCLIPTrainingArguments(output_dir="run", objective="flair", max_items=5, use_cpu=True)
+    >>> args.objective, args.max_items, args.learning_rate, args.adam_beta2
+    ('flair', 5, 0.000175, 0.98)
 
     Args:
         objective (`str`): name of a file in `trainer/objectives`.
@@ -23,34 +28,34 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
         freeze_vision (`bool` or `str`): the same for the vision tower.
         lora (`str` or `dict`): adapters on the attention and MLP projections of the `"vision"`, `"text"` or `"both"` towers;
             besides them pooler, projections, scale and bias are trained. `{"preset": "text", "rank": 16}` changes the
-            settings, see `hub.adapters.LoraSettings`.
+            settings, see `models.adapters.LoraSettings`.
         cached_micro_batch_size (`int`): encode that many studies at a time and keep their features only: batches larger than
             the memory, with the gradients of the whole batch, for one more pass through the towers (`trainer/cached.py`).
         max_items (`int`): item slots K of a study.
         max_scans (`int`): most scans of a study in training.
         scan_fill (`str`): `"mask"` or `"repeat"`, see the collator.
-        resident_pictures (`bool`): keep the decoded training pictures on the accelerator and crop, turn and normalise them
+        resident_pictures (`bool`): keep the decoded training pictures on the accelerator and crop, turn and normalize them
             there (`trainer/resident.py`); for pictures of one size, which `cache_pictures` of a recipe makes of square ones.
         save_minutes (`float`): save a checkpoint whenever that many minutes have passed since the last one, besides what
             `save_strategy` says: for machines that may be taken away.
         muon_learning_rate, muon_weight_decay (`float`): train the weights of linear layers by Muon with these
             (`trainer/muon.py`) and the rest by AdamW; steps are of AdamW's size, so the rates are of its order.
-        hub_license (`str`): licence of the weights, as the Hub calls it; `push_to_hub` needs it, or a `card.yaml` with it.
+        hub_license (`str`): license of the weights, as the Hub calls it; `push_to_hub` needs it, or a `card.yaml` with it.
         accept (`list[str]`): codes of the checks that a scan is used in spite of, as `itemized-clip inspect` gives them.
         diverse_sampling (`dict`): `{"max_merged": 3, "consecutive_prob": 0.5}` for 2-D captions.
     """
 
     objective: str = "itemized_clip"
-    objective_weights: dict | str | None = None
+    objective_weights: dict[str, Any] | str | None = None
     freeze_text: bool | str = False
     freeze_vision: bool | str = False
-    lora: dict | str | None = None
+    lora: dict[str, Any] | str | None = None
     cached_micro_batch_size: int | None = None
     max_items: int = 7
     max_scans: int = 10
     scan_fill: str = "mask"
     accept: list[str] | None = None
-    diverse_sampling: dict | str | None = None
+    diverse_sampling: dict[str, Any] | str | None = None
     resident_pictures: bool = False
     save_minutes: float | None = None
     muon_learning_rate: float | None = None
@@ -70,19 +75,20 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_weights", "diverse_sampling", "lora"]
 
-    def __post_init__(self):
-        if self.deepspeed and not is_deepspeed_available():
+    def __post_init__(self) -> None:
+        if self.deepspeed and not is_deepspeed_available():  # type: ignore[no-untyped-call]  # the library's
             raise ImportError(
                 "the argument deepspeed needs the package of that name: pip install deepspeed. Without it, fsdp=True shards "
                 "parameters, gradients and optimizer state too."
             )
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]  # the library's
         if self.dataloader_pin_memory and not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # without an accelerator it does nothing but warn
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            strategy = getattr(self.hub_strategy, "value", self.hub_strategy)
             raise ValueError(
-                f"hub_strategy is {self.hub_strategy.value!r}: optimizer states and pickled arguments are not uploaded; choose "
-                "'end' or 'every_save'."
+                f"hub_strategy is {strategy!r}: optimizer states and pickled arguments are not uploaded; choose 'end' or "
+                "'every_save'."
             )
         frozen = {"text": self.freeze_text, "vision": self.freeze_vision}
         for tower, mode in frozen.items():
@@ -90,11 +96,12 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
                 raise ValueError(f"freeze_{tower} is {mode!r}, expected False, True or 'except_layernorm'.")
         if self.lora is not None:
             preset = LoraSettings.read(self.lora).preset
-            for tower in [tower for tower, mode in frozen.items() if mode and preset in (tower, "both")]:
-                raise ValueError(
-                    f"freeze_{tower}={frozen[tower]!r} would freeze the adapters too: LoRA freezes the tower itself, set "
-                    f"freeze_{tower}=false and name what else to train in lora's `trainable`."
-                )
+            for tower, mode in frozen.items():
+                if mode and preset in (tower, "both"):
+                    raise ValueError(
+                        f"freeze_{tower}={mode!r} would freeze the adapters too: LoRA freezes the tower itself, set "
+                        f"freeze_{tower}=false and name what else to train in lora's `trainable`."
+                    )
         if self.cached_micro_batch_size is not None and self.cached_micro_batch_size < 1:
             raise ValueError(f"cached_micro_batch_size is {self.cached_micro_batch_size}, expected 1 or more.")
         if self.muon_learning_rate is not None and (self.fsdp or self.deepspeed):

@@ -8,7 +8,7 @@ CHECKPOINT, STATE = "checkpoint", "trainer_state.json"
 MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", STATE)
 
 
-def checkpoint_folders(folder: str | os.PathLike) -> list[Path]:
+def checkpoint_folders(folder: str | os.PathLike[str]) -> list[Path]:
     """All checkpoints of a run, also those that were not written to their end, by their step."""
     found = []
     for path in Path(folder).glob(f"{CHECKPOINT}-*"):
@@ -18,10 +18,12 @@ def checkpoint_folders(folder: str | os.PathLike) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def require_unused(output: str | os.PathLike) -> None:
+def require_unused(output: str | os.PathLike[str]) -> None:
     """
+    Looks at an output folder before a new run.
+
     Raises:
-        ValueError: where the folder holds an earlier run or a model.
+        ValueError: it holds an earlier run or a model.
     """
     steps = [path.name.rpartition("-")[2] for path in checkpoint_folders(output)]
     files = [name for name in MODEL_FILES if (Path(output) / name).exists()]

@@ -57,7 +57,7 @@ def test_two_steps(name, lists, tmp_path):
     )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert trainer.state.global_step == 2 and np.isfinite(losses).all()
-    assert trainer.data_collator.lost == 0 and trainer.model.num_parameters() < 3e6
+    assert trainer.studies_left_out == 0 and trainer.model.num_parameters() < 3e6
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 

@@ -52,7 +52,7 @@ def loss_and_gradients(model, batch, micro_batch_size=None, seed=1, scale=1.0):
     if micro_batch_size is None:
         loss = model(**batch, return_loss=True, return_logits=False).loss
     else:
-        with cached_encoding(model, micro_batch_size, fewest_texts=2):
+        with cached_encoding(model, micro_batch_size, min_texts=2):
             loss = model(**batch, return_loss=True, return_logits=False).loss
     state = torch.get_rng_state()
     (loss * scale).backward()

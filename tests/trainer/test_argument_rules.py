@@ -13,7 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments
 from itemized_clip_hf.recipes import load_recipe
 from itemized_clip_hf.trainer.argument_rules import FOR_SCRIPTS, REFUSED
-from itemized_clip_hf.trainer.run import build_arguments
+from itemized_clip_hf.trainer.from_recipe import build_arguments
 
 TRIED_HERE = """
 accelerator_config auto_find_batch_size batch_eval_metrics bf16 bf16_full_eval data_seed dataloader_multiprocessing_context

@@ -17,7 +17,7 @@ from itemized_clip_hf import ItemizedCLIPTrainingArguments
 from itemized_clip_hf.modeling.text_batching_itemized_clip import group_by_length
 from itemized_clip_hf.trainer import cached
 from itemized_clip_hf.trainer.cached import HostTensor, cached_encoding
-from itemized_clip_hf.trainer.distributed import refuse_caching
+from itemized_clip_hf.trainer.distributed import check_caching_supported
 from itemized_clip_hf.trainer.objectives import available_objectives
 
 
@@ -71,7 +71,7 @@ def test_autocast_in_both_passes(monkeypatch):
     model.visual_projection.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     model.zero_grad()
     torch.manual_seed(1)
-    with torch.autocast("cpu", torch.bfloat16), cached_encoding(model, 4, fewest_texts=2):
+    with torch.autocast("cpu", torch.bfloat16), cached_encoding(model, 4, min_texts=2):
         first = model(**batch, return_loss=True, return_logits=False).loss
     first.backward()  # outside of autocast, as the Trainer does
     got = first.detach(), {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
@@ -184,7 +184,7 @@ def test_it_is_refused_where_it_cannot_work(processor, tmp_path):
     for name, what in (("is_fsdp_enabled", "FSDP"), ("is_deepspeed_enabled", "DeepSpeed")):
         setattr(trainer, name, True)
         with pytest.raises(ValueError, match=what):
-            refuse_caching(trainer)
+            check_caching_supported(trainer)
         setattr(trainer, name, False)
 
 

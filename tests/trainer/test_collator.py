@@ -83,7 +83,8 @@ def test_bad_studies_are_quarantined(processor, tmp_path):
     rows = list(csv.reader((tmp_path / "quarantine.csv").open()))
     assert rows[0] == ["study", "reason"]
     assert [row[0] for row in rows[1:]] == ["gone/AX_T1", "gone", "nan/None", "nan", "mute"]
-    assert "no file" in rows[1][1] and "NaN" in rows[4][1] and "no item" in rows[5][1] and collator.lost == 5
+    assert "no file" in rows[1][1] and "NaN" in rows[4][1] and "no item" in rows[5][1]
+    assert "Errno" not in rows[1][1] + rows[2][1] and collator.studies_left_out() == 3
     with pytest.raises(ValueError, match="none of the 3 studies of this batch"):
         collator(bad)
     assert len(list(csv.reader((tmp_path / "quarantine.csv").open()))) == 6  # each is listed once
@@ -126,7 +127,7 @@ def test_sampler_repeats_itself_and_changes_with_the_epoch():
 def test_a_bad_study_is_replaced_by_another_one():
     def prepare(example):
         if example["id"] % 2:
-            raise KeyError("damaged")
+            raise ValueError("damaged")
         return example
 
     reported = []
@@ -140,6 +141,44 @@ def test_a_bad_study_is_replaced_by_another_one():
         SeededDataset(rows[1:2], prepare, lambda study, error: None)[(0, 1)]
 
 
+@pytest.mark.parametrize("error", [TypeError, AttributeError, KeyError])
+def test_an_error_of_the_program_ends_the_run(processor, error, messages):
+    """It is no fault of the study, which is not left out in silence."""
+
+    def prepare(example):
+        raise error("no such thing")
+
+    reported = []
+    dataset = SeededDataset([{"id": "7"}], prepare, lambda study, reason: reported.append(study))
+    with pytest.raises(error, match="no such thing"):
+        dataset[(0, 1)]
+    assert not reported and any("study 7: the program failed" in line for line in messages)
+    collator = ItemizedCLIPCollator(processor, is_normal=prepare)
+    with pytest.raises(error, match="no such thing"):
+        collator([example(0, 1, ITEMS[:1])])
+
+
+def test_studies_that_cannot_be_read_are_called_by_their_ids():
+    class Rows(list):
+        def __getitem__(self, index):
+            raise OSError("gone")
+
+        def id_of(self, index):
+            return f"patient-1/study-{index}"
+
+    reported = []
+    with pytest.raises(ValueError, match="20 studies in a row"):
+        SeededDataset(Rows([0]), dict, lambda study, reason: reported.append(study))[(0, 1)]
+    assert set(reported) == {"patient-1/study-0"}
+
+
+def test_ids_with_a_slash_count_as_studies(processor, tmp_path):
+    collator = ItemizedCLIPCollator(processor, quarantine=tmp_path / "q.csv")
+    for name in ("p1/s1", "p1/s2/AX_T2", "=p3"):
+        collator.report(name, ValueError("damaged"))
+    assert collator.studies_left_out(["p1/s1", "p1/s2", "=p3"]) == 2
+
+
 def test_a_bad_scan_is_left_out_of_its_study(processor, tmp_path):
     collator = ItemizedCLIPCollator(processor, max_items=1, max_scans=3, quarantine=tmp_path / "q.csv")
     good = np.random.default_rng(0).normal(size=(6, 16, 16))
@@ -148,4 +187,5 @@ def test_a_bad_scan_is_left_out_of_its_study(processor, tmp_path):
         batch = collator([{"id": "7", "images": study, "items": ITEMS[:1], "seed": 1}])
         assert batch["scan_mask"].tolist() == [[True]]
     rows = list(csv.reader((tmp_path / "q.csv").open()))
-    assert [row[0] for row in rows[1:]] == ["7/AX_T2", "7/AX_DWI"] and collator.lost == 2
+    assert [row[0] for row in rows[1:]] == ["7/AX_T2", "7/AX_DWI"]
+    assert collator.studies_left_out() == 0  # the study is used

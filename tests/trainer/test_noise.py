@@ -9,7 +9,7 @@ from itemized_clip_hf import ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments
 from itemized_clip_hf.bars import without_library_bars
 from itemized_clip_hf.models.load import load, load_processor
 from itemized_clip_hf.recipes import load_recipe
-from itemized_clip_hf.trainer.run import build_arguments
+from itemized_clip_hf.trainer.from_recipe import build_arguments
 
 
 def test_bars_are_as_before_afterwards(capfd):

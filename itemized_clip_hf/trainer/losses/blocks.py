@@ -28,13 +28,15 @@ class SeededMask:
         for image in range(first, first + shape[0]):
             generator = torch.Generator(device).manual_seed((self.seed * 1_000_003 + image) % (1 << 63))
             drawn.append(draw_keep_mask(shape[1:], self.keep_rate, generator, device))
-        return torch.stack(drawn)  # type: ignore[arg-type]
+        return torch.stack(drawn)  # type: ignore[arg-type]  # none is None: keep_rate is below 1
 
 
 @dataclass
 class Block:
     """
-    The texts of one rank and how the images of this one see them. B own images, B' studies of that rank, T texts an image.
+    The texts of one rank and how the images of this one see them.
+
+    B own images, B' studies of that rank, T texts of an image.
 
     Args:
         items: (B', K, P).

@@ -1,8 +1,15 @@
-"""Pure maths and pure draws of the objectives (spec 5 and 6). Shapes: B studies, K item slots, T = B + K - 1 texts of a
-study, L tokens, P width."""
+"""
+Pure maths and pure draws of the objectives (spec 5 and 6).
+
+Shapes: B studies, K item slots, T = B + K - 1 texts of a study, L tokens, P width.
+"""
+
+from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
+
+from ...modeling.pooling_itemized_clip import ItemizedCLIPItemPooler
 
 WORST_POSITIVE_RULES = ("reference", "strict")
 
@@ -14,7 +21,7 @@ def cosine_logits(
     pooled, texts = full(pooled), full(texts)
     # Dividing the products of norms instead of both vectors: the vectors are the largest tensors of the loss.
     norms = pooled.norm(dim=-1).clamp(min=1e-12) * texts.norm(dim=-1).clamp(min=1e-12)
-    logits = (pooled * texts).sum(-1) / norms * full(logit_scale).exp()
+    logits: torch.Tensor = (pooled * texts).sum(-1) / norms * full(logit_scale).exp()
     return logits if logit_bias is None else logits + full(logit_bias)
 
 
@@ -23,13 +30,13 @@ def full(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def full_precision(x: torch.Tensor):
+def full_precision(x: torch.Tensor) -> torch.autocast:
     """Matrix products keep the type of their inputs, autocast or not."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
-    """L2-normalised along the last axis."""
+    """L2-normalized along the last axis."""
     return F.normalize(full(x), dim=-1)
 
 
@@ -43,7 +50,7 @@ def softmax_loss(
     logits: torch.Tensor, targets: torch.Tensor, candidate_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
-    -sum of targets * log softmax(logits), the sum of cross entropies where a row of targets is one-hot.
+    -sum of targets * log softmax(logits): the sum of cross entropies where a row of targets is one-hot.
 
     Args:
         logits, targets: (..., rows, candidates).
@@ -67,7 +74,7 @@ def contrastive_loss(
     Both directions of InfoNCE, averaged, summed over rows: images against all texts, texts against all images.
 
     Args:
-        images, texts: (..., B, P), L2-normalised; row i of the one belongs to row i of the other.
+        images, texts: (..., B, P), L2-normalized; row i of the one belongs to row i of the other.
         all_images, all_texts: (..., N, P), the candidates.
         targets: (..., B, N), the same for both directions.
         candidate_mask: (..., N), False for pairs left out.
@@ -105,7 +112,10 @@ def draw_negatives(item_mask: torch.Tensor, generator: torch.Generator | None = 
 
 
 def draw_keep_mask(
-    shape: tuple[int, ...], keep_rate: float, generator: torch.Generator | None = None, device=None
+    shape: tuple[int, ...],
+    keep_rate: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
 ) -> torch.Tensor | None:
     """Random token mask, True = may attend, each entry with probability `keep_rate`; None where nothing is hidden."""
     if keep_rate >= 1:
@@ -130,14 +140,13 @@ def key_tokens(attention: torch.Tensor, rate: float, token_mask: torch.Tensor | 
         (B, T, L) boolean.
     """
     attention = attention.detach()
-    length = attention.shape[-1]
-    most = max(1, int(rate * length))
+    max_tokens = max(1, int(rate * attention.shape[-1]))
     if token_mask is None:
-        chosen = attention.topk(most, dim=-1).indices
+        chosen = attention.topk(max_tokens, dim=-1).indices
         return torch.zeros_like(attention, dtype=torch.bool).scatter_(-1, chosen, True)
     count = (token_mask.sum(-1).double() * rate).floor().clamp(min=1)
-    chosen = attention.masked_fill(~token_mask[:, None], -1.0).topk(most, dim=-1).indices
-    wanted = torch.arange(most, device=attention.device) < count[:, None, None]
+    chosen = attention.masked_fill(~token_mask[:, None], -1.0).topk(max_tokens, dim=-1).indices
+    wanted = torch.arange(max_tokens, device=attention.device) < count[:, None, None]
     picked = torch.zeros_like(attention, dtype=torch.bool).scatter_(-1, chosen, wanted.expand_as(chosen))
     return picked & token_mask[:, None]
 
@@ -162,19 +171,19 @@ def worst_positive(
     return (logits - 10 * column_mask.to(logits.dtype) - 10 * labels).argmin(1)
 
 
-def normal_pairs(own: torch.Tensor, other: torch.Tensor, local: bool) -> torch.Tensor:
+def normal_pairs(is_normal: torch.Tensor, other_is_normal: torch.Tensor, local: bool) -> torch.Tensor:
     """
     Pairs (B, B) of two normal studies, which the normal check drops; in the local block never a study with itself.
 
     Args:
-        own: (B,), normal flags of the images' studies.
-        other: (B,), normal flags of the texts' studies.
+        is_normal: (B,), of the images' studies.
+        other_is_normal: (B,), of the texts' studies.
     """
-    pairs = own[:, None] & other[None]
-    return pairs & ~torch.eye(len(own), dtype=torch.bool, device=own.device) if local else pairs
+    pairs = is_normal[:, None] & other_is_normal[None]
+    return pairs & ~torch.eye(len(is_normal), dtype=torch.bool, device=is_normal.device) if local else pairs
 
 
-def table_queries(pooler, items: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+def table_queries(pooler: ItemizedCLIPItemPooler, items: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
     """
     Projected queries (B, heads, T, d) of an index table (B, T) into the flattened items (B, K, P).
 
@@ -203,7 +212,7 @@ def multi_positive_loss(
     with full_precision(image_embeds):
         cosines = unit(image_embeds) @ unit(item_embeds).flatten(0, 1).t()
     logits = cosines * full(logit_scale).exp() + full(logit_bias)
-    logits = logits.unflatten(1, (studies, slots))
+    logits = torch.unflatten(logits, 1, (studies, slots))
     labels = torch.full((len(image_embeds), studies, 1), -1.0, device=logits.device, dtype=logits.dtype)
     if positive:
         labels = labels + 2 * torch.eye(studies, device=logits.device, dtype=logits.dtype)[..., None]
@@ -234,16 +243,18 @@ def group_tokens(
     texts: torch.Tensor, tokens: torch.Tensor, threshold: float = 0.0, token_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
-    What each text finds in its own image (spec 6.5): the tokens weighted by their similarity, min-max normalised over the
-    tokens, cut off below a threshold and made to sum to one.
+    What each text finds in its own image (spec 6.5).
+
+    The tokens weighted by their similarity, min-max normalized over the tokens, cut off below a threshold and made to sum
+    to one.
 
     Args:
-        texts, tokens: (B, K, P) and (B, L, P), L2-normalised.
+        texts, tokens: (B, K, P) and (B, L, P), L2-normalized.
         threshold: weights below it are zero; below 0 it stands for one over the number of tokens.
         token_mask: (B, L), True for tokens of real scans.
 
     Returns:
-        (B, K, P), L2-normalised.
+        (B, K, P), L2-normalized.
     """
     with full_precision(texts):
         similarity = texts @ tokens.mT
@@ -270,7 +281,7 @@ def masked_cosines(images: torch.Tensor, texts: torch.Tensor, masks: torch.Tenso
 
     Args:
         images: (B, P).
-        texts, masks: (N, P), the texts L2-normalised; the image is normalised after it was masked.
+        texts, masks: (N, P), the texts L2-normalized; the image is normalized after it was masked.
     """
     with full_precision(images):
         # Products of matrices instead of (B, N, P) masked images.

@@ -17,11 +17,13 @@ import torch
 
 from ..gather import gather_rows, identity_rows, padded, world_size
 from ..losses.functional import contrastive_loss, group_tokens, unit
-from ..objective import Objective
+from ..objective import Draws, Features, Objective
 
 
 class DreamLIPObjective(Objective):
     """
+    Compares each study with its items, by global embeddings and by tokens.
+
     Args:
         clip_weight, grouping_weight: of the two terms.
         grouping_threshold: smallest weight of a token in a group, see `functional.group_tokens`.
@@ -34,7 +36,8 @@ class DreamLIPObjective(Objective):
         self.grouping_weight = grouping_weight
         self.grouping_threshold = grouping_threshold
 
-    def compute(self, x, draws):
+    def compute(self, x: Features, draws: Draws | None) -> dict[str, torch.Tensor]:
+        """The loss of this file's formula, and its terms."""
         images, texts = unit(x.image_embeds), unit(x.item_embeds)
         groups = group_tokens(texts, unit(x.image_tokens), self.grouping_threshold, x.token_mask)
         (all_images, all_texts, all_groups, all_mask), own = gather_rows(images, texts, groups, x.item_mask)

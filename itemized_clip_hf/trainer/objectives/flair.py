@@ -6,15 +6,19 @@ are dropped from both terms and never drawn [inferred]; normal studies are not k
 texts, where ItemizedCLIP's ILA is divided by the studies.
 """
 
+from typing import Any
+
 import torch
 
 from ..gather import gather_texts, rank
 from ..losses.functional import cosine_logits, multi_positive_loss, sigmoid_loss, table_queries
-from ..objective import Draws, Objective, draw_pairs
+from ..objective import Draws, Features, Objective, draw_pairs
 
 
 class FLAIRObjective(Objective):
     """
+    Compares each study with its items, and one item of every other study, through the pooler.
+
     Args:
         tcs_weight, mps_weight: of the two terms.
     """
@@ -23,21 +27,26 @@ class FLAIRObjective(Objective):
         self.tcs_weight = tcs_weight
         self.mps_weight = mps_weight
 
-    def draw(self, item_mask, num_tokens, num_heads, generator=None) -> Draws:
+    def draw(
+        self, item_mask: torch.Tensor, num_tokens: int, num_heads: int, generator: torch.Generator | None = None
+    ) -> Draws:
+        """One item of every other study for each study."""
         return draw_pairs(item_mask, num_tokens, num_heads, 1.0, generator)
 
-    def compute(self, x, draws):
+    def compute(self, x: Features, draws: Draws | None) -> dict[str, torch.Tensor]:
+        """The loss of this file's formula, and its terms."""
         if draws is None:
             draws = self.draw(x.item_mask, x.image_tokens.shape[1], x.pooler.num_heads)
         key, value = x.pooler.project_tokens(x.image_tokens)
         keep_mask = None if x.token_mask is None else x.token_mask[:, None, None]
-        tcs = mps = 0.0
+        tcs: Any = 0.0
+        mps: Any = 0.0
         for source, (items, mask, _, negatives) in enumerate(
-            gather_texts(x.item_embeds, x.item_mask, x.is_normal, draws.negatives)
+            gather_texts(x.item_embeds, x.item_mask, x.is_normal, draws.require_negatives())
         ):
             local = source == rank()
             query = table_queries(x.pooler, items, negatives)
-            pooled = x.pooler.attend(query, key, value, keep_mask)
+            pooled: Any = x.pooler.attend(query, key, value, keep_mask)
             logits = cosine_logits(pooled, items.flatten(0, 1)[negatives], x.logit_scale, x.logit_bias)
             own = (negatives // mask.shape[1] == torch.arange(len(x.item_mask), device=items.device)[:, None]) & local
             real = mask.flatten()[negatives].to(logits.dtype)

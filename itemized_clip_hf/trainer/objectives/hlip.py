@@ -5,7 +5,7 @@ Data: a study and its findings, joined to one text: prefix + items, single space
 in their own order in evaluation. The prefix is a fact of the domain (`domains/*.yaml`): HLIP's for brain MRI, none for chest
 CT; elsewhere the variant of the ItemizedCLIP code.
 
-    form "clip":    as `clip`; with `normal_check` the targets are max(I, z z^T), rows not normalised
+    form "clip":    as `clip`; with `normal_check` the targets are max(I, z z^T), rows not normalized
     form "siglip":  as `siglip`; with `normal_check` pairs of two normal studies are left out, a study's own pair never
 
 Inferred: across processes the same targets and pairs over the global batch, where a normal study of this process and the normal
@@ -16,7 +16,7 @@ import torch
 
 from ..gather import gather_rows, identity_rows, world_size
 from ..losses.functional import contrastive_loss, unit
-from ..objective import StudyTextObjective
+from ..objective import Draws, Features, StudyTextObjective
 from .mps import MPSObjective
 
 FORMS = ("clip", "siglip")
@@ -24,6 +24,8 @@ FORMS = ("clip", "siglip")
 
 class HLIPObjective(StudyTextObjective):
     """
+    Compares each study with its report, or its findings joined to one.
+
     Args:
         form: `"clip"` (the published models) or `"siglip"`.
         prefix: start of every text.
@@ -39,12 +41,14 @@ class HLIPObjective(StudyTextObjective):
         if form == "clip":
             self.unused = ("item_pooler", "logit_bias")
 
-    def join_items(self, items, generator=None) -> str:
+    def join_items(self, items: list[str], generator: torch.Generator | None = None) -> str:
+        """The prefix and all items, in random order with a generator."""
         if generator is not None:
             items = [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
         return self.prefix + " ".join(items)
 
-    def compute(self, x, draws):
+    def compute(self, x: Features, draws: Draws | None) -> dict[str, torch.Tensor]:
+        """The loss of this file's formula, and its terms."""
         study_embeds = self.study_embeds(x)
         if self.form == "siglip":
             loss = MPSObjective(self.normal_check).compute(x, draws)["loss"]  # of one positive

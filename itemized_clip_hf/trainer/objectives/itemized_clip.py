@@ -10,6 +10,8 @@ ILA and KTA are sums over the texts of a study divided by the studies, MPS and I
 included (as released; the paper prints 1/B for IIS).
 """
 
+from typing import Any
+
 import torch
 
 from ..gather import gather_texts, rank, world_size
@@ -17,13 +19,15 @@ from ..losses.blocks import Block, SeededMask
 from ..losses.functional import WORST_POSITIVE_RULES, draw_negatives, multi_positive_loss, normal_pairs
 from ..losses.fused import fused_terms
 from ..losses.plain import plain_terms
-from ..objective import Draws, Objective, draw_pairs
+from ..objective import Draws, Features, Objective, draw_pairs
 
 FORMULATIONS = ("fused", "plain")
 
 
 class ItemizedCLIPObjective(Objective):
     """
+    Compares each study with its items in four terms.
+
     Args:
         ila_weight, mps_weight, kta_weight, iis_weight: of the terms; a term of weight 0 or None is left out.
         keep_rate: probability of keeping a token in the ILA pass (1 - p_mask).
@@ -69,10 +73,14 @@ class ItemizedCLIPObjective(Objective):
         self.normal_check = normal_check
         self.formulation = formulation
 
-    def draw(self, item_mask, num_tokens, num_heads, generator=None) -> Draws:
+    def draw(
+        self, item_mask: torch.Tensor, num_tokens: int, num_heads: int, generator: torch.Generator | None = None
+    ) -> Draws:
+        """One item of every other study for each study, and the token masks of the ILA pass."""
         return draw_pairs(item_mask, num_tokens, num_heads, self.keep_rate, generator)
 
-    def compute(self, x, draws):
+    def compute(self, x: Features, draws: Draws | None) -> dict[str, torch.Tensor]:
+        """The loss of this file's formula, and its terms."""
         is_normal = x.is_normal & self.normal_check
         if draws is None:
             draws = Draws(draw_negatives(x.item_mask))
@@ -82,7 +90,7 @@ class ItemizedCLIPObjective(Objective):
         blocks = []
         terms: dict[str, torch.Tensor] = {}
         for source, (items, mask, normal, negatives) in enumerate(
-            gather_texts(x.item_embeds, x.item_mask, is_normal, draws.negatives)
+            gather_texts(x.item_embeds, x.item_mask, is_normal, draws.require_negatives())
         ):
             local = source == rank()
             dropped = normal_pairs(is_normal, normal, local)
@@ -91,7 +99,7 @@ class ItemizedCLIPObjective(Objective):
                 terms["mps"] = terms["mps"] + term if "mps" in terms else term
             keep_mask = draws.keep_mask[source] if isinstance(draws.keep_mask, list) else draws.keep_mask
             blocks.append(Block(items, mask, negatives, dropped, local, keep_mask))
-        loss = self.mps_weight * terms["mps"] if terms else 0.0
+        loss: Any = self.mps_weight * terms["mps"] if terms else 0.0
         if self.ila_weight or self.kta_weight or self.iis_weight:
             compute = fused_terms if self.formulation == "fused" else plain_terms
             total, pooled = compute(

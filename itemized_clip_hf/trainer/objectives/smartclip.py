@@ -16,14 +16,17 @@ Inferred: the mask network (layers below) and the sizes it takes from the text t
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from ...data.studies.items import join_sentences
+from ...modeling.configuration_itemized_clip import ItemizedCLIPConfig
+from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..gather import gather_rows, identity_rows, world_size
 from ..losses.functional import full, masked_cosines, softmax_loss, straight_through, unit
-from ..objective import StudyTextObjective
+from ..objective import Draws, Features, StudyTextObjective
 
 
 class MaskNetwork(nn.Module):
@@ -47,11 +50,14 @@ class MaskNetwork(nn.Module):
         """Logits (B, P) of the mask from tokens (B, T, C), of which padding is neither attended to nor pooled."""
         tokens = self.block(tokens, src_key_padding_mask=~token_mask)
         shares = self.score(tokens)[..., 0].masked_fill(~token_mask, -float("inf")).softmax(-1)
-        return self.projection((shares[..., None] * tokens).sum(1))
+        logits: torch.Tensor = self.projection((shares[..., None] * tokens).sum(1))
+        return logits
 
 
 class SmartCLIPObjective(StudyTextObjective):
     """
+    Compares each study with one text, under the mask of that text.
+
     Args:
         alignment_weight, sparsity_weight: of the contrast and of the mask's size.
         scale: of the logits.
@@ -76,26 +82,31 @@ class SmartCLIPObjective(StudyTextObjective):
         self.hard_mask = hard_mask
         self.mask_learning_rate = mask_learning_rate
 
-    def build_module(self, config) -> MaskNetwork:
-        text = config.text_config
+    def build_module(self, config: ItemizedCLIPConfig) -> MaskNetwork:
+        """The mask network, in the sizes of the text tower."""
+        text: Any = config.text_config
         return MaskNetwork(text.hidden_size, text.num_attention_heads, config.projection_dim)
 
-    def attach(self, model) -> None:
+    def attach(self, model: ItemizedCLIPModel) -> None:
+        """Sets the scale of the logits too."""
         super().attach(model)
         with torch.no_grad():
             model.logit_scale.fill_(math.log(self.scale))
 
-    def parameter_groups(self, module) -> list[dict]:
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """The mask network has a rate of its own."""
         parameters = list(module.parameters())
         return [{"params": parameters, "lr": self.mask_learning_rate, "weight_decay": 0.0, "warmup_steps": 0}]
 
-    def join_items(self, items, generator=None) -> str:
+    def join_items(self, items: list[str], generator: torch.Generator | None = None) -> str:
+        """A random subset of the items in their own order; all of them without a generator."""
         if generator is not None:
             count = 1 + int(torch.randint(len(items), (1,), generator=generator))
             items = [items[i] for i in sorted(torch.randperm(len(items), generator=generator)[:count].tolist())]
         return join_sentences(items)
 
-    def compute(self, x, draws):
+    def compute(self, x: Features, draws: Draws | None) -> dict[str, torch.Tensor]:
+        """The loss of this file's formula, and its terms."""
         images, texts = full(x.image_embeds), unit(self.study_embeds(x))
         if x.objective_module is None or x.item_tokens is None or x.item_token_mask is None:
             raise ValueError(
