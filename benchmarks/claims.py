@@ -40,7 +40,7 @@ BETTER = {
 
 def measure(folder: Path, test_studies: int, seed: int) -> dict[str, np.ndarray]:
     """Figure -> one value per study or item."""
-    from itemized_clip_hf.cli.demo import SCAN_SIZE, as_scans
+    from itemized_clip_hf.phantom.experiment import SCAN_SIZE, as_scans
     from itemized_clip_hf.evaluation.grounding import PointingGame, energy_in_mask, swap_margins
     from itemized_clip_hf.evaluation.metrics import auroc
     from itemized_clip_hf.evaluation.tasks.items import evaluate_items
@@ -93,7 +93,7 @@ def main():
     parser.add_argument("-o", "--output", default=str(Path(__file__).parent / "results" / "claims.json"))
     args = parser.parse_args()
 
-    from itemized_clip_hf.cli.demo import train
+    from itemized_clip_hf.phantom.experiment import train_phantom
     from itemized_clip_hf.evaluation import bootstrap as boot
 
     values: dict = {arm: {} for arm in args.arms}
@@ -102,7 +102,7 @@ def main():
             folder = Path(args.folder) / f"{''.join(c for c in arm.lower() if c.isalnum())}-{seed}"
             if not (folder / "model" / "model.safetensors").exists():
                 start = time.time()
-                train(folder, seed, args.steps, args.studies, "cpu", objective_weights=ARMS[arm], disable_tqdm=True)
+                train_phantom(folder, seed, args.steps, args.studies, "cpu", objective_weights=ARMS[arm], disable_tqdm=True)
                 print(f"{arm}, seed {seed}: trained in {time.time() - start:.0f} s", flush=True)
             measured = folder / f"measured-{args.test_studies}.npz"
             if not measured.exists():

@@ -19,29 +19,20 @@ import numpy as np
 
 
 def build(num_prompts: int):
-    import torch
-
-    from itemized_clip_hf import ItemizedCLIPConfig, ItemizedCLIPModel, ItemizedCLIPProcessor
-    from itemized_clip_hf.cli.demo import SCAN_SIZE, TEXT, VISION
-    from itemized_clip_hf.models.tokenizer import train_tokenizer
     from itemized_clip_hf.phantom import PhantomDataset
+    from itemized_clip_hf.phantom.experiment import RECIPE, SCAN_SIZE
+    from itemized_clip_hf.recipes import load_recipe
+    from itemized_clip_hf.trainer.from_recipe import build_model, build_processor
 
     items = dict.fromkeys(item for study in PhantomDataset("test", 400, shape=SCAN_SIZE) for item in study.items)
-    prompts = list(items)[:num_prompts]
-    tokenizer = train_tokenizer(prompts, vocab_size=512, context_length=32)
-    processor = ItemizedCLIPProcessor.from_domain(
-        "brain-mri", tokenizer=tokenizer, scan_size=list(SCAN_SIZE), in_plane_size=SCAN_SIZE[1]
-    )
-    torch.manual_seed(0)
-    config = ItemizedCLIPConfig(
-        vision_config=VISION, text_config={**TEXT, "vocab_size": len(tokenizer)}, projection_dim=96, num_pooler_heads=4
-    )
-    return ItemizedCLIPModel(config).eval(), processor, prompts
+    prompts, recipe = list(items)[:num_prompts], load_recipe(RECIPE)
+    processor = build_processor(recipe, [prompts])
+    return build_model(recipe, processor.tokenizer).eval(), processor, prompts
 
 
 def studies(count: int):
     """One after the other, as from files."""
-    from itemized_clip_hf.cli.demo import SCAN_SIZE, as_scans
+    from itemized_clip_hf.phantom.experiment import SCAN_SIZE, as_scans
     from itemized_clip_hf.phantom import PhantomDataset
 
     return (as_scans(study) for study in PhantomDataset("test", count, shape=SCAN_SIZE))

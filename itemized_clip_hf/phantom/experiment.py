@@ -1,0 +1,197 @@
+"""The demo's experiment: a model that learns from generated studies (recipe `phantom`), scored and explained on unseen ones."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..bars import without_library_bars
+from ..data.study import Scan
+from ..evaluation.grounding import PointingGame
+from ..evaluation.metrics import auroc
+from ..evaluation.zero_shot import score_studies
+from ..explain.maps import explain_study, write_map
+from ..explain.plots import plot_item, slug
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ..models.load import pick_device
+from ..processing.geometry_itemized_clip import permutation
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+from ..recipes import load_recipe
+from ..trainer.from_recipe import build_arguments, build_model, build_processor
+from ..trainer.trainer import ItemizedCLIPTrainer
+from .dataset import PhantomDataset
+from .nifti import write_study
+from .reports import ZERO_SHOT_PROMPTS
+from .study import DEFAULT_SHAPE, PhantomStudy
+
+RECIPE = "phantom"
+SCAN_SIZE = DEFAULT_SHAPE
+DRAWN_STUDIES = 3
+
+
+@dataclass(frozen=True)
+class FindingResult:
+    """
+    How well one finding is found.
+
+    Args:
+        prompt: that it was scored by.
+        positive: studies that have it.
+        auc: zero-shot, 0 to 1.
+        localised: whether it lies at one place.
+        pointing: share of the items whose hottest patch touches the finding; `chance` that of a patch drawn at random.
+    """
+
+    prompt: str
+    positive: int
+    auc: float
+    localised: bool
+    pointing: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class ExperimentResults:
+    """Results of `evaluate_phantom`; `pointing` and `chance` are of the findings that lie at one place."""
+
+    studies: int
+    findings: dict[str, FindingResult]
+    mean_auc: float
+    pointing: float
+    chance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `results.json` of the demo holds them."""
+        return asdict(self)
+
+
+def train_phantom(
+    folder: str | Path,
+    seed: int = 0,
+    steps: int | None = None,
+    studies: int = 3000,
+    device: str = "auto",
+    **changes: Any,
+) -> tuple[ItemizedCLIPModel, ItemizedCLIPProcessor]:
+    """
+    Model and processor, learned from generated studies and saved in `folder/model`.
+
+    Args:
+        steps: of the optimizer; the recipe's if None.
+        studies: that are generated.
+        device: `"auto"`, `"cpu"` or a GPU's name.
+        changes: to the training arguments; `objective_weights` are added to the recipe's.
+    """
+    folder = Path(folder)
+    recipe = load_recipe(RECIPE)
+    dataset = PhantomDataset("train", studies, seed=seed, shape=SCAN_SIZE)
+    generated = list(tqdm(dataset, desc="generating", unit="study"))
+    processor = build_processor(recipe, (study.items for study in generated))
+    rows = [as_example(study, processor) for study in tqdm(generated, desc="processing", unit="study")]
+    model = build_model(recipe, processor.tokenizer, seed)
+    if steps is not None:
+        changes["max_steps"] = steps
+    changes["objective_weights"] = {**recipe.training["objective_weights"], **changes.get("objective_weights", {})}
+    changes = {"seed": seed, "use_cpu": pick_device(device).type == "cpu", **changes}
+    arguments = build_arguments(recipe, folder / "trainer", changes)
+    ItemizedCLIPTrainer(model, arguments, train_dataset=rows, processing_class=processor).train()
+    model.eval()
+    with without_library_bars():
+        model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return model, processor
+
+
+def as_scans(study: PhantomStudy) -> dict[str, Scan]:
+    """Scans of a generated study with their geometry, as from files."""
+    depth_first = study.affine @ permutation((2, 1, 0))
+    return {name: Scan(scan, depth_first, name) for name, scan in study.scans.items()}
+
+
+def as_example(study: PhantomStudy, processor: ItemizedCLIPProcessor) -> dict[str, Any]:
+    """A generated study as the collator takes it, its scans processed."""
+    scans = processor.image_processor.process_study(as_scans(study))
+    return {
+        "id": study.id,
+        "pixel_values": torch.stack([scan.pixel_values for scan in scans]),
+        "scan_names": list(study.scans),
+        "items": study.items,
+        "is_normal": study.is_normal,
+    }
+
+
+def evaluate_phantom(
+    model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor, test: Iterable[PhantomStudy], folder: str | Path
+) -> ExperimentResults:
+    """
+    Zero-shot AUC of every finding and pointing game of every item.
+
+    Heat maps of a few studies, and these studies as files, are written to `folder`.
+    """
+    studies, folder = list(test), Path(folder)
+    labels, scores = score_studies(
+        model, processor, (as_scans(study) for study in studies), ZERO_SHOT_PROMPTS, batch_size=32
+    )
+    game, localised, drawn = play_pointing_game(model, processor, studies, folder / "heat-maps")
+    write_drawn_studies(drawn, folder)
+    findings = {}
+    for column, label in enumerate(labels):
+        truth = np.array([study.labels[label] for study in studies])
+        _, hit, chance = game.rates([label])
+        auc = auroc(truth, scores[:, column])
+        prompt = ZERO_SHOT_PROMPTS[label]
+        findings[label] = FindingResult(prompt, int(truth.sum()), auc, label in localised, hit, chance)
+    _, hit, chance = game.rates(localised)
+    mean_auc = float(np.mean([finding.auc for finding in findings.values()]))
+    return ExperimentResults(len(studies), findings, mean_auc, hit, chance)
+
+
+def play_pointing_game(
+    model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor, studies: list[PhantomStudy], folder: Path
+) -> tuple[PointingGame, set[str], list[PhantomStudy]]:
+    """The game over all items, the findings that lie at one place, and the studies whose heat maps were drawn."""
+    game, localised = PointingGame(), set[str]()
+    drawn: list[PhantomStudy] = []
+    for study in tqdm(studies, desc="explaining", unit="study"):
+        if study.is_normal:
+            continue
+        maps = explain_study(model, processor, as_scans(study), study.items)
+        per_item = len(study.scans)
+        maps_of_items = [maps[start : start + per_item] for start in range(0, len(maps), per_item)]
+        for finding, mask, words, heat_maps in zip(study.item_findings, study.masks, study.attributes, maps_of_items):
+            game.add(finding, heat_maps, [mask] * per_item)
+            if "lobe" in words:
+                localised.add(finding)
+        if len(drawn) < DRAWN_STUDIES and len(study.items) >= 2:
+            drawn.append(study)
+            draw_maps(study, maps_of_items, folder / study.id)
+    return game, localised, drawn
+
+
+def draw_maps(study: PhantomStudy, maps_of_items: list[list[Any]], folder: Path) -> None:
+    """Heat maps of every item as pictures, with the finding's outline, and as NIfTI files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (finding, mask, heat_maps) in enumerate(zip(study.item_findings, study.masks, maps_of_items)):
+        plot_item(heat_maps, folder / f"{number}_{slug(study.items[number])}.png", [mask] * len(heat_maps))
+        for heat_map in heat_maps:
+            write_map(folder / f"{number}_{slug(finding)}__{heat_map.scan_name}.nii.gz", heat_map)
+
+
+def write_drawn_studies(studies: list[PhantomStudy], folder: Path) -> None:
+    """Studies as NIfTI with masks, a list of them, and the scans of the first in `study`, which the README uses."""
+    lines = []
+    for study in studies:
+        files = write_study(study, folder / "studies" / study.id)
+        images = {name: f"studies/{study.id}/{file}" for name, file in files.items()}
+        lines.append(json.dumps({"id": study.id, "images": images, "items": study.items}) + "\n")
+        if study is studies[0]:
+            (folder / "study").mkdir(parents=True, exist_ok=True)
+            for file in files.values():
+                shutil.copyfile(folder / "studies" / study.id / file, folder / "study" / file)
+    (folder / "studies.jsonl").write_text("".join(lines), encoding="utf-8")
