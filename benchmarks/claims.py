@@ -40,7 +40,6 @@ BETTER = {
 
 def measure(folder: Path, test_studies: int, seed: int) -> dict[str, np.ndarray]:
     """Figure -> one value per study or item."""
-    from itemized_clip_hf.phantom.experiment import SCAN_SIZE, as_scans
     from itemized_clip_hf.evaluation.grounding import PointingGame, energy_in_mask, swap_margins
     from itemized_clip_hf.evaluation.metrics import auroc
     from itemized_clip_hf.evaluation.tasks.items import evaluate_items
@@ -48,6 +47,7 @@ def measure(folder: Path, test_studies: int, seed: int) -> dict[str, np.ndarray]
     from itemized_clip_hf.explain.maps import explain_items
     from itemized_clip_hf.models.load import load
     from itemized_clip_hf.phantom import FINDINGS, ZERO_SHOT_PROMPTS, PhantomDataset
+    from itemized_clip_hf.phantom.experiment import SCAN_SIZE, as_scans
 
     model, processor = load(folder / "model", "cpu")
     studies = list(PhantomDataset("test", test_studies, seed=seed, shape=SCAN_SIZE))
@@ -93,8 +93,8 @@ def main():
     parser.add_argument("-o", "--output", default=str(Path(__file__).parent / "results" / "claims.json"))
     args = parser.parse_args()
 
-    from itemized_clip_hf.phantom.experiment import train_phantom
     from itemized_clip_hf.evaluation import bootstrap as boot
+    from itemized_clip_hf.phantom.experiment import train_phantom
 
     values: dict = {arm: {} for arm in args.arms}
     for seed in args.seeds:
@@ -102,7 +102,9 @@ def main():
             folder = Path(args.folder) / f"{''.join(c for c in arm.lower() if c.isalnum())}-{seed}"
             if not (folder / "model" / "model.safetensors").exists():
                 start = time.time()
-                train_phantom(folder, seed, args.steps, args.studies, "cpu", objective_weights=ARMS[arm], disable_tqdm=True)
+                train_phantom(
+                    folder, seed, args.steps, args.studies, "cpu", objective_weights=ARMS[arm], disable_tqdm=True
+                )
                 print(f"{arm}, seed {seed}: trained in {time.time() - start:.0f} s", flush=True)
             measured = folder / f"measured-{args.test_studies}.npz"
             if not measured.exists():

@@ -32,8 +32,8 @@ def build(num_prompts: int):
 
 def studies(count: int):
     """One after the other, as from files."""
-    from itemized_clip_hf.phantom.experiment import SCAN_SIZE, as_scans
     from itemized_clip_hf.phantom import PhantomDataset
+    from itemized_clip_hf.phantom.experiment import SCAN_SIZE, as_scans
 
     return (as_scans(study) for study in PhantomDataset("test", count, shape=SCAN_SIZE))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -45,6 +46,9 @@ class PhantomDataset:
 
     def __len__(self) -> int:
         return self.num_studies
+
+    def __iter__(self) -> Iterator[PhantomStudy]:
+        return (self[index] for index in range(self.num_studies))
 
     def seed_sequence(self, index: int) -> np.random.SeedSequence:
         """Return the seed of study ``index``, as `generate_study` takes it."""

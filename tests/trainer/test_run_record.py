@@ -47,7 +47,10 @@ def test_no_paths_of_data_are_kept(tmp_path):
 
 
 def test_numbers_of_steps_take_effect():
-    assert strategies_of_steps({"save_steps": 5, "eval_steps": 2}) == {"save_strategy": "steps", "eval_strategy": "steps"}
+    assert strategies_of_steps({"save_steps": 5, "eval_steps": 2}) == {
+        "save_strategy": "steps",
+        "eval_strategy": "steps",
+    }
     assert strategies_of_steps({"save_steps": 5, "save_strategy": "steps"}) == {"save_strategy": "steps"}
     assert strategies_of_steps({"save_strategy": "epoch"}) == {}
     with pytest.raises(ValueError, match="save_steps=5 has no effect with save_strategy=epoch"):
