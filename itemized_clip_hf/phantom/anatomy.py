@@ -15,7 +15,8 @@ TISSUES = ("scalp", "skull", "csf", "grey", "white", "deep_grey", "calcification
 
 @dataclass(frozen=True)
 class Pose:
-    """How the head lies in the scanner.
+    """
+    How the head lies in the scanner.
 
     Args:
         shift: mm, in the order x, y, z.
@@ -95,7 +96,8 @@ def sample_anatomy(rng: np.random.Generator) -> Anatomy:
 
 
 def tissue_fractions(anatomy: Anatomy, ventricles: Shape, points: np.ndarray, voxel: np.ndarray) -> np.ndarray:
-    """Work out how much of every voxel each tissue fills.
+    """
+    Work out how much of every voxel each tissue fills.
 
     Args:
         anatomy: the head.

@@ -13,10 +13,15 @@ SPLITS = ("train", "test")
 
 
 class PhantomDataset:
-    """Studies generated when they are asked for.
+    """
+    Studies generated when they are asked for.
 
     The splits' random streams have different spawn keys, so no training study is a test study, whatever their numbers.
     Items of the test split also use templates that the training split never uses.
+
+    >>> train, test = (PhantomDataset(split, 3, shape=(4, 16, 16)) for split in ("train", "test"))
+    >>> len(train), train[0].id, test[0].id
+    (3, 'train-0-000000', 'test-0-000000')
 
     Args:
         split: "train" or "test".

@@ -29,7 +29,8 @@ _MAX_OUTSIDE = 0.15
 
 @dataclass(frozen=True)
 class Placement:
-    """One finding as it lies in one head.
+    """
+    One finding as it lies in one head.
 
     Args:
         finding: name of the finding.
@@ -57,7 +58,8 @@ Placer = Callable[[np.random.Generator, Anatomy, list], Placement]
 
 @dataclass(frozen=True)
 class Finding:
-    """A kind of finding.
+    """
+    A kind of finding.
 
     Args:
         name: identifier, as in `FINDINGS`.
@@ -88,7 +90,8 @@ def draw_findings(rng: np.random.Generator) -> list[str]:
 def place_findings(
     names: Iterable[str], anatomy: Anatomy, make_rng: Callable[[int], np.random.Generator]
 ) -> list[Placement]:
-    """Place findings so that they hardly overlap.
+    """
+    Place findings so that they hardly overlap.
 
     Args:
         names: keys of `FINDINGS`, without repetition.

@@ -1,4 +1,5 @@
-"""Voxel grids in millimetres and solid shapes that can be drawn on them with soft edges.
+"""
+Voxel grids in millimetres and solid shapes that can be drawn on them with soft edges.
 
 World axes are RAS+: x grows to the patient's right, y to the front, z to the top. Point arrays have shape ``(3, ...)``
 with the rows in the order x, y, z; image arrays have shape ``(D, H, W)``, so ``array[k, j, i]`` lies at z(k), y(j), x(i).
@@ -18,7 +19,8 @@ FIELD_OF_VIEW = (128.0, 192.0, 192.0)
 
 @dataclass(frozen=True)
 class Grid:
-    """A voxel grid centred on the world's origin.
+    """
+    A voxel grid centred on the world's origin.
 
     Args:
         shape: number of voxels, ``(D, H, W)``.
@@ -74,7 +76,8 @@ class Shape(Protocol):
         """Tell which of ``points`` (3, ...) the solid contains; bool, ``(...)``."""
 
     def coverage(self, points: np.ndarray, voxel: np.ndarray) -> np.ndarray:
-        """Estimate the fraction of each voxel that the solid fills.
+        """
+        Estimate the fraction of each voxel that the solid fills.
 
         Args:
             points: voxel centres in mm, ``(3, ...)``.
@@ -87,7 +90,8 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """An ellipsoid that may be turned in-plane, bent and lobulated.
+    """
+    An ellipsoid that may be turned in-plane, bent and lobulated.
 
     Args:
         centre: mm, in the order x, y, z.

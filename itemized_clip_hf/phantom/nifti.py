@@ -13,7 +13,8 @@ from .study import PhantomStudy
 
 
 def write_study(study: PhantomStudy, folder: str | os.PathLike) -> dict[str, str]:
-    """Write ``<sequence>.nii.gz``, ``masks/item<k>_<finding>.nii.gz`` and ``items.json`` into ``folder``.
+    """
+    Write ``<sequence>.nii.gz``, ``masks/item<k>_<finding>.nii.gz`` and ``items.json`` into ``folder``.
 
     Scans are float32 and masks uint8, both transposed to (x, y, z).
 
@@ -36,7 +37,8 @@ def write_study(study: PhantomStudy, folder: str | os.PathLike) -> dict[str, str
 
 
 def write_dataset(dataset: Iterable[PhantomStudy], folder: str | os.PathLike) -> Path:
-    """Write every study into ``folder/<id>`` and a ``studies.jsonl`` with one line a study.
+    """
+    Write every study into ``folder/<id>`` and a ``studies.jsonl`` with one line a study.
 
     A line holds "id", "images" (sequence name to path, relative to ``folder``), "items" and "labels".
 

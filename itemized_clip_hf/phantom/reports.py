@@ -81,7 +81,8 @@ ZERO_SHOT_PROMPTS: dict[str, str] = {name: finding.prompt for name, finding in F
 
 
 def write_item(placement: Placement, rng: np.random.Generator, held_out: bool = False) -> str:
-    """Write the sentence of one finding.
+    """
+    Write the sentence of one finding.
 
     Args:
         placement: the finding.
@@ -100,7 +101,8 @@ def write_normal_item(rng: np.random.Generator) -> str:
 
 
 def located_prompt(finding: str, side: str, lobe: str | None = None) -> str:
-    """Name a finding at a place, for example "mass in the left frontal lobe of the brain".
+    """
+    Name a finding at a place, for example "mass in the left frontal lobe of the brain".
 
     Args:
         finding: a key of `FINDINGS` that has a side.

@@ -37,7 +37,8 @@ _CONTRAST = np.array(
 
 
 def render_tissues(fractions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Turn tissue fractions ``(T, D, H, W)`` into clean images ``(len(SEQUENCES), D, H, W)``, float32.
+    """
+    Turn tissue fractions ``(T, D, H, W)`` into clean images ``(len(SEQUENCES), D, H, W)``, float32.
 
     Contrasts vary a little from study to study.
     """
@@ -46,7 +47,8 @@ def render_tissues(fractions: np.ndarray, rng: np.random.Generator) -> np.ndarra
 
 
 def acquire(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Add each sequence's own texture, bias field, noise and gain.
+    """
+    Add each sequence's own texture, bias field, noise and gain.
 
     Args:
         images: clean images, ``(S, D, H, W)`` float32.
@@ -70,7 +72,8 @@ def acquire(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def smooth_field(
     rng: np.random.Generator, count: int, knots: tuple[int, int, int], shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """Draw ``count`` smooth random fields of unit variance, ``(count, D, H, W)`` float32.
+    """
+    Draw ``count`` smooth random fields of unit variance, ``(count, D, H, W)`` float32.
 
     Args:
         rng: source of randomness.

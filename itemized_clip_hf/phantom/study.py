@@ -20,7 +20,8 @@ _ANATOMY, _DRAW, _PLACE, _CONTRAST, _NOISE, _REPORT = range(6)
 
 @dataclass
 class PhantomStudy:
-    """A multi-scan study with known truth.
+    """
+    A multi-scan study with known truth.
 
     Args:
         id: name of the study.
@@ -56,10 +57,15 @@ def generate_study(
     held_out_templates: bool = False,
     study_id: str | None = None,
 ) -> PhantomStudy:
-    """Generate one study; the result depends on the arguments only.
+    """
+    Generate one study; the result depends on the arguments only.
 
     The same seed at another ``shape`` gives the same head and findings with other noise. The same seed with other
     ``findings`` gives the same head with the same contrast and noise, so ``findings=[]`` shows it without any.
+
+    >>> study = generate_study(3, (4, 16, 16), findings=["cyst"])
+    >>> list(study.scans), study.scans["T1"].shape, study.item_findings
+    (['T1', 'T2', 'FLAIR', 'SWI'], (4, 16, 16), ['cyst'])
 
     Args:
         seed: a non-negative number or a `numpy.random.SeedSequence`.

@@ -14,6 +14,8 @@ _FOLDER = Path(__file__).parent
 @dataclass
 class Recipe:
     """
+    What a training run starts from.
+
     Args:
         domain: whose facts the run starts from: a name, or a file, looked for beside the recipe first.
         model: changes to the domain's architecture, nested as the arguments of `ItemizedCLIPConfig`.
@@ -38,7 +40,7 @@ class Recipe:
 
     def variant(self, name: str, thorough: bool = True) -> "Recipe":
         """
-        This recipe with the changes of one of its variants.
+        The recipe with the changes of one of its variants.
 
         Args:
             thorough: check the recipe that the variant starts from, if that is another one; see `load_recipe`.
@@ -70,16 +72,29 @@ def without_foreign_weights(training: dict, changes: dict) -> dict:
 
 
 def merge_recipes(base: dict, changes: dict) -> dict:
+    """`changes` over the fields of a recipe."""
     return merge({**base, "training": without_foreign_weights(base["training"], changes.get("training", {}))}, changes)
 
 
 def available_recipes() -> list[str]:
+    """
+    Names of the recipes of the package.
+
+    >>> "brain-mri" in available_recipes()
+    True
+    """
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def load_recipe(name_or_path: str) -> Recipe:
     """
     A recipe of the package by name, or any YAML file; a file may start from another with `base: NAME`.
+
+    >>> recipe = load_recipe("brain-mri")
+    >>> recipe.domain, recipe.global_batch_size, recipe.training["learning_rate"]
+    ('brain-mri', 256, 0.000175)
+    >>> recipe.variant("tiny").global_batch_size
+    4
 
     Raises:
         ValueError: there is none, it is not valid YAML, or it or a variant says what no recipe can (file, key, expected).

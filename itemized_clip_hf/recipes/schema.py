@@ -5,10 +5,13 @@ from typing import Any
 from ..domains import load_domain
 from ..domains.schema import check_architecture, check_image_settings
 from ..specs import check_keys, check_section, conform, hints_of
+from . import Recipe
 
 
-def check_recipe(recipe, where: str) -> None:
+def check_recipe(recipe: Recipe, where: str) -> None:
     """
+    Checks the sections of a recipe and of its variants.
+
     Raises:
         ValueError: a section, or one of a variant, has keys or values that the run would not take.
     """
@@ -35,6 +38,7 @@ def check_recipe(recipe, where: str) -> None:
 
 
 def check_training(training: dict[str, Any], where: str) -> None:
+    """Checks names and types of training arguments; raises a ValueError."""
     from ..trainer.training_args import ItemizedCLIPTrainingArguments
 
     hints = hints_of(ItemizedCLIPTrainingArguments)

@@ -40,8 +40,8 @@ def apply_settings(recipe: Recipe, settings: Mapping[str, Any]) -> tuple[Recipe,
         changes = merge(changes, functools.reduce(lambda inner, key: {key: inner}, reversed(path), value))
     training = changes.pop("training", {})
     kept = without_foreign_weights(recipe.training, training)
-    whole = {key: merge(kept.get(key) or {}, value) for key, value in training.items() if _is_dotted(key, settings)}
-    return merge_changes(recipe, changes), {**training, **whole}
+    merged = {key: merge(kept.get(key) or {}, value) for key, value in training.items() if _is_dotted(key, settings)}
+    return merge_changes(recipe, changes), {**training, **merged}
 
 
 def shapes(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -52,9 +52,11 @@ def shapes(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def refuse_shapes(recipe: Recipe, settings: Mapping[str, Any]) -> None:
     """Raises a ValueError where settings are those of a new model, which a model to start from has already."""
-    found = sorted(shapes(recipe, settings))
-    if found:
-        raise ValueError(f"--set {found[0]} shapes a new model, but --model names one that has its own: leave out one.")
+    shaping = sorted(shapes(recipe, settings))
+    if shaping:
+        raise ValueError(
+            f"--set {shaping[0]} shapes a new model, but --model names one that has its own: leave out one."
+        )
 
 
 def require_shapes(recipe: Recipe, settings: Mapping[str, Any], checkpoint: Path) -> None:
@@ -76,6 +78,7 @@ def require_shapes(recipe: Recipe, settings: Mapping[str, Any], checkpoint: Path
 
 
 def merge_changes(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """A recipe with changes laid out as its sections; training arguments are left aside."""
     parts = {key: value for key, value in changes.items() if key != "training"}
     return replace(recipe, **{key: _merged(getattr(recipe, key), value) for key, value in parts.items()})
 
@@ -131,6 +134,7 @@ def _check(key: str, known: set[str] | None, name: str, prefix: str) -> None:
 
 
 def training_names() -> set[str] | None:
+    """Training arguments."""
     return _names_of(
         ("transformers.training_args", "TrainingArguments"),
         ("itemized_clip_hf.trainer.training_args", "ItemizedCLIPTrainingArguments"),
@@ -138,10 +142,12 @@ def training_names() -> set[str] | None:
 
 
 def model_names() -> set[str] | None:
+    """Arguments of `ItemizedCLIPConfig`."""
     return _names_of((CONFIGS, "ItemizedCLIPConfig"), ("transformers.configuration_utils", "PreTrainedConfig"))
 
 
 def vision_names() -> set[str] | None:
+    """Arguments of `ItemizedCLIPVisionConfig`."""
     return _names_of((CONFIGS, "ItemizedCLIPVisionConfig"))
 
 
@@ -153,6 +159,7 @@ def text_names(recipe: Recipe) -> set[str] | None:
 
 
 def image_names() -> set[str] | None:
+    """Settings of the image processor."""
     return _names_of(
         ("itemized_clip_hf.processing.image_processing_itemized_clip", "ItemizedCLIPImageProcessorKwargs"),
         ("transformers.processing_utils", "ImagesKwargs"),
@@ -160,8 +167,13 @@ def image_names() -> set[str] | None:
 
 
 def _names_of(*classes: tuple[str, str]) -> set[str] | None:
-    found = [names_in_source(*one) for one in classes]
-    return None if any(names is None for names in found) else set().union(*found)  # type: ignore[arg-type]
+    names: set[str] = set()
+    for module, kind in classes:
+        of_class = names_in_source(module, kind)
+        if of_class is None:
+            return None
+        names |= of_class
+    return names
 
 
 @functools.cache
