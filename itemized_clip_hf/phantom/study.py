@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .anatomy import sample_anatomy, tissue_fractions
-from .findings import FINDINGS, draw_findings, place_findings
+from .findings import FINDINGS, Placement, draw_findings, place_findings
 from .geometry import Grid
 from .reports import NORMAL, write_item, write_normal_item
 from .sequences import SEQUENCES, acquire, render_tissues
@@ -88,14 +88,7 @@ def generate_study(
     points, voxel = anatomy.head_points(grid)
     ventricles = next((p.shape for p in placements if p.finding == "enlarged_ventricles"), anatomy.ventricles)
     images = render_tissues(tissue_fractions(anatomy, ventricles, points, voxel), make_rng(_CONTRAST))
-    masks: list[np.ndarray | None] = []
-    for placement in placements:
-        coverage = placement.shape.coverage(points, voxel)
-        # On a very coarse grid a finding may fill no voxel by half; it then keeps the voxels it fills most.
-        masks.append((coverage >= min(0.5, float(coverage.max()))) & (coverage > 0))
-        for name, intensity in FINDINGS[placement.finding].intensity.items():
-            image = images[SEQUENCES.index(name)]
-            image += coverage * (intensity - image)
+    masks = _paint_findings(images, placements, points, voxel)
     scans = acquire(images, make_rng(_NOISE))
 
     rng = make_rng(_REPORT)
@@ -118,3 +111,18 @@ def generate_study(
         is_normal=is_normal,
         attributes=attributes,
     )
+
+
+def _paint_findings(
+    images: np.ndarray, placements: list[Placement], points: np.ndarray, voxel: np.ndarray
+) -> list[np.ndarray | None]:
+    """Draw the findings into the images (4, D, H, W), in place, and return the mask (D, H, W) of each."""
+    masks: list[np.ndarray | None] = []
+    for placement in placements:
+        coverage = placement.shape.coverage(points, voxel)
+        # On a very coarse grid a finding may fill no voxel by half; it then keeps the voxels it fills most.
+        masks.append((coverage >= min(0.5, float(coverage.max()))) & (coverage > 0))
+        for name, intensity in FINDINGS[placement.finding].intensity.items():
+            image = images[SEQUENCES.index(name)]
+            image += coverage * (intensity - image)
+    return masks

@@ -12,10 +12,11 @@ from transformers.utils import logging
 from ..data.cells import neutralize
 from ..data.open import known_codes
 from ..data.studies.items import choose_items, sample_diverse
+from ..data.study import Skipped
 from ..data.truth_values import read_truth_value
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..processing.scans_itemized_clip import ProcessedScan
-from .sampler import DATA_ERRORS
+from .sampler import DATA_ERRORS, reason_of, skipped_study
 
 logger = logging.get_logger(__name__)
 
@@ -53,7 +54,7 @@ class ItemizedCLIPCollator:
     is_normal: Callable[[list[str]], bool] | None = None
     quarantine: str | Path | None = None
     join_items: Callable[[list[str], torch.Generator | None], str] | None = None
-    _reported: set[Any] = field(default_factory=set, init=False, repr=False)
+    _reported: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.scan_fill not in ("mask", "repeat"):
@@ -73,7 +74,7 @@ class ItemizedCLIPCollator:
             try:
                 prepared.append(example if isinstance(example, PreparedStudy) else self.prepare(example))
             except DATA_ERRORS as error:
-                self.report(example.get("id"), error)
+                self.report(skipped_study(example.get("id"), error))
                 last_error = error
         if not prepared:
             raise ValueError(
@@ -134,7 +135,9 @@ class ItemizedCLIPCollator:
             scans = self.processor.image_processor.process_study(
                 study,
                 generator,
-                on_error=lambda name, error: self.report(f"{example.get('id')}/{name}", error),
+                on_error=lambda name, error: self.report(
+                    Skipped(str(example.get("id")), str(name), "process", reason_of(error))
+                ),
                 **({} if self.accept is None else {"accept": self.accept}),
             )
             scans = [scans[i] for i in self._choose(len(scans), generator)]
@@ -148,13 +151,13 @@ class ItemizedCLIPCollator:
             return list(range(count))
         return sorted(torch.randperm(count, generator=generator)[: self.max_scans].tolist())
 
-    def report(self, study_id: Any, error: Exception) -> None:
-        """Logs a study that is left out, and lists it in the quarantine once."""
-        if study_id in self._reported:
+    def report(self, skipped: Skipped) -> None:
+        """Logs a study or scan that is left out, and lists it in the quarantine once."""
+        name = str(skipped.study) if skipped.scan is None else f"{skipped.study}/{skipped.scan}"
+        if name in self._reported:
             return
-        self._reported.add(study_id)
-        reason = reason_of(error)
-        logger.warning(f"study {study_id} is left out: {reason}")
+        self._reported.add(name)
+        logger.warning(f"study {name} is left out: {skipped.reason}")
         if self.quarantine is None:
             return
         path = Path(self.quarantine)
@@ -163,7 +166,7 @@ class ItemizedCLIPCollator:
             writer = csv.writer(file)
             if file.tell() == 0:
                 writer.writerow(["study", "reason"])
-            writer.writerow([neutralize(study_id), neutralize(reason)])
+            writer.writerow([neutralize(name), neutralize(skipped.reason)])
 
     def studies_left_out(self, ids: Collection[str] = ()) -> int:
         """
@@ -190,15 +193,3 @@ class PreparedStudy:
     scans: list[ProcessedScan]
     items: list[str]
     is_normal: bool
-
-
-def reason_of(error: Exception) -> str:
-    """
-    Why something is left out, in words.
-
-    >>> reason_of(FileNotFoundError(2, "No such file or directory", "scan.nii.gz"))
-    'there is no file scan.nii.gz.'
-    """
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f"there is no file {error.filename}."
-    return str(error)

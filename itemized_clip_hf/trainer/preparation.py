@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..data.study import Skipped
 from ..domains import Domain, load_domain
 from ..hub.push import licensed
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
@@ -56,9 +57,9 @@ def unchanged(example: Any) -> Any:
     return example
 
 
-def warn_of_study(study: object, error: Exception) -> None:
+def warn_of_study(skipped: Skipped) -> None:
     """Logs a study that is left out, for collators that keep no quarantine."""
-    logger.warning(f"study {study} is left out: {error}")
+    logger.warning(f"study {skipped.study} is left out: {skipped.reason}")
 
 
 def freeze_tower(tower: nn.Module, mode: bool | str) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers.utils import logging
 
+from ..data.study import Skipped
+
 logger = logging.get_logger(__name__)
 
 DATA_ERRORS = (OSError, ValueError)
@@ -58,14 +60,12 @@ class SeededDataset(Dataset[Any]):
     Args:
         dataset: examples as the collator takes them.
         prepare: makes a study ready for a batch, or raises one of `DATA_ERRORS`.
-        report: called with the id (or number) of a study that cannot be used, and the error.
+        report: called with what is left out: the id (or number) of a study that cannot be used, and why.
     """
 
     _ATTEMPTS = 20
 
-    def __init__(
-        self, dataset: Any, prepare: Callable[[dict[str, Any]], Any], report: Callable[[Any, Exception], None]
-    ):
+    def __init__(self, dataset: Any, prepare: Callable[[dict[str, Any]], Any], report: Callable[[Skipped], None]):
         self.dataset = dataset
         self.prepare = prepare
         self.report = report
@@ -82,7 +82,7 @@ class SeededDataset(Dataset[Any]):
                 example = self.dataset[index]
                 return self.prepare({**example, "seed": seed})
             except DATA_ERRORS as error:
-                self.report(self._id_of(index, example), error)
+                self.report(skipped_study(self._id_of(index, example), error))
                 last_error = error
             except Exception:  # raised again: only the name of the study is added
                 logger.error(f"study {self._id_of(index, example)}: the program failed, not the study; training ends")
@@ -96,3 +96,20 @@ class SeededDataset(Dataset[Any]):
             return self.dataset.id_of(index) if example is None else example.get("id", index)
         except (AttributeError, *DATA_ERRORS):  # a list without ids, or a damaged one
             return index
+
+
+def reason_of(error: Exception) -> str:
+    """
+    Why something is left out, in words.
+
+    >>> reason_of(FileNotFoundError(2, "No such file or directory", "scan.nii.gz"))
+    'there is no file scan.nii.gz.'
+    """
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"there is no file {error.filename}."
+    return str(error)
+
+
+def skipped_study(study_id: Any, error: Exception) -> Skipped:
+    """A whole study that is left out of training."""
+    return Skipped(str(study_id), None, "read" if isinstance(error, OSError) else "process", reason_of(error))

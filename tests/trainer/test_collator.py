@@ -9,6 +9,7 @@ from tiny_models import ITEMS
 
 from itemized_clip_hf import ItemizedCLIPProcessor
 from itemized_clip_hf.data.studies.items import choose_items, sample_diverse
+from itemized_clip_hf.data.study import Skipped
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.trainer.collator import ItemizedCLIPCollator
 from itemized_clip_hf.trainer.sampler import SeededDataset, SeededSampler
@@ -132,13 +133,13 @@ def test_a_bad_study_is_replaced_by_another_one():
 
     reported = []
     rows = [{"id": number} for number in range(10)]
-    dataset = SeededDataset(rows, prepare, lambda study, error: reported.append(study))
+    dataset = SeededDataset(rows, prepare, lambda skipped: reported.append(int(skipped.study)))
     assert dataset[(4, 7)] == {"id": 4, "seed": 7}
     taken = [dataset[(3, seed)]["id"] for seed in range(30)]
     assert all(number % 2 == 0 for number in taken) and len(set(taken)) > 2 and set(reported) <= {1, 3, 5, 7, 9}
     assert taken == [dataset[(3, seed)]["id"] for seed in range(30)]
     with pytest.raises(ValueError, match="20 studies in a row"):
-        SeededDataset(rows[1:2], prepare, lambda study, error: None)[(0, 1)]
+        SeededDataset(rows[1:2], prepare, lambda skipped: None)[(0, 1)]
 
 
 @pytest.mark.parametrize("error", [TypeError, AttributeError, KeyError])
@@ -149,7 +150,7 @@ def test_an_error_of_the_program_ends_the_run(processor, error, messages):
         raise error("no such thing")
 
     reported = []
-    dataset = SeededDataset([{"id": "7"}], prepare, lambda study, reason: reported.append(study))
+    dataset = SeededDataset([{"id": "7"}], prepare, lambda skipped: reported.append(skipped.study))
     with pytest.raises(error, match="no such thing"):
         dataset[(0, 1)]
     assert not reported and any("study 7: the program failed" in line for line in messages)
@@ -168,14 +169,14 @@ def test_studies_that_cannot_be_read_are_called_by_their_ids():
 
     reported = []
     with pytest.raises(ValueError, match="20 studies in a row"):
-        SeededDataset(Rows([0]), dict, lambda study, reason: reported.append(study))[(0, 1)]
+        SeededDataset(Rows([0]), dict, lambda skipped: reported.append(skipped.study))[(0, 1)]
     assert set(reported) == {"patient-1/study-0"}
 
 
 def test_ids_with_a_slash_count_as_studies(processor, tmp_path):
     collator = ItemizedCLIPCollator(processor, quarantine=tmp_path / "q.csv")
-    for name in ("p1/s1", "p1/s2/AX_T2", "=p3"):
-        collator.report(name, ValueError("damaged"))
+    for study, scan in (("p1/s1", None), ("p1/s2", "AX_T2"), ("=p3", None)):
+        collator.report(Skipped(study, scan, "read", "damaged"))
     assert collator.studies_left_out(["p1/s1", "p1/s2", "=p3"]) == 2
 
 
