@@ -7,7 +7,7 @@ import numpy as np
 
 from ..domains import Domain, load_domain
 from ..processing.geometry_itemized_clip import axis_spacing
-from .readers.read import mask_reason
+from .masks import mask_reason
 from .study import Scan, Study
 
 LEVELS = ("note", "warn", "refuse")

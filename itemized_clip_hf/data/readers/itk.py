@@ -10,6 +10,7 @@ import numpy as np
 from ..study import Scan
 from . import nifti
 
+SUFFIXES = (".nrrd", ".mha", ".mhd")
 MAX_HEADER = 1 << 16
 MAX_LINE = 4096
 MAX_FIELD = 500
@@ -238,8 +239,13 @@ def _check_voxels(header: _Header, detached: str | None, stated: int | None) -> 
         )
 
 
-def read_itk(path: str | os.PathLike) -> Scan:
-    """NRRD and MetaImage files, through SimpleITK."""
+def read(path: str | os.PathLike[str], volume_index: int | None = None) -> Scan:
+    """
+    A NRRD or MetaImage file of one volume, through SimpleITK; `volume_index` is of no use here.
+
+    Raises:
+        ValueError: truncated or broken, several volumes, impossible size or geometry.
+    """
     try:
         import SimpleITK
     except ImportError:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ....processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
-from ...kinds import VOLUME_SUFFIXES, is_volume, study_name
+from ...kinds import is_volume, study_name, volume_suffixes
 from ...scan_names import is_called_mask
 from ...study import Scan
 from .run import Plan
@@ -100,5 +100,7 @@ def count_scans(images: Any) -> int:
         return 1
     files = [PurePosixPath(name) for name in names if not PurePosixPath(name).name.startswith(".")]
     slices = {file.parent for file in files if file.suffix.lower() in ("", ".dcm")}
-    volumes = [file for file in files if file.suffix.lower() != ".dcm" and file.name.lower().endswith(VOLUME_SUFFIXES)]
+    volumes = [
+        file for file in files if file.suffix.lower() != ".dcm" and file.name.lower().endswith(volume_suffixes())
+    ]
     return max(len(volumes) + len(slices), 1)
