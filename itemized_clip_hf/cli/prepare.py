@@ -64,8 +64,7 @@ def command(
     if domain is None:
         raise click.UsageError("pass --domain or --recipe.")
 
-    from itemized_clip_hf.data.studies.prepare.estimate import estimate
-    from itemized_clip_hf.data.studies.prepare.run import plan_studies, prepare
+    from itemized_clip_hf.data.studies.prepare import estimate_size, plan_studies, prepare
     from itemized_clip_hf.domains import load_domain
     from itemized_clip_hf.domains.schema import check_image_settings
 
@@ -83,7 +82,7 @@ def command(
         shard_size=shard_size,
         layout=layout,
     )
-    click.echo(f"studies: {len(plan.rows):,}, {estimate(plan, output)}", err=True)
+    click.echo(f"studies: {len(plan.rows):,}, {estimate_size(plan, output)}", err=True)
     say_what_stays(output)
     summary = prepare(plan, output, skipped, num_workers=workers, progress=not as_json)
     if as_json:

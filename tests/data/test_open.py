@@ -144,7 +144,7 @@ def by_training_list(domain, files, folder, model, processor, accept):
 
 
 def by_prepare(domain, files, folder, model, processor, accept):
-    from itemized_clip_hf.data.studies.prepare.run import plan_studies, prepare_study
+    from itemized_clip_hf.data.studies.prepare import plan_studies, prepare_study
 
     plan, _ = plan_studies(folder / "list.jsonl", domain, accept=sorted(accept))
     image_processor = processor.image_processor

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tiny_models import ITEMS
 
 from itemized_clip_hf.data.studies.labels import read_columns
-from itemized_clip_hf.data.studies.prepare.run import plan_studies, prepare
+from itemized_clip_hf.data.studies.prepare import plan_studies, prepare
 from itemized_clip_hf.data.studies.records import read_records
 
 nibabel = pytest.importorskip("nibabel")

@@ -19,11 +19,12 @@ pytest.importorskip("nibabel")
 pytest.importorskip("datasets")
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor
-from itemized_clip_hf.data.studies.prepare import run as module
-from itemized_clip_hf.data.studies.prepare.run import Plan, plan_studies, prepare
+from itemized_clip_hf.data.studies.prepare import Plan, plan_studies, prepare
+from itemized_clip_hf.data.studies.prepare import study as preparation
 from itemized_clip_hf.data.studies.records import read_records
 from itemized_clip_hf.data.studies.storage import check_prepared
 from itemized_clip_hf.phantom import PhantomDataset, write_study
+from itemized_clip_hf.recipes import load_recipe
 
 SMALL = {"scan_size": [8, 24, 24], "in_plane_size": 32}
 RECIPE = "domain: brain-mri\nimage: {scan_size: [8, 24, 24], in_plane_size: 32}\n"
@@ -149,12 +150,9 @@ def plan_ids(reports: Path) -> list[str]:
 def kill_and_restart(tmp_path: Path, count: int, kills: int, seed: int) -> None:
     studies, reports, bad = write_studies(tmp_path, count)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        command(studies, reports, tmp_path / "calm", tmp_path / "small.yaml"),
-        check=True,
-        env=environment,
-        capture_output=True,
-    )
+    image = load_recipe(str(tmp_path / "small.yaml")).image
+    plan, skipped = plan_studies(studies, "brain-mri", reports, image_settings=image, shard_size=2)
+    prepare(plan, tmp_path / "calm", skipped, progress=False, context="fork")
     rng = random.Random(seed)
     killed = 0
     parts = tmp_path / "killed" / ".parts"
@@ -173,12 +171,9 @@ def kill_and_restart(tmp_path: Path, count: int, kills: int, seed: int) -> None:
             killed += 1
         process.wait()
     assert killed >= max(kills // 2, 1)
-    subprocess.run(
-        command(studies, reports, tmp_path / "killed", tmp_path / "small.yaml"),
-        check=True,
-        env=environment,
-        capture_output=True,
-    )
+    prepare(
+        plan, tmp_path / "killed", skipped, progress=False, context="fork"
+    )  # refuses another plan than the command's
     assert digest(tmp_path / "killed") == digest(tmp_path / "calm")
     records = read_records(tmp_path / "killed")
     ids = [records.id_of(i) for i in range(len(records))]
@@ -208,7 +203,7 @@ def test_a_study_that_kills_its_process(tmp_path, monkeypatch):
     studies, reports, _ = write_studies(tmp_path, 6, corrupt=False)
     plan, _ = plan_studies(studies, "brain-mri", reports, image_settings=SMALL, shard_size=2)
     deadly = plan.rows[3]["id"]
-    read = module._read_study
+    read = preparation._read_study
 
     def read_or_die(row, *args):
         if row["id"] == deadly:
@@ -216,7 +211,7 @@ def test_a_study_that_kills_its_process(tmp_path, monkeypatch):
         time.sleep(0.2)
         return read(row, *args)
 
-    monkeypatch.setattr(module, "_read_study", read_or_die)
+    monkeypatch.setattr(preparation, "_read_study", read_or_die)
     summary = prepare(plan, tmp_path / "out", num_workers=2, progress=False, context="fork")
     assert summary["studies"] == 5
     assert [(row["study"], row["reason"]) for row in quarantined(tmp_path / "out")] == [
@@ -308,7 +303,6 @@ def test_pictures(tmp_path):
 
 
 def test_train_from_a_prepared_folder(tmp_path):
-    from itemized_clip_hf.recipes import load_recipe
     from itemized_clip_hf.trainer.run import train_recipe
 
     studies, reports, _ = write_studies(tmp_path, 4, corrupt=False)

@@ -1,6 +1,7 @@
-"""The page that `prepare` leaves: counts, slices of the first studies, and what was left out."""
+"""What `prepare` tells of its result: counts, and a page with slices of the first studies and what was left out."""
 
 import html
+from collections import Counter
 from pathlib import Path
 
 from ...files import write_text
@@ -16,7 +17,26 @@ img { width: 112px; background: #000; display: block; }
 """
 
 
-def write_page(path: Path, summary: dict, found: list[dict], skipped: list[Skipped]) -> None:
+def summarize(domain: str, kept: list[dict], skipped: list[Skipped]) -> dict:
+    """Counts of what was kept and what was not, without anything of a single study."""
+    ids = {facts["id"] for facts in kept}
+    series = Counter(name for facts in kept for name in facts.get("scans", ()))
+    items = sorted(facts["items"] for facts in kept)
+    return {
+        "domain": domain,
+        "studies": len(kept),
+        "studies_left_out": len({entry.study for entry in skipped} - ids),
+        "files_left_out": sum(1 for entry in skipped if entry.scan),
+        "normal": sum(facts["is_normal"] for facts in kept),
+        "scans": sum(series.values()),
+        "items": sum(items),
+        "items_per_study": {"min": items[0], "median": items[len(items) // 2], "max": items[-1]},
+        "series": dict(series.most_common(30)),
+        "warnings": dict(Counter(code for facts in kept for code in facts["warnings"]).most_common()),
+    }
+
+
+def write_page(path: Path, summary: dict, kept: list[dict], skipped: list[Skipped]) -> None:
     """One HTML file without scripts or links; ids of studies are all that it tells of a patient."""
     counts = [
         ("studies", summary["studies"]),
@@ -29,7 +49,7 @@ def write_page(path: Path, summary: dict, found: list[dict], skipped: list[Skipp
     figures = "".join(
         f'<figure><img src="data:image/png;base64,{facts["thumbnail"]}" alt="">{html.escape(facts["id"])}<br>'
         f"{html.escape(', '.join(facts.get('scans', ())))}</figure>"
-        for facts in found
+        for facts in kept
         if facts.get("thumbnail")
     )
     rows = [(entry.study, entry.scan or "", entry.reason) for entry in skipped[:500]]
