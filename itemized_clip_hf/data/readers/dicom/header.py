@@ -1,4 +1,4 @@
-"""Headers of DICOM files: which fields are read, and which files hold no slice of a scan."""
+"""Headers of DICOM files: which fields are read, and which files do not hold a slice of a scan."""
 
 import contextlib
 import io
@@ -72,11 +72,11 @@ def read_header(file: DicomFile) -> None:
     """The fields that are looked at, and none besides."""
     data = file.read(HEAD_BYTES)
     if not _starts_as_dicom(data):
-        raise Unusable("it is no DICOM file")
+        raise Unusable("it is not a DICOM file")
     header, end = _parse(data)
     if len(data) == HEAD_BYTES and end >= len(data):
         if "SOPClassUID" not in header:  # it stands at the start
-            raise Unusable("it is no image, or its header is damaged")
+            raise Unusable("it is not an image, or its header is damaged")
         header, end = _parse(file.read(MAX_HEADER_BYTES))
     file.header, file.pixels_at = header, end
 
@@ -112,8 +112,18 @@ def private_b_value(header) -> float | None:
     return None
 
 
-def refuse_other_images(header) -> None:
-    """Refuses what is no slice of a CT or MR scan."""
+def refuse_other_images(header: Any) -> None:
+    """Refuses what is not a slice of a CT or MR scan."""
+    _refuse_other_kinds(header)
+    _refuse_other_pictures(header)
+    if not 2 <= int(header.Rows) <= 8192 or not 2 <= int(header.Columns) <= 8192:
+        raise Unusable(f"it has {int(header.Rows)} x {int(header.Columns)} pixels")
+    if not str(header.get("SeriesInstanceUID", "")):
+        raise Unusable("it names no series (SeriesInstanceUID)")
+
+
+def _refuse_other_kinds(header: Any) -> None:
+    """Other modalities, and images that are made from slices or for planning them."""
     kind = [str(part).upper() for part in header.get("ImageType") or []]
     sop_class = pydicom.uid.UID(str(header.get("SOPClassUID", ""))).name
     modality = str(header.get("Modality", ""))
@@ -125,24 +135,24 @@ def refuse_other_images(header) -> None:
     if "Rows" not in header or "Columns" not in header:
         raise Unusable("it holds no image, or its header is cut off")
     if "LOCALIZER" in kind or _is_named_localizer(describe(header)):
-        raise Unusable("it is a localiser")
+        raise Unusable("it is a localizer")
     if "MOSAIC" in kind or _mosaic_images(header) > 1:
         raise Unusable("it is a Siemens mosaic (many slices in one picture); convert the series to NIfTI with dcm2niix")
     if {"PROJECTION IMAGE", "MIP", "MNIP", "MINIP"} & set(kind):
         raise Unusable("it is a projection through a volume, not a slice")
+
+
+def _refuse_other_pictures(header: Any) -> None:
+    """Pixels that are not plain intensities."""
     if str(header.get("BurnedInAnnotation", "NO")).upper() == "YES":
         raise Unusable("it has text burned into the picture, which may name the patient")
     if int(header.get("SamplesPerPixel", 1) or 1) != 1:
-        raise Unusable("it is a colour picture")
+        raise Unusable("it is a color picture")
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2")).strip()
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Unusable("it is a colour picture, or does not say how its values are shown")
-    if photometric == "MONOCHROME1" and modality == "MR":
+        raise Unusable("it is a color picture, or does not say how its values are shown")
+    if photometric == "MONOCHROME1" and str(header.get("Modality", "")) == "MR":
         raise Unusable("its intensities are stored inverted (MONOCHROME1)")
-    if not 2 <= int(header.Rows) <= 8192 or not 2 <= int(header.Columns) <= 8192:
-        raise Unusable(f"it has {int(header.Rows)} x {int(header.Columns)} pixels")
-    if not str(header.get("SeriesInstanceUID", "")):
-        raise Unusable("it names no series (SeriesInstanceUID)")
 
 
 def _is_named_localizer(description: str) -> bool:

@@ -14,7 +14,7 @@ from .slices import Slice
 MAX_FILE_BYTES = 1 << 30
 MAX_SERIES_BYTES = 2 << 30
 MAX_EXCESS = 1024
-"""Bytes behind the pixels of a frame that are taken for padding."""
+"""Bytes after the pixels of a frame that are taken for padding."""
 AIR = -1024
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_TAGS = (
@@ -136,7 +136,7 @@ def _state_syntax(dataset) -> None:
 
 
 def _most_excess(dataset) -> int:
-    """Bytes that writers leave behind the pixels: less than a row or column, so that none is cut off."""
+    """Bytes that writers leave after the pixels: less than a row or column, so that none is cut off."""
     shorter = min(int(dataset.Rows), int(dataset.Columns)) * int(dataset.BitsAllocated) // 8
     return max(min(shorter - 1, MAX_EXCESS), 1)
 
