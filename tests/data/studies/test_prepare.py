@@ -1,8 +1,10 @@
 """Datasets from studies and reports: the same numbers as without the detour, whatever happens on the way."""
 
+import contextlib
 import csv
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -19,6 +21,7 @@ pytest.importorskip("nibabel")
 pytest.importorskip("datasets")
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor
+from itemized_clip_hf.data.files import hold_output
 from itemized_clip_hf.data.studies.prepare import Plan, plan_studies, prepare
 from itemized_clip_hf.data.studies.prepare import study as preparation
 from itemized_clip_hf.data.studies.records import read_records
@@ -147,9 +150,53 @@ def plan_ids(reports: Path) -> list[str]:
     return [json.loads(line)["id"] for line in reports.read_text().splitlines()]
 
 
-def kill_and_restart(tmp_path: Path, count: int, kills: int, seed: int) -> None:
+class Command:
+    """The command in a process of its own, which starts its workers anew."""
+
+    def __init__(self, plan, output, studies, reports, recipe):
+        self.process = subprocess.Popen(
+            command(studies, reports, output, recipe),
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+
+    def wait(self) -> None:
+        self.process.wait()
+
+
+class Fork:
+    """A copy of this process, which has imported everything."""
+
+    def __init__(self, plan, output, *others):
+        self.output = output
+        context = multiprocessing.get_context("fork")
+        settings = {"progress": False, "context": "fork"}
+        self.process = context.Process(target=prepare, args=(plan, output), kwargs=settings)
+        self.process.start()
+
+    def runs(self) -> bool:
+        return self.process.is_alive()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self) -> None:
+        self.process.join()
+        for _ in range(200):  # its workers end after it, and hold the lock that they have from it until then
+            with contextlib.suppress(ValueError), hold_output(self.output):
+                return
+            time.sleep(0.05)
+
+
+def kill_and_restart(tmp_path: Path, count: int, kills: int, seed: int, start) -> None:
     studies, reports, bad = write_studies(tmp_path, count)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     image = load_recipe(str(tmp_path / "small.yaml")).image
     plan, skipped = plan_studies(studies, "brain-mri", reports, image_settings=image, shard_size=2)
     prepare(plan, tmp_path / "calm", skipped, progress=False, context="fork")
@@ -157,23 +204,18 @@ def kill_and_restart(tmp_path: Path, count: int, kills: int, seed: int) -> None:
     killed = 0
     parts = tmp_path / "killed" / ".parts"
     for finished in sorted(rng.randrange(count // 2 - 1) for _ in range(kills)):
-        process = subprocess.Popen(
-            command(studies, reports, tmp_path / "killed", tmp_path / "small.yaml"),
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and len(list(parts.glob("part-*.arrow"))) <= finished:
+        process = start(plan, tmp_path / "killed", studies, reports, tmp_path / "small.yaml")
+        while process.runs() and len(list(parts.glob("part-*.arrow"))) <= finished:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.1))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        if process.runs():
+            process.kill()
             killed += 1
         process.wait()
     assert killed >= max(kills // 2, 1)
     prepare(
         plan, tmp_path / "killed", skipped, progress=False, context="fork"
-    )  # refuses another plan than the command's
+    )  # refuses another plan than the killed one's
     assert digest(tmp_path / "killed") == digest(tmp_path / "calm")
     records = read_records(tmp_path / "killed")
     ids = [records.id_of(i) for i in range(len(records))]
@@ -182,12 +224,12 @@ def kill_and_restart(tmp_path: Path, count: int, kills: int, seed: int) -> None:
 
 
 def test_killed_and_restarted(tmp_path):
-    kill_and_restart(tmp_path, 12, 1, 0)
+    kill_and_restart(tmp_path, 12, 1, 0, Fork)
 
 
 @pytest.mark.slow
 def test_200_studies_killed_ten_times(tmp_path):
-    kill_and_restart(tmp_path, 200, 10, 1)
+    kill_and_restart(tmp_path, 200, 10, 1, Command)
 
 
 def test_number_of_workers_changes_nothing(tmp_path):

@@ -99,7 +99,7 @@ class _Stack:
         values = F.grid_sample(
             self.voxels, grid[None, None], mode="bilinear", padding_mode="border", align_corners=True
         )
-        return values[0, 0, 0].numpy(), inside
+        return values[0, 0, 0].numpy(), np.asarray(inside)
 
 
 def _upright_grid(stack: _Stack) -> tuple[np.ndarray, np.ndarray]:
