@@ -4,6 +4,7 @@ import os
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -286,14 +287,14 @@ def read(path: str | os.PathLike[str], volume_index: int | None = None) -> Scan:
     return Scan(array, affine, path.stem, str(path), history=[f"{kind} file read through SimpleITK"], notes=notes)
 
 
-def _states_orientation(path: Path, reader, header: bytes) -> bool:
+def _states_orientation(path: Path, reader: Any, header: bytes) -> bool:
     """Whether the header says how the axes lie; ITK silently takes them along the scanner's otherwise."""
     if path.suffix.lower() == ".nrrd":
         return "NRRD_space" in reader.GetMetaDataKeys()
     return re.search(rb"(?m)^(TransformMatrix|Rotation|Orientation) *=", header) is not None
 
 
-def _verify_compressed(path: Path, reader, header: bytes) -> None:
+def _verify_compressed(path: Path, reader: Any, header: bytes) -> None:
     """ITK goes on with what it could inflate of damaged voxels: their checksum and size are looked at here."""
     if path.suffix.lower() == ".nrrd":
         compressed = re.search(rb"(?mi)^encoding: *gz", header)

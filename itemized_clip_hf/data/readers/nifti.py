@@ -3,8 +3,9 @@
 import io
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def read_nifti(
     return Scan(array.transpose(2, 1, 0), affine @ DEPTH_FIRST, _stem(path), str(path), None, history, notes, private)
 
 
-def scan_of_image(image, name: str | None = None) -> Scan:
+def scan_of_image(image: Any, name: str | None = None) -> Scan:
     """A nibabel image of one volume as a scan."""
     array = np.asanyarray(image.dataobj)
     if array.ndim != 3:
@@ -106,7 +107,7 @@ def scan_of_image(image, name: str | None = None) -> Scan:
 class Inflate:
     """Reads gzip (or zlib) data in pieces, never more than asked for, checksums verified."""
 
-    def __init__(self, file, window_bits: int = 31):
+    def __init__(self, file: IO[bytes], window_bits: int = 31):
         self.file = file
         self.decoder = zlib.decompressobj(window_bits)
         self.pending = b""
@@ -130,7 +131,7 @@ class Inflate:
         return inflated
 
 
-def _read_header(stream, name: str):
+def _read_header(stream: IO[bytes] | Inflate, name: str):
     nibabel = _require_nibabel()
     start = stream.read(348)
     for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
@@ -143,7 +144,7 @@ def _read_header(stream, name: str):
     raise ValueError(f"{name} cannot be read: it is truncated, damaged or not a NIfTI file (no header of that format).")
 
 
-def _layout(header, name: str, max_bytes: int) -> tuple[int, np.dtype, tuple[int, ...]]:
+def _layout(header: Any, name: str, max_bytes: int) -> tuple[int, np.dtype, tuple[int, ...]]:
     """Where the voxels start, their type and the shape (3 to 5 axes), all of it possible."""
     magic = bytes(header["magic"].tobytes()).rstrip(b"\0\r\n\x1a")
     if magic not in (b"n+1", b"n+2"):
@@ -195,7 +196,7 @@ def _choose_volume(array: np.ndarray, volume_index: int | None, name: str) -> np
     return array[..., volume_index]
 
 
-def _scale(array: np.ndarray, header, name: str) -> np.ndarray:
+def _scale(array: np.ndarray, header: Any, name: str) -> np.ndarray:
     """scl_slope and scl_inter, applied once, in float32; a slope of 0 or NaN means none."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or np.isnan(slope):
@@ -213,7 +214,7 @@ def _native(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else dtype.newbyteorder("=")
 
 
-def _geometry(header, name: str) -> tuple[np.ndarray, list[str], dict[str, str]]:
+def _geometry(header: Any, name: str) -> tuple[np.ndarray, list[str], dict[str, str]]:
     """Affine (voxel indices in the file's order -> mm), what was done, and what is doubtful."""
     history: list[str] = []
     notes: dict[str, str] = {}
@@ -251,7 +252,7 @@ def _geometry(header, name: str) -> tuple[np.ndarray, list[str], dict[str, str]]
     return affine, history, notes
 
 
-def _stated_affines(header, to_mm: np.ndarray, name: str, notes: dict[str, str]) -> dict[str, np.ndarray]:
+def _stated_affines(header: Any, to_mm: np.ndarray, name: str, notes: dict[str, str]) -> dict[str, np.ndarray]:
     """Usable affines (mm) of the header, the sform before the qform; a damaged qform beside a good sform is noted."""
     affines = {}
     if int(header["sform_code"]) > 0:
@@ -284,11 +285,11 @@ def is_usable_affine(affine: np.ndarray) -> bool:
     return abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-3
 
 
-def _numbers(values) -> str:
+def _numbers(values: Iterable[float]) -> str:
     return " x ".join(f"{value:g}" for value in values)
 
 
-def _text(header, key: str) -> bool:
+def _text(header: Any, key: str) -> bool:
     return key in header and bool(bytes(header[key].tobytes()).strip(b"\0 "))
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ...processing.pictures_itemized_clip import PICTURE_SUFFIXES
 from ..kinds import holds_dicom, holds_study, is_dicom, is_volume, is_zip, volume_suffixes
@@ -53,7 +54,7 @@ def _read_file(path: Path, volume_index: int | None) -> Scan | Study:
 
 
 def read_study(
-    images,
+    images: Any,
     study_id: str,
     volume_index: int | None = None,
     skip_unreadable: bool = False,

@@ -439,7 +439,7 @@ DROPPED = {
     "bent orientation": (dict(ImageOrientationPatient=["1", "0", "0", "1", "0", "0"]), "right angle"),
     "frames without positions": (dict(NumberOfFrames=4), "several frames without"),
     "zero slope": (dict(RescaleSlope="0"), "scaled by 0"),
-    "palette": (dict(PhotometricInterpretation="PALETTE COLOR"), "colour"),
+    "palette": (dict(PhotometricInterpretation="PALETTE COLOR"), "color"),
     "no pixels": (dict(PixelData=None), "no pixels"),
 }
 
@@ -456,7 +456,7 @@ def test_what_is_left_out_is_left_out_with_its_reason(tmp_path, kind):
     assert len(study.scans) == 1 and any(reason in lost.reason and "(4 times)" in lost.reason for lost in study.skipped)
 
 
-def test_colour_pictures(tmp_path):
+def test_color_pictures(tmp_path):
     made = make_series(make_grid(slices=4))
     for one in made:
         one.SamplesPerPixel, one.PhotometricInterpretation, one.PlanarConfiguration = 3, "RGB", 0

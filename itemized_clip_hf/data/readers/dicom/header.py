@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
 
 from ...privacy import IDENTIFYING_FIELDS
 from .files import DicomFile, Unusable
@@ -92,7 +94,7 @@ def _starts_as_dicom(data: bytes) -> bool:
     return length <= 1024 and pydicom.datadict.dictionary_has_tag(int.from_bytes(data[:2], "little") << 16 | data[2])
 
 
-def private_b_value(header) -> float | None:
+def private_b_value(header: Dataset) -> float | None:
     """s/mm2 as GE, Philips and Siemens write it in fields of their own."""
     for creator, maker, tag in _PRIVATE_B_VALUES:
         if tag not in header or maker not in str(header.get(creator, "")).upper():
@@ -170,7 +172,7 @@ def _parse(data: bytes) -> tuple[Any, int]:
     return header, stream.tell()
 
 
-def _ends_header(tag, vr, length) -> bool:
+def _ends_header(tag: BaseTag, vr: str | None, length: int) -> bool:
     """At the pixels, or in what is no data set: zeros would be read eight bytes at a time."""
     return not 0x0004 <= tag >> 16 < 0x7FE0
 
@@ -181,7 +183,7 @@ def refuse_deflated(data: bytes) -> None:
         raise Unusable("its transfer syntax is deflated; convert it with dcmconv first")
 
 
-def _mosaic_images(header) -> int:
+def _mosaic_images(header: Dataset) -> int:
     creator = header.get(_SIEMENS_CREATOR)
     count = header.get(_SIEMENS_MOSAIC_IMAGES)
     if creator is None or count is None or "SIEMENS" not in str(creator.value):
@@ -190,7 +192,7 @@ def _mosaic_images(header) -> int:
     return int.from_bytes(value[:2], "little") if isinstance(value, bytes) else int(value or 0)
 
 
-def describe(header) -> str:
+def describe(header: Dataset) -> str:
     for name in ("SeriesDescription", "ProtocolName", "SequenceName"):
         if str(header.get(name, "") or "").strip():
             return str(header.get(name))

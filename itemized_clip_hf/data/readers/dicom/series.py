@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -179,7 +180,7 @@ def _split_repeats(slices: list[Slice]) -> list[list[Slice]] | None:
 def _naming_marks(volumes: list[list[Slice]]) -> tuple[str, ...]:
     """The fewest marks, best known first, by which each volume has values of its own; all that differ, if none do."""
 
-    def value(volume, mark):
+    def value(volume: list[Slice], mark: str):
         return next(iter({one.marks[mark] for one in volume})) if len({o.marks[mark] for o in volume}) == 1 else ""
 
     usable = [mark for mark in _MARKS if len({value(volume, mark) for volume in volumes}) > 1]
@@ -247,7 +248,7 @@ def _same_pixels(first: Slice, second: Slice) -> bool:
 
 
 def _order(values: tuple) -> list:
-    def number(value):
+    def number(value: Any):
         try:
             return (0, float(value), "")
         except (TypeError, ValueError):

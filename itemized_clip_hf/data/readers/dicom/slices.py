@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from .files import DicomFile, Unusable
 from .header import describe, private_b_value
@@ -56,7 +57,7 @@ class Slice:
         )
 
 
-def list_slices(header, file: DicomFile) -> list[Slice]:
+def list_slices(header: Dataset, file: DicomFile) -> list[Slice]:
     """The frames of a file: one for classic objects, many for enhanced ones."""
     shared = _first(header, "SharedFunctionalGroupsSequence")
     frames = header.get("PerFrameFunctionalGroupsSequence")
@@ -83,7 +84,7 @@ def list_slices(header, file: DicomFile) -> list[Slice]:
     return slices
 
 
-def _first(dataset, name: str):
+def _first(dataset: Dataset, name: str):
     sequence = dataset.get(name) if dataset is not None else None
     return sequence[0] if sequence else None
 
@@ -139,7 +140,7 @@ def _rescale(find: Callable[..., Any]) -> tuple[float, float] | None:
     return rescale
 
 
-def _read_marks(header, find) -> dict[str, Any]:
+def _read_marks(header: Dataset, find: Callable[..., Any]) -> dict[str, Any]:
     """What may tell the volumes of one series apart; texts serve to compare and are never shown."""
     direction = find("DiffusionGradientOrientation")
     kinds = [str(part) for part in list(find("FrameType", "ImageType") or [])]
@@ -168,12 +169,12 @@ def _read_marks(header, find) -> dict[str, Any]:
     }
 
 
-def _text(value) -> str | None:
+def _text(value: Any) -> str | None:
     """For comparison only."""
     return None if value is None or not str(value).strip() else str(value).strip().casefold()
 
 
-def short_number(value) -> str | None:
+def short_number(value: Any) -> str | None:
     """A number as short as it can be written; anything else is dropped, since it could be free text."""
     try:
         return None if value is None else f"{float(value):g}"

@@ -9,6 +9,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ....domains import load_domain
+from ....domains.schema import Domain
 from ....processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
 from ....provenance import hash_json
 from ....version import __version__
@@ -146,7 +147,13 @@ def plan_studies(
     return Plan(domain, rows, names, **settings), skipped
 
 
-def _join(studies, reports, id_column, items_column, layout: Layout) -> Iterator[tuple[str, Any, dict | None, str]]:
+def _join(
+    studies: str | os.PathLike[str],
+    reports: str | os.PathLike[str] | None,
+    id_column: str | None,
+    items_column: str | None,
+    layout: Layout,
+) -> Iterator[tuple[str, Any, dict | None, str]]:
     """(id, images or None, report or None, name of its items column) of every id on either side."""
     if reports is None:
         source = read_records(studies, items_column=items_column, id_column=id_column, layout=layout)
@@ -200,7 +207,7 @@ def _count_strange(table: Records, column: str) -> str:
     return f" (no labels: {count} of {len(table)} cells are no truth values)" if count else ""
 
 
-def _items_of(value, facts) -> list[str]:
+def _items_of(value: Any, facts: Domain) -> list[str]:
     if isinstance(value, str) and not holds_list(value):
         from ...reports.itemize import itemize_report
 

@@ -100,7 +100,7 @@ def _read_study(row: dict, plan: Plan, on_skipped: Callable[[Skipped], Any]) -> 
     return study
 
 
-def _prepare_picture(path, thumbnail: bool, layout: Layout) -> tuple[dict, str | None]:
+def _prepare_picture(path: Any, thumbnail: bool, layout: Layout) -> tuple[dict, str | None]:
     """The file's own bytes, once they are known to decode."""
     require_one_scan(path, layout)
     if isinstance(path, str):
@@ -122,7 +122,7 @@ def _draw_slice(volume: np.ndarray) -> str:
     return _encode(Image.fromarray((np.clip((plane - low) / (high - low), 0, 1) * 255).astype(np.uint8)))
 
 
-def _encode(picture) -> str:
+def _encode(picture: Any) -> str:
     picture.thumbnail((112, 112))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")

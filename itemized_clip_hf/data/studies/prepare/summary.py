@@ -2,7 +2,9 @@
 
 import html
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ...files import write_text
 from ...study import Skipped
@@ -76,7 +78,7 @@ def _spread(values: dict) -> str:
     return f"{values['min']} to {values['max']}, median {values['median']}"
 
 
-def _table(rows, header=()) -> str:
+def _table(rows: Iterable[Any], header: tuple[str, ...] = ()) -> str:
     head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>"
