@@ -122,10 +122,10 @@ def check_study(study: Study, domain: str | None = None, accept: Iterable[str] =
 
 
 _NO_LOSS = (
-    "it is a localiser",
+    "it is a localizer",
     "it is a projection",
     "it is a secondary capture",
-    "it is no DICOM file",
+    "it is not a DICOM file",
     "its modality is",
     "another file holds the same image",
     "another slice of the series holds the same image",
