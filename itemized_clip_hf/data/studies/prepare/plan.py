@@ -8,8 +8,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ....domains import load_domain
-from ....domains.schema import Domain
+from ....domains import Domain, load_domain
 from ....processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
 from ....provenance import hash_json
 from ....version import __version__
