@@ -12,6 +12,7 @@ from .masks import mask_reason
 from .study import Scan, Study
 
 LEVELS = ("note", "warn", "refuse")
+VERDICTS = ("ok", "warn", "refuse")
 _MAX_SAMPLE = 60_000
 
 
@@ -37,7 +38,7 @@ class Report:
     def verdict(self) -> str:
         """`"ok"`, `"warn"` or `"refuse"`; notes leave it at ok."""
         worst = max((LEVELS.index(problem.level) for problem in self.problems), default=0)
-        return "ok" if worst == 0 else LEVELS[worst]
+        return VERDICTS[worst]
 
     def reason(self) -> str:
         """The refusals in one line."""

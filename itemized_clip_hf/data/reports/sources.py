@@ -51,7 +51,7 @@ class Sources(list[Source]):
         labels: columns of labels, which every source holds under `labels`.
         kept: other columns, as they are.
         left_out: other columns of text, and of images.
-        strange: column -> number of cells that are no truth values, where most are: it is kept as it is.
+        strange: column -> number of cells that are not truth values, where most are: it is kept as it is.
     """
 
     labels: list[str]

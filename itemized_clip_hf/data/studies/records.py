@@ -72,7 +72,7 @@ class Records:
 
     @property
     def nearly_labels(self) -> dict[str, int]:
-        """Column -> number of its cells that are no truth values, where most are: it is not taken for labels."""
+        """Column -> number of its cells that are not truth values, where most are: it is not taken for labels."""
         return self._label_facts[1]
 
     @cached_property

@@ -203,7 +203,7 @@ def _warn_of_columns(table: Records, name: str) -> None:
 
 def _count_strange(table: Records, column: str) -> str:
     count = table.nearly_labels.get(column)
-    return f" (no labels: {count} of {len(table)} cells are no truth values)" if count else ""
+    return f" (no labels: {count} of {len(table)} cells are not truth values)" if count else ""
 
 
 def _items_of(value: Any, facts: Domain) -> list[str]:
