@@ -171,14 +171,25 @@ class Command:
         self.process.wait()
 
 
+def prepare_slowly(plan, output) -> None:
+    """In a process of its own: a study takes long enough for it to be killed before it ends."""
+    read = preparation._read_study
+
+    def read_slowly(*args):
+        time.sleep(0.2)
+        return read(*args)
+
+    preparation._read_study = read_slowly
+    prepare(plan, output, progress=False, context="fork")
+
+
 class Fork:
     """A copy of this process, which has imported everything."""
 
     def __init__(self, plan, output, *others):
         self.output = output
         context = multiprocessing.get_context("fork")
-        settings = {"progress": False, "context": "fork"}
-        self.process = context.Process(target=prepare, args=(plan, output), kwargs=settings)
+        self.process = context.Process(target=prepare_slowly, args=(plan, output))
         self.process.start()
 
     def runs(self) -> bool:
