@@ -35,7 +35,7 @@ def decode(path: str) -> int:
 def share_of_decompression(plan) -> float:
     """Of the time that one process spends on all studies of a plan."""
     from itemized_clip_hf.data.readers import nifti
-    from itemized_clip_hf.data.studies.prepare.run import _image_processor, prepare_study
+    from itemized_clip_hf.data.studies.prepare import prepare_study
 
     spent = 0.0
 
@@ -57,7 +57,7 @@ def share_of_decompression(plan) -> float:
         decompressobj, error = Timed, zlib.error
 
     nifti.zlib = Module
-    processor = _image_processor(plan)
+    processor = plan.image_processor()
     try:
         for row in plan.rows[:1]:
             prepare_study(row, plan, processor, print)

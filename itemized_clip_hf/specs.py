@@ -346,13 +346,20 @@ def spell_kind(kind: Any) -> str:
 
 def read_prompts(path: str | os.PathLike) -> dict[str, list[str]]:
     """
-    Prompts of a YAML or JSON file: label -> prompt or prompts, or a list of prompts, which are their own labels.
+    Prompts of a file, by label.
+
+    Args:
+        path: YAML or JSON with label -> prompt or prompts, or a list of prompts, which are their own labels; or `.txt` with one
+            prompt per line.
 
     Raises:
         ValueError: it holds neither, no prompt at all, or one that is blank or not text.
     """
     path = Path(path)
-    content = read_written(path)
+    if path.suffix.lower() == ".txt":
+        content: Any = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    else:
+        content = read_written(path)
     if not isinstance(content, (dict, list)) or not content:
         raise ValueError(
             f"{path.name} holds {describe(content)}, expected label -> prompt or prompts, or a list of prompts."

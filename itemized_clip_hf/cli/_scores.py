@@ -197,7 +197,8 @@ def label_metrics(
 def unread_labels(records: Inputs, labels: list[str]) -> list[str]:
     """Columns of the inputs that are called like what is scored, and cannot be taken for labels; why, for people."""
     return [
-        f"{path.name}: the column {label!r} holds no labels: {source.nearly_labels[label]} of {len(source)} are no truth values"
+        f"{path.name}: the column {label!r} holds no labels: {source.nearly_labels[label]} of {len(source)} are not truth "
+        "values"
         for path, source in zip(records.inputs, records.sources)
         for label in labels
         if label in source.nearly_labels

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from itemized_clip_hf.data.checks import Report
 from itemized_clip_hf.data.kinds import study_name
 from itemized_clip_hf.data.layout import Layout, only_picture, require_one_scan
 from itemized_clip_hf.data.open import Warnings, known_codes, require_usable
@@ -57,22 +58,22 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         known = zip(self.ids, self.paths)
         for source in self.sources:
             for index in range(len(source)):
                 name, path = next(known)
                 try:
                     yield {**source[index], "id": name, "path": path}
-                except Exception as error:
+                except Exception as error:  # whatever a row makes a library raise: it is that study's error
                     yield {"id": name, "path": path, "error": str(error)}
 
-    def fingerprint(self) -> list:
+    def fingerprint(self) -> list[Any]:
         """Ids, and places, sizes and times of the inputs, as JSON; not their content."""
         facts = []
         for path in self.inputs:
-            found = path.stat() if path.exists() else None
-            facts.append([str(path.absolute()), *([found.st_size, found.st_mtime_ns] if found else [])])
+            status = path.stat() if path.exists() else None
+            facts.append([str(path.absolute()), *([status.st_size, status.st_mtime_ns] if status else [])])
         return [self.ids, facts]
 
 
@@ -96,17 +97,20 @@ def place_of(source: Records, index: int) -> Path | None:
 
 
 def _below(base: Path, path: Path) -> str:
-    """The path from a folder on; of one that lies elsewhere, the name."""
-    shown = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
+    """The path from a folder on, in full where that is the root; of one that lies elsewhere, the name."""
+    if base == Path(base.anchor):
+        shown = path.as_posix()
+    else:
+        shown = path.relative_to(base).as_posix() if path.is_relative_to(base) else path.name
     return shown.encode("utf-8", "backslashreplace").decode()
 
 
 def _folders(path: Path, name: str) -> tuple[str, ...]:
     """What can stand in front of the name of a study, the nearest last."""
     parts = path.absolute().parts[1:]
-    own = study_name(path)
-    own = next((own[: -len(suffix)] for suffix in TABLE_SUFFIXES if own.lower().endswith(suffix)), own)
-    return parts[:-1] if own == name else (*parts[:-1], own)
+    stem = study_name(path)
+    stem = next((stem[: -len(suffix)] for suffix in TABLE_SUFFIXES if stem.lower().endswith(suffix)), stem)
+    return parts[:-1] if stem == name else (*parts[:-1], stem)
 
 
 def tell_apart(named: list[tuple[str, tuple[str, ...]]]) -> list[str]:
@@ -231,7 +235,7 @@ class Opener:
     def _check(self, scan: Scan, where: str) -> Scan:
         return require_usable(scan, self.domain, self.accept, where, self._warn)
 
-    def _warn(self, report, where: str) -> None:
+    def _warn(self, report: Report, where: str) -> None:
         with self.lock:  # several threads may read
             self.warnings(report, where)
 
@@ -240,7 +244,7 @@ class Opener:
         click.echo(f"{lost.study}: skipped {lost.scan}: {lost.reason}", err=True)
 
 
-def flatten(name: str, opened) -> list[tuple[str, Any]]:
+def flatten(name: str, opened: Any) -> list[tuple[str, Any]]:
     """Scans that stand for one image of a study, with their names."""
     if not isinstance(opened, dict):
         return [(name, opened)]
@@ -255,7 +259,7 @@ class OpenOneByOne:
         done: ids of studies that are not opened.
     """
 
-    def __init__(self, records, opener: Opener, done: Collection[str] = ()):
+    def __init__(self, records: Inputs, opener: Opener, done: Collection[str] = ()):
         self.records = records
         self.opener = opener
         self.done = set(done)
@@ -275,7 +279,7 @@ class OpenOneByOne:
 
 
 def choose_prompts(prompts: tuple[str, ...], prompt_file: str | None, domain: str | None) -> dict[str, list[str]]:
-    """Prompts of the command line, of a file (JSON or YAML: label -> texts, or a list), or of the model's domain."""
+    """Prompts of the command line, of a file (see `specs.read_prompts`), or of the model's domain."""
     if prompt_file:
         return read_prompts(prompt_file)
     if prompts:

@@ -1,10 +1,16 @@
 """Turn reports or captions into lists of items."""
 
 import json
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from itemized_clip_cli import json_option
+
+if TYPE_CHECKING:
+    from itemized_clip_hf.data.reports.sources import Sources
+    from itemized_clip_hf.domains import Domain
 
 
 @click.command()
@@ -28,18 +34,18 @@ from itemized_clip_cli import json_option
 )
 @json_option
 def command(
-    source,
-    output,
-    kind,
-    domain,
-    text_columns,
-    id_column,
-    keep_text,
-    write_prompts,
-    read_answers,
-    rejected,
-    as_json,
-):
+    source: str,
+    output: str | None,
+    kind: str,
+    domain: str | None,
+    text_columns: tuple[str, ...],
+    id_column: str | None,
+    keep_text: bool,
+    write_prompts: str | None,
+    read_answers: str | None,
+    rejected: str | None,
+    as_json: bool,
+) -> None:
     """
     Turn reports or captions into lists of items.
 
@@ -53,8 +59,8 @@ def command(
     A language model can take the place of the rules: --write-prompts writes what to ask it, --read-answers takes its verified
     answers. Where there is none that holds, the rules' items are used.
     """
-    from itemized_clip_hf.data.reports import llm_items as rewrite
     from itemized_clip_hf.data.reports.itemize import normal_item
+    from itemized_clip_hf.data.reports.llm_items import make_prompt
     from itemized_clip_hf.data.reports.sources import read_sources, write_jsonl
     from itemized_clip_hf.domains import load_domain
 
@@ -66,43 +72,55 @@ def command(
     sources = read_sources(source, kind, text_columns, id_column, keep_text)
     for line in _columns(sources):
         click.echo(line, err=True)
-    summary: dict = {"reports" if kind == "report" else "pictures": len(sources)}
+    summary: dict[str, Any] = {"reports" if kind == "report" else "pictures": len(sources)}
     if write_prompts:
         normal = normal_item(facts)
-        prompts = ({"id": s.id, "messages": rewrite.make_prompt(s.text, kind, normal)} for s in sources if s.text)
+        prompts = ({"id": s.id, "messages": make_prompt(s.text, kind, normal)} for s in sources if s.text)
         summary["prompts"] = write_jsonl(write_prompts, prompts)
     if output:
-        answers: dict[str, list[str]] = {}
+        answers: dict[str, list[str]] | None = None
         if read_answers:
-            with open(read_answers, encoding="utf-8") as file:
-                answers, bad = rewrite.read_answers(file, {s.id: s.text for s in sources}, kind, facts)
-            rejected = rejected or f"{str(output).removesuffix('.jsonl')}.rejected.jsonl"
-            write_jsonl(rejected, (part.as_dict() for part in bad))
-            summary["answers used"] = len(answers)
-            summary["rejected"] = _count(part.reason for part in bad)
-        rows = list(_rows(sources, kind, facts, answers, keep_text, bool(read_answers), as_json))
+            rejected = rejected or f"{output.removesuffix('.jsonl')}.rejected.jsonl"
+            answers, counts = _read_answers(read_answers, rejected, sources, kind, facts)
+            summary |= counts
+        rows = list(_rows(sources, kind, facts, answers, keep_text, as_json))
         write_jsonl(output, rows)
         summary["items"] = sum(len(row["items"]) for row in rows)
         summary["removed"] = _count(part["reason"] for row in rows for part in row["removed"])
         summary["normal"] = sum(row["is_normal"] for row in rows)
         summary["empty"] = sum(not row["items"] for row in rows)
-    if as_json:
-        click.echo(json.dumps(summary, indent=1))
-        return
+    click.echo(json.dumps(summary, indent=1) if as_json else _describe(summary))
+
+
+def _read_answers(
+    answers_file: str, rejected_file: str, sources: "Sources", kind: str, domain: "Domain | None"
+) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Items of the answers that hold, and counts for the summary; the rest is written to its file."""
+    from itemized_clip_hf.data.reports.llm_items import read_answers
+    from itemized_clip_hf.data.reports.sources import write_jsonl
+
+    with open(answers_file, encoding="utf-8") as file:
+        answers, rejected = read_answers(file, {source.id: source.text for source in sources}, kind, domain)
+    write_jsonl(rejected_file, (entry.as_dict() for entry in rejected))
+    return answers, {"answers used": len(answers), "rejected": _count(entry.reason for entry in rejected)}
+
+
+def _describe(summary: dict[str, Any]) -> str:
+    lines = []
     for name, value in summary.items():
         if isinstance(value, dict):
-            click.echo(f"{name:<16}{sum(value.values()):>8}")
-            for reason, count in value.items():
-                click.echo(f"  {reason:<22}{count:>8}")
+            lines.append(f"{name:<16}{sum(value.values()):>8}")
+            lines += [f"  {reason:<22}{count:>8}" for reason, count in value.items()]
         else:
-            click.echo(f"{name:<16}{value:>8}")
+            lines.append(f"{name:<16}{value:>8}")
+    return "\n".join(lines)
 
 
-def _columns(sources) -> list[str]:
+def _columns(sources: "Sources") -> list[str]:
     """What became of the columns of the input, for people."""
     lines = [f"labels: {', '.join(sources.labels)}"] if sources.labels else []
     lines += [
-        f"{column} is not taken for labels: {count} of {len(sources)} cells are no truth values"
+        f"{column} is not taken for labels: {count} of {len(sources)} cells are not truth values"
         for column, count in sources.strange.items()
     ]
     if sources.kept:
@@ -112,20 +130,30 @@ def _columns(sources) -> list[str]:
     return lines
 
 
-def _rows(sources, kind, domain, answers, keep_text, with_source, quiet):
-    """Lines of the output."""
+def _rows(
+    sources: "Sources",
+    kind: str,
+    domain: "Domain | None",
+    answers: dict[str, list[str]] | None,
+    keep_text: bool,
+    quiet: bool,
+) -> Iterator[dict[str, Any]]:
+    """Lines of the output; they say where their items are from where there are answers."""
     from tqdm import tqdm
 
     from itemized_clip_hf.data.reports.itemize import itemize_captions, itemize_report
 
     for source in tqdm(sources, desc="itemize", unit="report", disable=quiet or len(sources) < 500):
-        found = itemize_captions(source.text) if kind == "captions" else itemize_report(source.text, domain)
-        items, spans, is_normal = found.items, found.spans, found.is_normal
-        if source.id in answers:
+        if kind == "captions":
+            itemized = itemize_captions(source.text)
+        else:
+            itemized = itemize_report(str(source.text), domain)
+        items, spans, is_normal = itemized.items, itemized.spans, itemized.is_normal
+        if answers and source.id in answers:
             items = answers[source.id]
             spans = [None] * len(items)
-            is_normal = is_normal and items == found.items
-        removed = found.as_dict()["removed"]
+            is_normal = is_normal and items == itemized.items
+        removed = itemized.as_dict()["removed"]
         if not keep_text:
             removed = [{name: value for name, value in part.items() if name != "text"} for part in removed]
         row = {
@@ -136,14 +164,14 @@ def _rows(sources, kind, domain, answers, keep_text, with_source, quiet):
             "is_normal": is_normal,
             "removed": removed,
         }
-        if with_source:
+        if answers is not None:
             row["items_from"] = "answer" if source.id in answers else "rules"
         if keep_text:
             row["text"] = source.text
         yield row
 
 
-def _count(values) -> dict[str, int]:
+def _count(values: Iterable[str]) -> dict[str, int]:
     from collections import Counter
 
     return dict(Counter(values).most_common())

@@ -1,6 +1,7 @@
 """Turn a folder of studies and a file of reports into a training set; resumable, bad data goes to a quarantine."""
 
 import json
+from typing import Any
 
 import click
 
@@ -21,7 +22,7 @@ from itemized_clip_cli import accept_option, domain_option, json_option, layout_
 @domain_option()
 @click.option("--recipe", metavar="NAME", help="Prepare for this recipe: its domain and its image settings.")
 @click.option("--id-column", help="Of the reports; found by name otherwise.")
-@click.option("--items-column", help="Of the reports: lists of items, or texts, which are itemised by rules.")
+@click.option("--items-column", help="Of the reports: lists of items, or texts, which are itemized by rules.")
 @accept_option
 @layout_option
 @volume_option
@@ -30,21 +31,21 @@ from itemized_clip_cli import accept_option, domain_option, json_option, layout_
 @click.option("--shard-size", default=8, show_default=True, help="Studies of an output file.")
 @json_option
 def command(
-    studies,
-    reports,
-    output,
-    domain,
-    recipe,
-    id_column,
-    items_column,
-    accept,
-    layout,
-    volume_index,
-    file_format,
-    workers,
-    shard_size,
-    as_json,
-):
+    studies: str,
+    reports: str | None,
+    output: str,
+    domain: str | None,
+    recipe: str | None,
+    id_column: str | None,
+    items_column: str | None,
+    accept: tuple[str, ...],
+    layout: str | None,
+    volume_index: int | None,
+    file_format: str,
+    workers: int,
+    shard_size: int,
+    as_json: bool,
+) -> None:
     """
     Prepare a training set.
 
@@ -53,19 +54,9 @@ def command(
     FOLDER`. A killed run goes on where it was. What cannot be used is listed in quarantine.csv with the reason, and
     summary.html shows what was kept.
     """
-    from itemized_clip_hf.recipes import read_recipe
+    domain, image_settings = _choose_domain(domain, recipe)
 
-    image_settings: dict = {}
-    if recipe is not None:
-        loaded = read_recipe(recipe)
-        if domain not in (None, loaded.domain):
-            raise ValueError(f"recipe {recipe!r} is for the domain {loaded.domain}, not {domain}.")
-        domain, image_settings = loaded.domain, loaded.image
-    if domain is None:
-        raise click.UsageError("pass --domain or --recipe.")
-
-    from itemized_clip_hf.data.studies.prepare.estimate import estimate
-    from itemized_clip_hf.data.studies.prepare.run import plan_studies, prepare
+    from itemized_clip_hf.data.studies.prepare import estimate_size, plan_studies, prepare
     from itemized_clip_hf.domains import load_domain
     from itemized_clip_hf.domains.schema import check_image_settings
 
@@ -83,14 +74,29 @@ def command(
         shard_size=shard_size,
         layout=layout,
     )
-    click.echo(f"studies: {len(plan.rows):,}, {estimate(plan, output)}", err=True)
+    click.echo(f"studies: {len(plan.rows):,}, {estimate_size(plan, output)}", err=True)
     say_what_stays(output)
     summary = prepare(plan, output, skipped, num_workers=workers, progress=not as_json)
-    if as_json:
-        click.echo(json.dumps(summary, indent=1))
-        return
+    click.echo(json.dumps(summary, indent=1) if as_json else _describe(summary, output))
+
+
+def _choose_domain(domain: str | None, recipe: str | None) -> tuple[str, dict[str, Any]]:
+    """The domain, and a recipe's changes to its image settings."""
+    from itemized_clip_hf.recipes import read_recipe
+
+    if recipe is not None:
+        loaded = read_recipe(recipe)
+        if domain not in (None, loaded.domain):
+            raise ValueError(f"recipe {recipe!r} is for the domain {loaded.domain}, not {domain}.")
+        return loaded.domain, loaded.image
+    if domain is None:
+        raise click.UsageError("pass --domain or --recipe.")
+    return domain, {}
+
+
+def _describe(summary: dict[str, Any], output: str) -> str:
     items = summary["items_per_study"]
-    click.echo(
+    return (
         f"{summary['studies']} studies ({summary['normal']} normal) with {summary['scans']} scans and {summary['items']} items "
         f"({items['min']} to {items['max']} a study) in {output}\n"
         f"left out: {summary['studies_left_out']} studies, {summary['files_left_out']} files or scans; see "

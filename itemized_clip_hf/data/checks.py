@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from ..domains import Domain, load_domain
 from ..processing.geometry_itemized_clip import axis_spacing
-from .readers.read import mask_reason
+from .masks import mask_reason
 from .study import Scan, Study
 
 LEVELS = ("note", "warn", "refuse")
+VERDICTS = ("ok", "warn", "refuse")
 _MAX_SAMPLE = 60_000
 
 
@@ -29,20 +31,21 @@ class Report:
     """What was found in one scan, with its facts; `scan` is None for what concerns the study as a whole."""
 
     scan: str | None
-    facts: dict
+    facts: dict[str, Any]
     problems: list[Problem]
 
     @property
     def verdict(self) -> str:
         """`"ok"`, `"warn"` or `"refuse"`; notes leave it at ok."""
         worst = max((LEVELS.index(problem.level) for problem in self.problems), default=0)
-        return "ok" if worst == 0 else LEVELS[worst]
+        return VERDICTS[worst]
 
     def reason(self) -> str:
         """The refusals in one line."""
         return "; ".join(f"{p.found} [{p.code}]: {p.advice}" for p in self.problems if p.level == "refuse")
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
         return {
             "scan": self.scan,
             "verdict": self.verdict,
@@ -120,10 +123,10 @@ def check_study(study: Study, domain: str | None = None, accept: Iterable[str] =
 
 
 _NO_LOSS = (
-    "it is a localiser",
+    "it is a localizer",
     "it is a projection",
     "it is a secondary capture",
-    "it is no DICOM file",
+    "it is not a DICOM file",
     "its modality is",
     "another file holds the same image",
     "another slice of the series holds the same image",
@@ -133,7 +136,7 @@ _NO_LOSS = (
 """Reasons for which something is left out of every study and nothing of the patient is missed."""
 
 
-def _facts(scan: Scan) -> dict:
+def _facts(scan: Scan) -> dict[str, Any]:
     array = scan.array
     facts: dict = {
         "modality": scan.modality,
@@ -148,7 +151,7 @@ def _facts(scan: Scan) -> dict:
     return facts
 
 
-def _check_voxels(scan: Scan, add: Callable) -> bool:
+def _check_voxels(scan: Scan, add: Callable[..., None]) -> bool:
     """Whether there are intensities to look at."""
     array = scan.array
     lowest, highest = array.min(), array.max()
@@ -166,7 +169,7 @@ def _check_voxels(scan: Scan, add: Callable) -> bool:
     return True
 
 
-def _check_intensities(scan: Scan, domain: Domain | None, add: Callable, facts: dict) -> None:
+def _check_intensities(scan: Scan, domain: Domain | None, add: Callable[..., None], facts: dict[str, Any]) -> None:
     if scan.prepared:
         return
     array = scan.array
@@ -178,27 +181,9 @@ def _check_intensities(scan: Scan, domain: Domain | None, add: Callable, facts: 
     if domain and {scan.modality, expected} == {"CT", "MR"}:
         add("modality", "refuse", f"it is {scan.modality}", f"the domain {domain.name} takes the other kind")
     elif scan.modality == "CT" or expected == "CT":
-        if array.dtype == np.uint8:
-            add("not-hu", "refuse", "its voxels have 8 bits, which cannot be HU", "convert the original series again")
-        elif (problem := hu_problem(sample)) is not None:
-            code, found, advice = problem
-            if code == "inverted" and "no-rescale" in scan.notes:
-                code, found, advice = "missing-rescale", scan.notes["no-rescale"], _MISSING_RESCALE
-            add(code, "refuse", f"values {low:.0f} to {high:.0f}: {found}", advice)
-        elif "no-rescale" in scan.notes:
-            add("no-rescale", "warn", scan.notes["no-rescale"], "the values are plausible HU, taken as they are")
-        if (other_part := body_part_problem(scan, domain)) is not None:
-            add("body-part", "warn", *other_part)
+        _check_ct(scan, domain, sample, low, high, add)
     elif domain and expected == "MR":
-        if scan.modality is None and _plausible_hu(sample):
-            found = f"it looks like CT: values {low:.0f} to {high:.0f}, air and tissue at their Hounsfield units"
-            add("modality", "refuse", found, f"the domain {domain.name} takes MR")
-        elif low < -0.02 * high:
-            found = f"not raw intensities: values {low:.2f} to {high:.2f}, MR magnitudes are not negative"
-            advice = "use the series before normalisation; or accept it, if skull and background are as in training"
-            add("not-raw", "refuse", found, advice)
-        elif (sample == 0).mean() > _STRIPPED_SHARE and _has_hard_edge(sample):
-            add("skull-stripped", "warn", "most voxels are exactly 0: it looks skull-stripped", _STRIPPED_ADVICE)
+        _check_mr(scan, domain, sample, low, high, add)
     elif domain is None and scan.modality is None and not _plausible_hu(sample):
         advice = "name the domain, for the checks of its units"
         if low < -0.02 * high:
@@ -208,9 +193,41 @@ def _check_intensities(scan: Scan, domain: Domain | None, add: Callable, facts: 
             add("units", "note", "the file does not say whether it is CT or MR", advice)
 
 
+def _check_ct(
+    scan: Scan, domain: Domain | None, sample: np.ndarray, low: float, high: float, add: Callable[..., None]
+) -> None:
+    """Whether values are Hounsfield units, of the part of the body that the domain is about."""
+    if scan.array.dtype == np.uint8:
+        add("not-hu", "refuse", "its voxels have 8 bits, which cannot be HU", "convert the original series again")
+    elif (problem := hu_problem(sample)) is not None:
+        code, found, advice = problem
+        if code == "inverted" and "no-rescale" in scan.notes:
+            code, found, advice = "missing-rescale", scan.notes["no-rescale"], _MISSING_RESCALE
+        add(code, "refuse", f"values {low:.0f} to {high:.0f}: {found}", advice)
+    elif "no-rescale" in scan.notes:
+        add("no-rescale", "warn", scan.notes["no-rescale"], "the values are plausible HU, taken as they are")
+    if (other_part := body_part_problem(scan, domain)) is not None:
+        add("body-part", "warn", *other_part)
+
+
+def _check_mr(
+    scan: Scan, domain: Domain, sample: np.ndarray, low: float, high: float, add: Callable[..., None]
+) -> None:
+    """Whether values are raw intensities of a head with its skull."""
+    if scan.modality is None and _plausible_hu(sample):
+        found = f"it looks like CT: values {low:.0f} to {high:.0f}, air and tissue at their Hounsfield units"
+        add("modality", "refuse", found, f"the domain {domain.name} takes MR")
+    elif low < -0.02 * high:
+        found = f"not raw intensities: values {low:.2f} to {high:.2f}, MR magnitudes are not negative"
+        advice = "use the series before normalization; or accept it, if skull and background are as in training"
+        add("not-raw", "refuse", found, advice)
+    elif (sample == 0).mean() > _STRIPPED_SHARE and _has_hard_edge(sample):
+        add("skull-stripped", "warn", "most voxels are exactly 0: it looks skull-stripped", _STRIPPED_ADVICE)
+
+
 def hu_problem(sample: np.ndarray) -> tuple[str, str, str] | None:
     """
-    Why values are no Hounsfield units: (code, found, advice); None where they are plausible.
+    Why values are not Hounsfield units: (code, found, advice); None where they are plausible.
 
     A scan of a body in HU has voxels in the range of soft tissue (-150 to 150 HU) and of air (-1100 to -850 HU).
     """
@@ -251,20 +268,20 @@ _WRONG_SCALES = (
 def body_part_problem(scan: Scan, domain: Domain | None) -> tuple[str, str] | None:
     """
     Whether a CT shows another part of the body than the domain's, by the volume of its voxels with the density of lung (-900 to
-    -600 HU), of which a chest holds litres and a head none but sinuses and the edges of skin: (found, advice).
+    -600 HU), of which a chest holds liters and a head none but sinuses and the edges of skin: (found, advice).
     """
     if domain is None or domain.lung_volume is None or scan.affine is None or scan.prepared or scan.modality == "MR":
         return None
     array = scan.array[::2, ::2, ::2]
     if array.dtype == np.uint8:
         return None
-    litres = 8 * float(((array > -900) & (array < -600)).sum()) * float(np.prod(scan.spacing or ())) / 1e6
+    liters = 8 * float(((array > -900) & (array < -600)).sum()) * float(np.prod(scan.spacing or ())) / 1e6
     least, most = domain.lung_volume
-    if most is not None and litres > most:
-        return f"it looks like a chest: {litres:.1f} litres of the density of lung", "use a model of domain chest-ct"
-    if least is not None and litres < least:
+    if most is not None and liters > most:
+        return f"it looks like a chest: {liters:.1f} liters of the density of lung", "use a model of domain chest-ct"
+    if least is not None and liters < least:
         return (
-            f"no chest is seen: {litres:.1f} litres of the density of lung",
+            f"no chest is seen: {liters:.1f} liters of the density of lung",
             "use a model of the part that was scanned",
         )
     return None
@@ -313,7 +330,7 @@ def _has_hard_edge(sample: np.ndarray) -> bool:
     return len(inside) > 0 and float(np.percentile(inside, 1)) > 0.05 * float(np.percentile(inside, 99))
 
 
-def _check_geometry(scan: Scan, domain: Domain | None, add: Callable, facts: dict) -> None:
+def _check_geometry(scan: Scan, domain: Domain | None, add: Callable[..., None], facts: dict[str, Any]) -> None:
     for code, (level, advice) in _NOTES.items():
         if code in scan.notes:
             add(code, level, scan.notes[code], advice)
@@ -321,7 +338,7 @@ def _check_geometry(scan: Scan, domain: Domain | None, add: Callable, facts: dic
     spacing = axis_spacing(affine)
     if spacing.max() > 20 or spacing.min() < 0.05:
         found = f"voxels of {' x '.join(f'{step:.3g}' for step in spacing)} mm"
-        add("spacing", "refuse", found, "check the units of the header: these are no mm")
+        add("spacing", "refuse", found, "check the units of the header: these are not millimeters")
     elif spacing.max() > 10:
         add("spacing", "warn", f"slices {spacing.max():.1f} mm apart", "small findings lie between them")
     directions = affine[:3, :3] / spacing

@@ -5,17 +5,20 @@ from itertools import islice
 from pathlib import Path
 
 from ..processing.pictures_itemized_clip import PICTURE_SUFFIXES
+from .readers import readers_by_suffix
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
-TENSOR_SUFFIXES = (".pt", ".npy", ".npz")
-VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *TENSOR_SUFFIXES, ".dcm", ".zip")
+
+def volume_suffixes() -> tuple[str, ...]:
+    """What names of volume files end in, one for each entry that a reader declares."""
+    return tuple(readers_by_suffix())
 
 
 def is_volume(path: Path) -> bool:
     """A visible file with the suffix of a volume."""
     name = path.name.lower()
-    return path.is_file() and not name.startswith(".") and name.endswith(VOLUME_SUFFIXES) and not name.endswith(".dcm")
+    return (
+        path.is_file() and not name.startswith(".") and name.endswith(volume_suffixes()) and not name.endswith(".dcm")
+    )
 
 
 def is_picture(path: Path) -> bool:
@@ -24,6 +27,7 @@ def is_picture(path: Path) -> bool:
 
 
 def is_zip(path: Path) -> bool:
+    """A file with the suffix of a zip."""
     return path.suffix.lower() == ".zip" and path.is_file()
 
 
@@ -38,11 +42,11 @@ def is_dicom(path: Path) -> bool:
     return start[128:] == b"DICM" or bare
 
 
-def holds_dicom(path: Path, most: int = 20, below: bool = True) -> bool:
+def holds_dicom(path: Path, max_files: int = 20, below: bool = True) -> bool:
     """Whether one of the first files of a folder, or below it, is DICOM."""
     listed = sorted(path.rglob("*") if below else path.iterdir())
     files = (file for file in listed if file.name != "DICOMDIR" and not file.name.startswith(".") and file.is_file())
-    return any(file.suffix.lower() == ".dcm" or is_dicom(file) for file in islice(files, most))
+    return any(file.suffix.lower() == ".dcm" or is_dicom(file) for file in islice(files, max_files))
 
 
 def holds_study(folder: Path) -> bool:
@@ -53,7 +57,7 @@ def holds_study(folder: Path) -> bool:
 def study_name(path: str | os.PathLike) -> str:
     """File or folder name without `.nii.gz` and the like."""
     name = Path(path).name
-    for suffix in (".gz", *VOLUME_SUFFIXES, *PICTURE_SUFFIXES):
+    for suffix in (".gz", *volume_suffixes(), *PICTURE_SUFFIXES):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
     return name.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8

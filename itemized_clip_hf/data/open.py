@@ -19,13 +19,10 @@ __all__ = ["REFUSALS", "Warnings", "known_codes", "open_image", "require_usable"
 
 logger = logging.get_logger(__name__)
 
-MAX_WARNINGS = 8
-"""Scans that one kind of warning is given for."""
-
 
 class Warnings:
     """
-    Gives the warnings about scans, each kind for a few scans only.
+    Gives the warnings about scans: each kind in full for the first scan that has it, then by count, at 10, 100, 1,000 scans ...
 
     Args:
         write: called with each line; the package's logger if None.
@@ -36,14 +33,18 @@ class Warnings:
         self.counts: Counter[str] = Counter()
 
     def __call__(self, report: Report, where: str) -> None:
+        """Gives the warnings of a report; `where` names the scan."""
         for problem in report.problems:
             if problem.level != "warn":
                 continue
             self.counts[problem.code] += 1
-            if self.counts[problem.code] <= MAX_WARNINGS:
+            count = self.counts[problem.code]
+            if count == 1:
                 self.write(f"{where}: [{problem.code}] {problem.found}: {problem.advice}")
-            elif self.counts[problem.code] == MAX_WARNINGS + 1:
-                self.write(f"[{problem.code}] is not said of further scans; `inspect` lists them all")
+            elif count == 2:
+                self.write(f"[{problem.code}] holds for further scans, too: `inspect` lists them")
+            elif count >= 10 and set(str(count)[1:]) == {"0"} and str(count)[0] == "1":
+                self.write(f"[{problem.code}] holds for {count:,} scans so far")
 
 
 _log = Warnings()

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 NAME_FIELDS = (
     "PatientName",
@@ -70,19 +71,19 @@ _INSIDE_LENGTH = 5
 """Characters from which on a word is also starred inside of others ("JohnsonHead")."""
 
 
-def _value(header, name: str) -> str:
+def _value(header: Any, name: str) -> str:
     try:
         return str(header.get(name, "") or "").strip()
     except Exception:  # damaged values raise whatever they like, with their content in the text
         return ""
 
 
-def identifying_fields(header) -> tuple[str, ...]:
+def identifying_fields(header: Any) -> tuple[str, ...]:
     """Names of the fields of a DICOM header that hold something, never what they hold."""
     return tuple(name for name in IDENTIFYING_FIELDS if _value(header, name))
 
 
-def identifying_words(header) -> set[str]:
+def identifying_words(header: Any) -> set[str]:
     """Words and numbers of the identifying fields of a DICOM header, lower case, with accents and without, as often joined."""
     words = set()
     for name in IDENTIFYING_FIELDS:

@@ -1,7 +1,7 @@
 """A study as it comes from disk: named scans with their geometry."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -130,7 +130,7 @@ class Study:
             self.skipped += [replace(skipped, study=self.id) for skipped in opened.skipped]
 
 
-def refuse_other_visit(first, second) -> None:
+def refuse_other_visit(first: Visits, second: Visits) -> None:
     """
     Raises:
         ValueError: two `Study.visits` differ in a field that both have.
@@ -144,7 +144,7 @@ def refuse_other_visit(first, second) -> None:
                     )
 
 
-def require_scan_of_list(opened, images) -> None:
+def require_scan_of_list(opened: "Scan | Study", images: Any) -> None:
     """
     Raises:
         ValueError: an entry of a list of several is a folder of several files, which may be another study.

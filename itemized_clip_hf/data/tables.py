@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .cells import neutralize, restore
-from .readers.read import TENSOR_SUFFIXES
+from .readers import tensor
 
 TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".tsv", ".json")
 _SEPARATORS = (",", ";", "\t", "|")
@@ -96,7 +96,7 @@ def _parse_json(text: str, where: str) -> Any:
 
 def _images_of(folder: Path, name: str) -> str:
     """Where the reference keeps the images of a study: a folder of its name beside the JSON file, or a tensor."""
-    for suffix in ("", *TENSOR_SUFFIXES):
+    for suffix in ("", *tensor.SUFFIXES):
         if (folder / f"{name}{suffix}").exists():
             return f"{name}{suffix}"
     return name

@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 _YES = frozenset({"true", "t", "yes", "y"})
 _NO = frozenset({"false", "f", "no", "n"})
@@ -10,7 +11,7 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]0*)?")
 _MEANINGS: dict[float, bool | None] = {0: False, 1: True, -1: None}
 
 
-def read_truth_value(value, where: str) -> bool | None:
+def read_truth_value(value: Any, where: str) -> bool | None:
     """
     True, False, or None for unknown: nothing, null, NaN, and -1, which label sets write for uncertain.
 

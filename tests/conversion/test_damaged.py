@@ -16,7 +16,7 @@ from sources import prima_state, source, tokenizer_of_size, training_dictionary
 from itemized_clip_hf.conversion import convert
 from itemized_clip_hf.conversion.checkpoint import read_checkpoint
 from itemized_clip_hf.conversion.folder import convert_folder
-from itemized_clip_hf.data.readers.read import read_tensor
+from itemized_clip_hf.data.readers.tensor import read as read_tensor
 
 
 class Payload:

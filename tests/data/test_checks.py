@@ -113,7 +113,7 @@ def test_repeats_and_missing_series():
 @pytest.mark.parametrize(
     ("reason", "verdict"),
     [
-        ("it is a localiser", "ok"),
+        ("it is a localizer", "ok"),
         ("its modality is SR, expected one of CT, MR (2 times)", "ok"),
         ("it is a Siemens mosaic (many slices in one picture); convert the series to NIfTI with dcm2niix", "warn"),
         ("it cannot be read: it is damaged (ValueError)", "warn"),

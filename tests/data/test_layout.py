@@ -25,7 +25,7 @@ from itemized_clip_hf.data.layout import Layout, list_studies
 from itemized_clip_hf.data.open import REFUSALS
 from itemized_clip_hf.data.readers.read import read_file
 from itemized_clip_hf.data.scan_names import doubt_one_study
-from itemized_clip_hf.data.studies.prepare.run import Plan, plan_studies, prepare_study
+from itemized_clip_hf.data.studies.prepare import Plan, plan_studies, prepare_study
 from itemized_clip_hf.data.studies.records import read_records
 from itemized_clip_hf.evaluation.evaluate import open_record
 from itemized_clip_hf.evaluation.protocols.images import ProtocolStudies

@@ -144,7 +144,7 @@ def by_training_list(domain, files, folder, model, processor, accept):
 
 
 def by_prepare(domain, files, folder, model, processor, accept):
-    from itemized_clip_hf.data.studies.prepare.run import plan_studies, prepare_study
+    from itemized_clip_hf.data.studies.prepare import plan_studies, prepare_study
 
     plan, _ = plan_studies(folder / "list.jsonl", domain, accept=sorted(accept))
     image_processor = processor.image_processor
@@ -356,3 +356,25 @@ def test_an_option_that_means_nothing_is_refused(tmp_path, monkeypatch, verb, ar
     assert isinstance(done.exception, ValueError) and (
         "not-raw" in str(done.exception) or "banana" in str(done.exception)
     )
+
+
+def test_a_warning_is_given_once_and_counted():
+    from itemized_clip_hf.data.checks import Problem, Report
+    from itemized_clip_hf.data.open import Warnings
+
+    said: list[str] = []
+    warnings = Warnings(said.append)
+    for number in range(1001):
+        problems = [Problem("spacing", "warn", "slices 11.0 mm apart", "small findings lie between them")]
+        problems += [Problem("units", "note", "nothing", "nothing")]
+        if number == 5:
+            problems.append(Problem("coverage", "warn", "it covers 50 mm", "check units"))
+        warnings(Report("AX", {}, problems), f"study-{number}/AX")
+    assert said == [
+        "study-0/AX: [spacing] slices 11.0 mm apart: small findings lie between them",
+        "[spacing] holds for further scans, too: `inspect` lists them",
+        "study-5/AX: [coverage] it covers 50 mm: check units",
+        "[spacing] holds for 10 scans so far",
+        "[spacing] holds for 100 scans so far",
+        "[spacing] holds for 1,000 scans so far",
+    ]

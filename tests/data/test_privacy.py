@@ -54,7 +54,7 @@ def test_no_patient_in_what_is_said_or_written(verb, studies, model_folder, tmp_
         "prepare": ["-i", studies, "--reports", reports, "-o", output, "--domain", "brain-mri"],
     }[verb]
     done = run(verb, *arguments)
-    assert "Traceback" not in done.stderr and ("localiser" in done.stdout + done.stderr or output.exists()), done.stderr
+    assert "Traceback" not in done.stderr and ("localizer" in done.stdout + done.stderr or output.exists()), done.stderr
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert verb == "inspect" or len(written) > 1
     said = {"printed": (done.stdout + done.stderr).encode()}

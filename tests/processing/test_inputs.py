@@ -210,7 +210,7 @@ def test_four_dimensions_need_a_choice(write_volume):
 
 
 def test_picture_stored_as_nifti(write_volume):
-    path = write_volume("localiser.nii.gz", np.random.default_rng(0).normal(size=(20, 20, 1)).astype(np.float32))
+    path = write_volume("localizer.nii.gz", np.random.default_rng(0).normal(size=(20, 20, 1)).astype(np.float32))
     with pytest.raises(ValueError, match="that is a picture, expected a volume"):
         read_nifti(path)
 

@@ -4,12 +4,14 @@ import os
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..study import Scan
 from . import nifti
 
+SUFFIXES = (".nrrd", ".mha", ".mhd")
 MAX_HEADER = 1 << 16
 MAX_LINE = 4096
 MAX_FIELD = 500
@@ -238,8 +240,13 @@ def _check_voxels(header: _Header, detached: str | None, stated: int | None) -> 
         )
 
 
-def read_itk(path: str | os.PathLike) -> Scan:
-    """NRRD and MetaImage files, through SimpleITK."""
+def read(path: str | os.PathLike[str], volume_index: int | None = None) -> Scan:
+    """
+    A NRRD or MetaImage file of one volume, through SimpleITK; `volume_index` is of no use here.
+
+    Raises:
+        ValueError: truncated or broken, several volumes, impossible size or geometry.
+    """
     try:
         import SimpleITK
     except ImportError:
@@ -280,14 +287,14 @@ def read_itk(path: str | os.PathLike) -> Scan:
     return Scan(array, affine, path.stem, str(path), history=[f"{kind} file read through SimpleITK"], notes=notes)
 
 
-def _states_orientation(path: Path, reader, header: bytes) -> bool:
+def _states_orientation(path: Path, reader: Any, header: bytes) -> bool:
     """Whether the header says how the axes lie; ITK silently takes them along the scanner's otherwise."""
     if path.suffix.lower() == ".nrrd":
         return "NRRD_space" in reader.GetMetaDataKeys()
     return re.search(rb"(?m)^(TransformMatrix|Rotation|Orientation) *=", header) is not None
 
 
-def _verify_compressed(path: Path, reader, header: bytes) -> None:
+def _verify_compressed(path: Path, reader: Any, header: bytes) -> None:
     """ITK goes on with what it could inflate of damaged voxels: their checksum and size are looked at here."""
     if path.suffix.lower() == ".nrrd":
         compressed = re.search(rb"(?mi)^encoding: *gz", header)

@@ -3,8 +3,9 @@
 import io
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -13,9 +14,9 @@ from ..study import Scan
 
 SUFFIXES = (".nii", ".nii.gz")
 MAX_BYTES = 2 << 30
-"""Most bytes that one volume may take as stored; a chest CT of 1,000 slices takes half a gigabyte."""
+"""Bytes that one volume may take at most as stored; a chest CT of 1,000 slices takes half a gigabyte."""
 
-_MOST_INFLATION = 1032  # of deflate
+_MAX_INFLATION = 1032  # of deflate
 _SPACING_LIMITS = (1e-3, 1e3)
 _UNITS_TO_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 DEPTH_FIRST = permutation((2, 1, 0))
@@ -30,6 +31,11 @@ def _require_nibabel():
     return nibabel
 
 
+def read(path: str | os.PathLike[str], volume_index: int | None = None) -> Scan:
+    """A file of one volume, or one of its volumes: see `read_nifti`."""
+    return read_nifti(path, volume_index)
+
+
 def read_nifti(
     path: str | os.PathLike, volume_index: int | None = None, max_bytes: int = MAX_BYTES, data: bytes | None = None
 ) -> Scan:
@@ -39,7 +45,7 @@ def read_nifti(
     Args:
         path: `.nii` or `.nii.gz`. Compressed files are read once, to the end, so that their checksum is verified.
         volume_index: which volume of a file with a fourth axis; such a file is refused without it.
-        max_bytes: most bytes that the file's data may take.
+        max_bytes: limit of the bytes that the file's data may take.
         data: content of the file, where it is at hand already.
 
     Raises:
@@ -60,8 +66,8 @@ def read_nifti(
             offset, dtype, shape = _layout(header, name, max_bytes)
             stream.read(offset - header.sizeof_hdr)
             size = dtype.itemsize * int(np.prod(shape))
-            most = stored - offset if stream is file else stored * _MOST_INFLATION
-            if most < size:  # before memory is taken for them
+            max_size = stored - offset if stream is file else stored * _MAX_INFLATION
+            if max_size < size:  # before memory is taken for them
                 raise ValueError(
                     f"{name} cannot be read: it is truncated, {stored} bytes cannot hold the {size} of its voxels."
                 )
@@ -72,7 +78,7 @@ def read_nifti(
                 )
             if stream.read(1):
                 raise ValueError(
-                    f"{name} cannot be read: it goes on behind the {shape} voxels of its header, which is damaged or wrong."
+                    f"{name} cannot be read: it goes on after the {shape} voxels of its header, which is damaged or wrong."
                 )
         except (zlib.error, EOFError) as error:
             raise ValueError(f"{name} cannot be read: it is truncated or damaged ({error}).") from None
@@ -88,7 +94,7 @@ def read_nifti(
     return Scan(array.transpose(2, 1, 0), affine @ DEPTH_FIRST, _stem(path), str(path), None, history, notes, private)
 
 
-def scan_of_image(image, name: str | None = None) -> Scan:
+def scan_of_image(image: Any, name: str | None = None) -> Scan:
     """A nibabel image of one volume as a scan."""
     array = np.asanyarray(image.dataobj)
     if array.ndim != 3:
@@ -101,7 +107,7 @@ def scan_of_image(image, name: str | None = None) -> Scan:
 class Inflate:
     """Reads gzip (or zlib) data in pieces, never more than asked for, checksums verified."""
 
-    def __init__(self, file, window_bits: int = 31):
+    def __init__(self, file: IO[bytes], window_bits: int = 31):
         self.file = file
         self.decoder = zlib.decompressobj(window_bits)
         self.pending = b""
@@ -125,7 +131,7 @@ class Inflate:
         return inflated
 
 
-def _read_header(stream, name: str):
+def _read_header(stream: IO[bytes] | Inflate, name: str):
     nibabel = _require_nibabel()
     start = stream.read(348)
     for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
@@ -135,10 +141,10 @@ def _read_header(stream, name: str):
                 binary = bytes(start + stream.read(size - len(start)))
                 if len(binary) == size:  # nibabel would guess the byte order by another field
                     return kind(binary, endianness=endianness, check=False)
-    raise ValueError(f"{name} cannot be read: it is truncated, damaged or no NIfTI file (no header of that format).")
+    raise ValueError(f"{name} cannot be read: it is truncated, damaged or not a NIfTI file (no header of that format).")
 
 
-def _layout(header, name: str, max_bytes: int) -> tuple[int, np.dtype, tuple[int, ...]]:
+def _layout(header: Any, name: str, max_bytes: int) -> tuple[int, np.dtype, tuple[int, ...]]:
     """Where the voxels start, their type and the shape (3 to 5 axes), all of it possible."""
     magic = bytes(header["magic"].tobytes()).rstrip(b"\0\r\n\x1a")
     if magic not in (b"n+1", b"n+2"):
@@ -155,10 +161,10 @@ def _layout(header, name: str, max_bytes: int) -> tuple[int, np.dtype, tuple[int
         raise ValueError(f"{name} has shape {shape}: that is a picture, expected a volume with three axes.")
     try:
         dtype = header.get_data_dtype()
-    except Exception:
+    except Exception:  # nibabel raises what its tables raise
         raise ValueError(f"{name} cannot be read: unknown type of voxels (code {int(header['datatype'])}).") from None
     if dtype.fields is not None:
-        raise ValueError(f"{name} holds colours or records ({dtype}); expected one number per voxel.")
+        raise ValueError(f"{name} holds colors or records ({dtype}); expected one number per voxel.")
     if dtype.kind == "c":
         raise ValueError(f"{name} holds complex numbers; export the magnitude.")
     if dtype.kind not in "iuf" or dtype.itemsize * 8 != int(header["bitpix"]):
@@ -190,7 +196,7 @@ def _choose_volume(array: np.ndarray, volume_index: int | None, name: str) -> np
     return array[..., volume_index]
 
 
-def _scale(array: np.ndarray, header, name: str) -> np.ndarray:
+def _scale(array: np.ndarray, header: Any, name: str) -> np.ndarray:
     """scl_slope and scl_inter, applied once, in float32; a slope of 0 or NaN means none."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or np.isnan(slope):
@@ -208,13 +214,13 @@ def _native(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize > 4 else dtype.newbyteorder("=")
 
 
-def _geometry(header, name: str) -> tuple[np.ndarray, list[str], dict[str, str]]:
+def _geometry(header: Any, name: str) -> tuple[np.ndarray, list[str], dict[str, str]]:
     """Affine (voxel indices in the file's order -> mm), what was done, and what is doubtful."""
     history: list[str] = []
     notes: dict[str, str] = {}
     try:
         units = header.get_xyzt_units()[0]
-    except Exception:
+    except Exception:  # nibabel raises what its tables raise over a code that is none of theirs
         units = "unknown"
     to_mm = np.diag([_UNITS_TO_MM.get(units, 1.0)] * 3 + [1.0])
     if to_mm[0, 0] != 1:
@@ -225,32 +231,16 @@ def _geometry(header, name: str) -> tuple[np.ndarray, list[str], dict[str, str]]
             f"{name} has no usable geometry: its voxel spacing is {_numbers(zooms)} (pixdim); expected three positive numbers. "
             "Convert the original series again."
         )
-    forms = {}
-    if int(header["sform_code"]) > 0:
-        forms["sform"] = to_mm @ np.asarray(header.get_sform(), float)
-    if int(header["qform_code"]) > 0:
-        try:
-            forms["qform"] = to_mm @ np.asarray(header.get_qform(), float)
-        except Exception:
-            notes["qform"] = "its qform is damaged"
-    for kind, affine in list(forms.items()):
-        if not is_usable_affine(affine):
-            if kind == "sform" or "sform" not in forms:
-                raise ValueError(
-                    f"{name} has no usable geometry: its {kind} is singular, not finite, or far from millimetres, so that "
-                    "where its voxels lie is unknown. Convert the original series again."
-                )
-            notes["qform"] = "its qform is damaged"
-            del forms[kind]
-    if not forms:
+    affines = _stated_affines(header, to_mm, name, notes)
+    if affines:
+        affine = affines["sform"] if "sform" in affines else affines["qform"]
+    else:
         notes["orientation-unknown"] = "its header gives no orientation (sform and qform codes are 0)"
         affine = to_mm @ np.asarray(header.get_base_affine(), float)
         if not is_usable_affine(affine):
             raise ValueError(f"{name} has no usable geometry: its voxel spacing is {_numbers(zooms)} mm (pixdim).")
-    else:
-        affine = forms.get("sform", forms.get("qform"))
-    if len(forms) == 2:
-        codes = {kind: axis_codes(affine) for kind, affine in forms.items()}
+    if len(affines) == 2:
+        codes = {kind: axis_codes(stated) for kind, stated in affines.items()}
         if codes["sform"] != codes["qform"]:
             notes["two-orientations"] = (
                 f"its sform says {codes['sform']}, its qform {codes['qform']}; the sform was taken"
@@ -260,6 +250,29 @@ def _geometry(header, name: str) -> tuple[np.ndarray, list[str], dict[str, str]]
             f"its affine says {_numbers(axis_spacing(affine))} mm, its pixdim {_numbers(zooms)}; the former was taken"
         )
     return affine, history, notes
+
+
+def _stated_affines(header: Any, to_mm: np.ndarray, name: str, notes: dict[str, str]) -> dict[str, np.ndarray]:
+    """Usable affines (mm) of the header, the sform before the qform; a damaged qform beside a good sform is noted."""
+    affines = {}
+    if int(header["sform_code"]) > 0:
+        affines["sform"] = to_mm @ np.asarray(header.get_sform(), float)
+    if int(header["qform_code"]) > 0:
+        try:
+            affines["qform"] = to_mm @ np.asarray(header.get_qform(), float)
+        except Exception:  # numbers that are no rotation surface in several ways
+            notes["qform"] = "its qform is damaged"
+    for kind, affine in list(affines.items()):
+        if is_usable_affine(affine):
+            continue
+        if kind == "sform" or "sform" not in affines:
+            raise ValueError(
+                f"{name} has no usable geometry: its {kind} is singular, not finite, or far from millimetres, so that "
+                "where its voxels lie is unknown. Convert the original series again."
+            )
+        notes["qform"] = "its qform is damaged"
+        del affines[kind]
+    return affines
 
 
 def is_usable_affine(affine: np.ndarray) -> bool:
@@ -272,11 +285,11 @@ def is_usable_affine(affine: np.ndarray) -> bool:
     return abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-3
 
 
-def _numbers(values) -> str:
+def _numbers(values: Iterable[float]) -> str:
     return " x ".join(f"{value:g}" for value in values)
 
 
-def _text(header, key: str) -> bool:
+def _text(header: Any, key: str) -> bool:
     return key in header and bool(bytes(header[key].tobytes()).strip(b"\0 "))
 
 
@@ -302,8 +315,8 @@ def write_nifti(
         display: lowest and highest value that viewers show (cal_min, cal_max).
     """
     nibabel = _require_nibabel()
-    kept = array.dtype if array.dtype in (np.uint8, np.int8, np.int16, np.uint16) else np.float32
-    stored: Any = np.asarray(array, dtype=kept).transpose(2, 1, 0)
+    dtype = array.dtype if array.dtype in (np.uint8, np.int8, np.int16, np.uint16) else np.float32
+    stored: Any = np.asarray(array, dtype=dtype).transpose(2, 1, 0)
     stored_affine = None if affine is None else np.asarray(affine) @ DEPTH_FIRST
     image = nibabel.Nifti1Image(stored, stored_affine)
     image.header.set_xyzt_units("mm")

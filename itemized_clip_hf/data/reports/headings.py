@@ -129,7 +129,10 @@ def heading_starts(text: str) -> Iterator[int]:
             yield heading[1]
 
 
-def sections_of(text: str, pieces: Sequence[tuple[int, int, str | None]]) -> list[str | None]:
+_Pieces = Sequence[tuple[int, int, str | None]]
+
+
+def sections_of(text: str, pieces: _Pieces) -> list[str | None]:
     """
     Section of each piece, given as (start, end, section of the last heading right before it).
 
@@ -139,36 +142,45 @@ def sections_of(text: str, pieces: Sequence[tuple[int, int, str | None]]) -> lis
     sections: list[str | None] = []
     headings = [heading for _, _, heading in pieces]
     current: str | None = None
-    head, paragraph_ends = 0, False
+    opening, paragraph_ends = 0, False
     for number, (_, _, heading) in enumerate(pieces):
         if heading:
-            current, head = heading, number
+            current, opening = heading, number
             last = next((i for i in range(number + 1, len(pieces)) if headings[i]), len(pieces))
             paragraph_ends = any(_blank(text, pieces, i) for i in range(number + 1, last))
         elif current in FRAME:
-            if _ends(text, pieces, number, current, headings, head, paragraph_ends):
+            if _ends(text, pieces, number, opening, paragraph_ends):
                 current = None
         sections.append(current)
     return sections
 
 
-def _ends(text, pieces, number, section, headings, head, paragraph_ends) -> bool:
-    """Whether the text under a heading of the frame has ended before this piece."""
+def _ends(text: str, pieces: _Pieces, number: int, opening: int, paragraph_ends: bool) -> bool:
+    """
+    Whether the text under a heading of the frame has ended before a piece.
+
+    Args:
+        opening: number of the piece that has the heading.
+        paragraph_ends: whether there is an empty line before the next heading.
+    """
+    headings = [heading for _, _, heading in pieces]
+    section = headings[opening]
     gap = text[pieces[number - 1][1] : pieces[number][0]]
     if section == "administrative":
         return "\n" in gap
     if "\n" in gap and _LABEL_OF_BODY.match(text, pieces[number][0]):
         return True
-    later = headings[head + 1 :]
+    later = headings[opening + 1 :]
     if "findings" in later:
         return False
     if paragraph_ends:
         return _blank(text, pieces, number)
-    if "impression" in later or (set(BODY) & set(headings[:head])):
+    if "impression" in later or (set(BODY) & set(headings[:opening])):
         return False
-    lines = "\n" in text[pieces[head][0] : pieces[-1][1]]
+    lines = "\n" in text[pieces[opening][0] : pieces[-1][1]]
     return "\n" in gap or not lines
 
 
-def _blank(text, pieces, number) -> bool:
+def _blank(text: str, pieces: _Pieces, number: int) -> bool:
+    """Whether there is an empty line before a piece."""
     return bool(re.search(r"\n[ \t]*\n", text[pieces[number - 1][1] : pieces[number][0]]))

@@ -191,7 +191,7 @@ def repeats(texts: Sequence[str], threshold: float = 0.8) -> list[int | None]:
     For every text the number of the earlier one that it repeats, or None.
 
     Two texts repeat each other where their words, stop words and plural endings aside, are the same to at least `threshold`
-    (common words / all words of the two), their numbers, sides, directions, negations and colours agree in full, and the later
+    (common words / all words of the two), their numbers, sides, directions, negations and colors agree in full, and the later
     one names no abnormality that the earlier does not.
     """
     firsts: list[int | None] = []

@@ -1,7 +1,7 @@
 """Marks of lists: bullets, dashes, numbers, letters, Roman numerals, boxes and bars -> places at which a report is cut."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 BEFORE_NUMBERS = tuple("no nos nr fig figs img im se ser ca c p pp vol sec".split())
 COUNTED = (
@@ -111,7 +111,9 @@ def _bare_numbers(text: str) -> Iterator[tuple[int, int]]:
         yield from (mark.span() for mark in found)
 
 
-def _chain(text: str, pattern: re.Pattern, value, case) -> Iterator[tuple[int, int]]:
+def _chain(
+    text: str, pattern: re.Pattern[str], value: Callable[[re.Match[str]], int], case: Callable[[re.Match[str]], bool]
+) -> Iterator[tuple[int, int]]:
     """Letters or numerals that count up from the first, at least two of them and of one case."""
     chain: list[re.Match] = []
     for found in pattern.finditer(text):

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ...domains import Domain, load_domain
 from .itemize import SIDES, TELLING_WORDS, content_words, itemize_report, normal_item, related, repeats
@@ -124,7 +125,7 @@ def read_answers(
             last message of the assistant.
         sources: id -> report or captions, as they went into the prompts.
         kind: "report" or "captions".
-        domain: whose normal rule recognises the entry of a normal report.
+        domain: whose normal rule recognizes the entry of a normal report.
 
     The entry of a normal report becomes the domain's normal item. An entry that its source does not support is rejected by
     itself; an answer is rejected whole where no entry is left. Of two answers with one id the first that holds is used.
@@ -133,56 +134,83 @@ def read_answers(
     accepted: dict[str, list[str]] = {}
     rejected: list[Rejected] = []
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            _read_answer(number, line.strip(), sources, kind, domain, accepted, rejected)
+        if not line.strip():
+            continue
+        try:
+            name, answer = _parse_line(line.strip(), sources, accepted)
+            accepted[name] = _verify(name, answer, sources[name], kind, domain, number, rejected)
+        except _Rejection as rejection:
+            rejected.append(
+                Rejected(number, rejection.name, rejection.reason, rejection.detail, rejection.content or line.strip())
+            )
     return accepted, rejected
 
 
-def _read_answer(number, line, sources, kind, domain, accepted, rejected) -> None:
-    def reject(reason, detail, content=line, name=None):
-        rejected.append(Rejected(number, name, reason, detail, content))
+class _Rejection(Exception):  # noqa: N818  it is the outcome of a check rather than an error
+    """Why a line is not used; `content` is what is wrong, the whole line if None."""
 
+    def __init__(self, reason: str, detail: str, name: str | None = None, content: str | None = None):
+        super().__init__(detail)
+        self.reason, self.detail, self.name, self.content = reason, detail, name, content
+
+
+def _parse_line(
+    line: str, sources: Mapping[str, str | Sequence[str]], accepted: Mapping[str, list[str]]
+) -> tuple[str, str]:
+    """Id and text of an answer."""
     try:
         row = json.loads(line)
     except ValueError as error:
-        return reject(MALFORMED, f"expected a JSON object: {error}")
+        raise _Rejection(MALFORMED, f"expected a JSON object: {error}") from None
     if not isinstance(row, dict):
-        return reject(MALFORMED, f"expected a JSON object, found {type(row).__name__}")
+        raise _Rejection(MALFORMED, f"expected a JSON object, found {type(row).__name__}")
     if row.get("id") is None:
-        return reject(NO_ID, f"expected the field 'id', found {sorted(row)}")
+        raise _Rejection(NO_ID, f"expected the field 'id', found {sorted(row)}")
     name = str(row["id"])
     if name not in sources:
-        return reject(UNKNOWN_ID, f"no report has the id {name!r}", name=name)
+        raise _Rejection(UNKNOWN_ID, f"no report has the id {name!r}", name)
     if name in accepted:
-        return reject(DUPLICATE_ID, f"an earlier line holds an answer for {name!r}", name=name)
+        raise _Rejection(DUPLICATE_ID, f"an earlier line holds an answer for {name!r}", name)
     answer = _answer_of(row)
     if answer is None:
-        found = sorted(row)
-        return reject(NO_ANSWER, f"expected text under 'answer', 'content' or 'messages', found {found}", name=name)
+        raise _Rejection(NO_ANSWER, f"expected text under 'answer', 'content' or 'messages', found {sorted(row)}", name)
+    return name, answer
+
+
+def _verify(
+    name: str,
+    answer: str,
+    source: str | Sequence[str],
+    kind: str,
+    domain: Domain | None,
+    line_number: int,
+    rejected: list[Rejected],
+) -> list[str]:
+    """Entries of an answer that hold; the others are added to `rejected`."""
     entries = parse_answer(answer)
     if entries is None:
-        return reject(NO_MARKER, f"the answer has no {MARKER}", answer, name)
+        raise _Rejection(NO_MARKER, f"the answer has no {MARKER}", name, answer)
     if not entries:
-        return reject(NO_ENTRIES, f"nothing stands after {MARKER}", answer, name)
-    kept = []
-    for entry, problem in zip(entries, _problems(entries, sources[name], kind, domain)):
+        raise _Rejection(NO_ENTRIES, f"there is nothing after {MARKER}", name, answer)
+    items = []
+    for entry, problem in zip(entries, _problems(entries, source, kind, domain)):
         if problem:
-            reject(*problem, entry, name)
+            rejected.append(Rejected(line_number, name, *problem, entry))
         else:
-            kept.append(normal_item(domain) if kind == "report" and states_normality(entry, domain) else entry)
-    if kept:
-        accepted[name] = kept
-    else:
-        reject(NOTHING_LEFT, f"none of {len(entries)} entries holds", answer, name)
+            normal = normal_item(domain) if kind == "report" and states_normality(entry, domain) else None
+            items.append(normal or entry)
+    if not items:
+        raise _Rejection(NOTHING_LEFT, f"none of {len(entries)} entries holds", name, answer)
+    return items
 
 
 def states_normality(entry: str, domain: Domain | None) -> bool:
-    """Whether an entry is the normal item of the domain, or one that its normal rule recognises."""
+    """Whether an entry is the normal item of the domain, or one that its normal rule recognizes."""
     item = normal_item(domain)
     return bool(item and entry.rstrip(".").lower() == item.rstrip(".")) or bool(domain and domain.is_normal([entry]))
 
 
-def _answer_of(row: dict) -> str | None:
+def _answer_of(row: dict[str, Any]) -> str | None:
     messages = row.get("messages")
     if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
         last = messages[-1].get("content") if messages[-1].get("role") == "assistant" else None
@@ -191,7 +219,9 @@ def _answer_of(row: dict) -> str | None:
     return next((text for text in (row.get("answer"), row.get("content"), last) if isinstance(text, str)), None)
 
 
-def _problems(entries, source, kind, domain) -> Iterator[tuple[str, str] | None]:
+def _problems(
+    entries: list[str], source: str | Sequence[str], kind: str, domain: Domain | None
+) -> Iterator[tuple[str, str] | None]:
     """Reason and detail for each entry that does not hold, None for the others."""
     if kind == "captions":
         check: _Captions | _Report = _Captions([source] if isinstance(source, str) else source)
@@ -213,6 +243,7 @@ class _Captions:
         self.captions = list(different)
 
     def problem(self, entry: str, alone: bool) -> tuple[str, str] | None:
+        """Why an entry does not hold: reason and detail."""
         counts = {word: sum(_occurs(word, caption) for caption in self.captions) for word in sorted(_claims(entry))}
         if not counts:
             return UNSUPPORTED, "it has no word that could be checked"
@@ -224,7 +255,7 @@ class _Report:
     """
     Every content word, number, measurement and side of an entry has to occur in the report; sides near the entry's other words.
 
-    An entry that is all in a clause of absence or normality, and in no two neighbouring sentences otherwise, is denied.
+    An entry that is all in a clause of absence or normality, and in no two neighboring sentences otherwise, is denied.
     """
 
     def __init__(self, report: str, domain: Domain | None):
@@ -244,9 +275,10 @@ class _Report:
                 else:
                     words |= found
             stated.append(words)
-        self.neighbours = [first | second for first, second in zip(stated, [*stated[1:], frozenset()])]
+        self.neighbors = [first | second for first, second in zip(stated, [*stated[1:], frozenset()])]
 
     def problem(self, entry: str, alone: bool) -> tuple[str, str] | None:
+        """Why an entry does not hold: reason and detail; `alone`: the answer has no other."""
         if states_normality(entry, self.domain):
             return self._problem_of_normal(alone)
         words = _claims(entry)
@@ -256,14 +288,14 @@ class _Report:
         missing += sorted(f"{number} {unit}" for number, unit in _measures(entry) - self.measures)
         if missing:
             return UNSUPPORTED, f"the report does not say: {', '.join(missing)}"
-        if not any(_all_occur(words, near) for near in self.neighbours):
+        if not any(_all_occur(words, near) for near in self.neighbors):
             if any(_all_occur(words, denied) for denied in self.denied):
-                return DENIED, "it stands in a statement of absence or normality"
+                return DENIED, "it is in a statement of absence or normality"
         sides = _sides(words)
         others = words - SIDES
         if sides and not any(
             sides <= _sides(near) and 2 * sum(_occurs(word, near) for word in others) >= len(others)
-            for near in self.neighbours
+            for near in self.neighbors
         ):
             return UNSUPPORTED, f"the report does not say this of: {', '.join(sorted(sides))}"
         return None

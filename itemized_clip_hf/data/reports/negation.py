@@ -204,7 +204,7 @@ def _statements(text: str) -> list[tuple[int, int]]:
     return statements
 
 
-def _is_subject_of_next(text: str, masked: str, pieces) -> bool:
+def _is_subject_of_next(text: str, masked: str, pieces: list[tuple[int, int, bool]]) -> bool:
     """Whether the first piece names an abnormality of which a later one says something: "plaques and thickening are seen"."""
     rules = load_rules()
     start, end, _ = pieces[0]
@@ -264,7 +264,7 @@ def _denied(text: str, start: int, end: int) -> Iterator[Clause]:
     yield Clause(start, end, ABSENT)
 
 
-def _names_only(text: str, this: re.Pattern, other: re.Pattern) -> bool:
+def _names_only(text: str, this: re.Pattern[str], other: re.Pattern[str]) -> bool:
     return bool(this.search(text)) and not other.search(text)
 
 
@@ -293,6 +293,12 @@ def _verdict(clause: str) -> str:
         return NO_CONTENT
     if _is_absent(masked):
         return ABSENT
+    return _verdict_of_statement(text, masked, abnormal)
+
+
+def _verdict_of_statement(text: str, masked: str, abnormal: re.Match[str] | None) -> str:
+    """Verdict of a clause that neither denies nor advises."""
+    rules = load_rules()
     unjudged = rules.unjudged.search(text)
     if unjudged and (not abnormal or _says_so(masked, unjudged.start())):
         return TECHNIQUE
@@ -321,17 +327,24 @@ def _says_so(text: str, at: int) -> bool:
 
 def _is_absent(text: str) -> bool:
     """Whether the clause denies what it names."""
+    if text.startswith("without ") or not _affirmed(text) and _is_denied(text):
+        return True
+    return _is_ruled_out(text) or any(_denies(text, negation) for negation in load_rules().negations.finditer(text))
+
+
+def _is_denied(text: str) -> bool:
+    """Whether a verb denies what the clause is about: "is not seen"."""
     rules = load_rules()
-    if not _affirmed(text):
-        if any(not rules.relative.search(text[: found.start()]) for found in rules.denied.finditer(text)):
-            return True
-        quality = rules.denied_quality.search(text)
-        if (
-            quality
-            and not rules.lesions.search(text[: quality.start()])
-            and not rules.relative.search(text[: quality.start()])
-        ):
-            return True
+    if any(not rules.relative.search(text[: found.start()]) for found in rules.denied.finditer(text)):
+        return True
+    quality = rules.denied_quality.search(text)
+    before = text[: quality.start()] if quality else ""
+    return bool(quality) and not rules.lesions.search(before) and not rules.relative.search(before)
+
+
+def _is_ruled_out(text: str) -> bool:
+    """Whether an abnormality is ruled out, absent or lacking."""
+    rules = load_rules()
     ruled_out = _RULED_OUT.search(text)
     if ruled_out and rules.abnormal.search(text[: ruled_out.start()]) and not _SUSPECTED.search(text):
         return True
@@ -339,21 +352,18 @@ def _is_absent(text: str) -> bool:
     absent = re.search(r"\babsent\b", text)
     if absent and (rules.abnormal.search(text, 0, absent.start()) or "patholog" in text[: absent.start()]):
         return True
-    if text.startswith("without "):
-        return True
-    if lacks:
-        before = text[: lacks.start()]
-        if not rules.abnormal.search(before) and not rules.relative.search(before):
-            return True
-    for found in rules.negations.finditer(text):
-        before = text[: found.start()]
-        named = rules.abnormal.search(before)
-        if re.search(r"\b(?:with|having|by|to|than|of)\s*(?:an? )?$", before):  # qualifies what stands before it
-            if not named and not rules.affirmed.search(text, found.end()):
-                return True
-        elif not named or _only_says_where(before) or before.rstrip().endswith("-"):
-            return True
-    return False
+    before = text[: lacks.start()] if lacks else ""
+    return bool(lacks) and not rules.abnormal.search(before) and not rules.relative.search(before)
+
+
+def _denies(text: str, negation: re.Match[str]) -> bool:
+    """Whether a negation is about the clause rather than about a part of it."""
+    rules = load_rules()
+    before = text[: negation.start()]
+    named = rules.abnormal.search(before)
+    if re.search(r"\b(?:with|having|by|to|than|of)\s*(?:an? )?$", before):  # qualifies what stands before it
+        return not named and not rules.affirmed.search(text, negation.end())
+    return not named or _only_says_where(before) or before.rstrip().endswith("-")
 
 
 def _joined(clauses: list[Clause], sentence: str) -> Iterator[Clause]:

@@ -51,7 +51,7 @@ class Sources(list[Source]):
         labels: columns of labels, which every source holds under `labels`.
         kept: other columns, as they are.
         left_out: other columns of text, and of images.
-        strange: column -> number of cells that are no truth values, where most are: it is kept as it is.
+        strange: column -> number of cells that are not truth values, where most are: it is kept as it is.
     """
 
     labels: list[str]
@@ -117,7 +117,7 @@ def read_sources(
     return found
 
 
-def _texts(value, place: str, kind: str) -> list[str]:
+def _texts(value: Any, place: str, kind: str) -> list[str]:
     if value is None or value == "" or (isinstance(value, float) and value != value):
         return []
     if isinstance(value, str):
@@ -139,7 +139,7 @@ def _read_rows(path: Path) -> list[dict]:
     raise ValueError(f"{path.name}: expected {', '.join(TABLE_SUFFIXES)} or .parquet.")
 
 
-def write_jsonl(path: str | os.PathLike, rows) -> int:
+def write_jsonl(path: str | os.PathLike, rows: Any) -> int:
     """Writes one JSON object a line and returns how many."""
     count = 0
     with open(path, "w", encoding="utf-8") as file:

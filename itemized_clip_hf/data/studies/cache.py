@@ -1,5 +1,7 @@
 """Decoded pictures kept in memory at a small size, for runs that see each of them many times."""
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -18,7 +20,7 @@ class CachedPictures:
     Records whose picture cannot be read are left out and listed in `skipped`.
     """
 
-    def __init__(self, records, shortest_side: int, progress: bool = True):
+    def __init__(self, records: Any, shortest_side: int, progress: bool = True):
         from tqdm.auto import tqdm
 
         self.records: list[dict] = []
@@ -44,7 +46,7 @@ class CachedPictures:
         return self.records[index]["id"]
 
 
-def shrink(picture, shortest_side: int) -> np.ndarray:
+def shrink(picture: Any, shortest_side: int) -> np.ndarray:
     """(H, W, 3) 8-bit RGB of a PIL image or a path, its shortest side at most `shortest_side` pixels."""
     if isinstance(picture, str):
         picture = open_picture(picture)

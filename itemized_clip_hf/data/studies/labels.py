@@ -21,7 +21,7 @@ def read_columns(rows: Any, columns: Iterable[str], others: Collection[str] = ()
         others: that hold something else.
 
     Returns:
-        the label columns, and column -> number of cells that are no truth values, of those where they are the fewer.
+        the label columns, and column -> number of cells that are not truth values, of those where they are the fewer.
     """
     found, nearly = [], {}
     for column in columns:

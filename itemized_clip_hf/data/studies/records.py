@@ -36,7 +36,14 @@ class Records:
     Labels of a record are those of its dictionary `labels` and of the columns whose cells are all truth values.
     """
 
-    def __init__(self, rows, folder: Path | None = None, items_column=None, images_column=None, id_column=None):
+    def __init__(
+        self,
+        rows: Any,
+        folder: Path | None = None,
+        items_column: str | None = None,
+        images_column: str | None = None,
+        id_column: str | None = None,
+    ):
         self.rows = rows
         self.folder = folder
         columns = (
@@ -65,7 +72,7 @@ class Records:
 
     @property
     def nearly_labels(self) -> dict[str, int]:
-        """Column -> number of its cells that are no truth values, where most are: it is not taken for labels."""
+        """Column -> number of its cells that are not truth values, where most are: it is not taken for labels."""
         return self._label_facts[1]
 
     @cached_property
@@ -99,7 +106,7 @@ class Records:
         return record
 
     @staticmethod
-    def _name(cell, index: int) -> str:
+    def _name(cell: Any, index: int) -> str:
         """The id as it stands there; a row where none stands is called by its number."""
         missing = cell is None or isinstance(cell, float) and cell != cell or isinstance(cell, str) and not cell.strip()
         return f"row-{index + 1}" if missing else str(cell)
@@ -133,7 +140,7 @@ class Records:
         )
         return (as_items(value) for value in column)
 
-    def _open(self, images):
+    def _open(self, images: Any):
         if isinstance(images, list) and images and isinstance(images[0], dict) and "voxels" in images[0]:
             return load_scans(images)
         if isinstance(images, dict) and not {"bytes", "path"} & set(images):
@@ -246,7 +253,7 @@ def load_parquet(files: list[Path], leave_out: Collection[str] = ()):
     return table
 
 
-def _refuse_damaged_texts(table, file: Path) -> None:
+def _refuse_damaged_texts(table: Any, file: Path) -> None:
     """Raises where texts are not UTF-8: parquet does not check them, and they would fail when they are read, hours later."""
     for name in table.column_names:
         column = table.column(name)

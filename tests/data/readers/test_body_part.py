@@ -11,7 +11,7 @@ from itemized_clip_hf.domains import load_domain
 
 
 def ct(lung: bool, spacing=(5.0, 4.0, 4.0)) -> Scan:
-    """A body of water in air, with two lungs of 1.2 litres each, or none."""
+    """A body of water in air, with two lungs of 1.2 liters each, or none."""
     array = np.full((60, 80, 80), -1000, np.float32)
     array[:, 20:60, 10:70] = 20
     if lung:
@@ -45,7 +45,7 @@ def test_real_scans(data_folder):
         body_part_problem(chest, load_domain("chest-ct")) is None
         and body_part_problem(head, load_domain("head-ct")) is None
     )
-    assert "looks like a chest: 3.7 litres" in body_part_problem(chest, load_domain("head-ct"))[0]
+    assert "looks like a chest: 3.7 liters" in body_part_problem(chest, load_domain("head-ct"))[0]
     assert "no chest is seen" in body_part_problem(head, load_domain("chest-ct"))[0]
 
 

@@ -27,8 +27,9 @@ nibabel = pytest.importorskip("nibabel")
 from dicom_files import make_enhanced, make_grid, make_series, save, truth, world, write, zip_folder
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
+from itemized_clip_hf.data.kinds import volume_suffixes
 from itemized_clip_hf.data.readers.dicom import read_dicom
-from itemized_clip_hf.data.readers.read import VOLUME_SUFFIXES, read_file
+from itemized_clip_hf.data.readers.read import read_file
 from itemized_clip_hf.data.study import Scan, Study
 
 pytestmark = pytest.mark.timeout(60)
@@ -592,7 +593,7 @@ def test_zip_in_a_zip(tmp_path, zipped):
 # Other kinds, and what is none of them.
 
 
-@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
+@pytest.mark.parametrize("suffix", volume_suffixes())
 def test_something_else_with_the_suffix_of_a_volume(tmp_path, suffix, capfd):
     noise = np.random.default_rng(11).integers(0, 256, 3000, dtype=np.uint8).tobytes()
     contents = [b"", b"hello, this is a text\n" * 20, noise, bytes(4000), b"\x1f\x8b" + noise, b"PK\x03\x04" + noise]

@@ -421,9 +421,9 @@ def test_sizes_and_orientations_within_one_series(tmp_path):
 
 
 DROPPED = {
-    "localiser": (dict(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localiser"),
-    "scout": (dict(SeriesDescription="Scout 3 plane"), "localiser"),
-    "surview": (dict(SeriesDescription="Surview"), "localiser"),
+    "localizer": (dict(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
+    "scout": (dict(SeriesDescription="Scout 3 plane"), "localizer"),
+    "surview": (dict(SeriesDescription="Surview"), "localizer"),
     "secondary capture": (dict(SOPClassUID=SecondaryCaptureImageStorage), "secondary capture"),
     "screen save": (dict(ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"]), "secondary capture"),
     "projection": (dict(ImageType=["DERIVED", "PRIMARY", "MIP"]), "projection"),
@@ -439,7 +439,7 @@ DROPPED = {
     "bent orientation": (dict(ImageOrientationPatient=["1", "0", "0", "1", "0", "0"]), "right angle"),
     "frames without positions": (dict(NumberOfFrames=4), "several frames without"),
     "zero slope": (dict(RescaleSlope="0"), "scaled by 0"),
-    "palette": (dict(PhotometricInterpretation="PALETTE COLOR"), "colour"),
+    "palette": (dict(PhotometricInterpretation="PALETTE COLOR"), "color"),
     "no pixels": (dict(PixelData=None), "no pixels"),
 }
 
@@ -456,13 +456,13 @@ def test_what_is_left_out_is_left_out_with_its_reason(tmp_path, kind):
     assert len(study.scans) == 1 and any(reason in lost.reason and "(4 times)" in lost.reason for lost in study.skipped)
 
 
-def test_colour_pictures(tmp_path):
+def test_color_pictures(tmp_path):
     made = make_series(make_grid(slices=4))
     for one in made:
         one.SamplesPerPixel, one.PhotometricInterpretation, one.PlanarConfiguration = 3, "RGB", 0
         one.BitsAllocated, one.BitsStored, one.HighBit = 8, 8, 7
         one.PixelData = bytes(3 * 20 * 24)
-    with pytest.raises(ValueError, match="colour picture"):
+    with pytest.raises(ValueError, match="color picture"):
         read_dicom(save(made, tmp_path / "s"))
 
 
@@ -481,8 +481,8 @@ def test_other_files_are_named_by_kind_only(tmp_path):
     (tmp_path / "s" / "scan.Mustermann").write_text("Erika Mustermann")
     (tmp_path / "s" / "DICOMDIR").write_bytes(b"x")
     assert [(skipped.scan, skipped.reason) for skipped in read_dicom(tmp_path / "s").skipped] == [
-        ("*.txt", "it is no DICOM file"),
-        ("file", "it is no DICOM file"),
+        ("*.txt", "it is not a DICOM file"),
+        ("file", "it is not a DICOM file"),
     ]
 
 

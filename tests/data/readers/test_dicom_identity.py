@@ -204,7 +204,7 @@ def test_bytes_behind_the_pixels(tmp_path, extra):
         one.PixelData = one.PixelData + b"\1" * extra
     (scan,) = read_dicom(save(made, tmp_path / "s")).scans.values()
     np.testing.assert_allclose(scan.array, truth(scan), atol=0.51)
-    assert any("behind the pixels of 12 slices" in step for step in scan.history)
+    assert any("after the pixels of 12 slices" in step for step in scan.history)
 
 
 def test_a_row_too_many_is_no_padding(tmp_path):
@@ -242,7 +242,7 @@ def test_file_meta_without_preamble(tmp_path):
 def test_a_survey_of_the_body_is_no_localizer(tmp_path, description):
     assert len(read_dicom(save(make_series(make_grid(), SeriesDescription=description), tmp_path / "s")).scans) == 1
     made = make_series(make_grid(), SeriesDescription=description, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    with pytest.raises(ValueError, match="localiser"):
+    with pytest.raises(ValueError, match="localizer"):
         read_dicom(save(made, tmp_path / "l"))
 
 

@@ -332,7 +332,7 @@ def test_answers_that_hold():
         (answer_line("zz", "cyst"), rewrite.UNKNOWN_ID, "'zz'"),
         ('{"id": "a", "text": "x"}', rewrite.NO_ANSWER, "found ['id', 'text']"),
         ('{"id": "a", "answer": "a nodule | a cyst"}', rewrite.NO_MARKER, "||finalist||"),
-        ('{"id": "a", "answer": "x ||finalist|| | ."}', rewrite.NO_ENTRIES, "nothing stands after"),
+        ('{"id": "a", "answer": "x ||finalist|| | ."}', rewrite.NO_ENTRIES, "there is nothing after"),
     ],
 )
 def test_answers_that_are_rejected_whole(line, reason, detail):

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tiny_models import ITEMS
 
 from itemized_clip_hf.data.studies.labels import read_columns
-from itemized_clip_hf.data.studies.prepare.run import plan_studies, prepare
+from itemized_clip_hf.data.studies.prepare import plan_studies, prepare
 from itemized_clip_hf.data.studies.records import read_records
 
 nibabel = pytest.importorskip("nibabel")
@@ -55,13 +55,13 @@ def test_from_reports_to_metrics(reports, model_folder, tmp_path, messages):
     assert [row["labels"] for row in rows] == LABELS
     assert not {"mass", "bleed", "old"} & set(rows[0]) and rows[0]["age"] == "63" and rows[2]["nearly"] == "maybe"
     assert "labels: mass, bleed, old" in told and "kept as they are: nearly, age, empty" in told
-    assert "nearly is not taken for labels: 1 of 3 cells are no truth values" in told and "maybe" not in told
+    assert "nearly is not taken for labels: 1 of 3 cells are not truth values" in told and "maybe" not in told
 
     for number, source in enumerate((items, reports)):  # by hand, or in one go
         out = tmp_path / f"set{number}"
         plan, skipped = plan_studies(tmp_path / "studies", "brain-mri", source)
         prepare(plan, out, skipped, num_workers=1, progress=False, context="fork")
-        for column in ("'nearly' (no labels: 1 of 3 cells are no truth values)", "'age'", "'empty'"):
+        for column in ("'nearly' (no labels: 1 of 3 cells are not truth values)", "'age'", "'empty'"):
             assert any(column in message for message in messages)
         messages.clear()
         prepared = read_records(out)
@@ -83,7 +83,7 @@ def test_columns_of_a_list_are_labels(reports, model_folder, tmp_path):
     assert [record["labels"] for record in records] == LABELS  # True is 1
     done = run("predict", "-m", model_folder, "-i", tmp_path / "list.jsonl", "-p", "mass", "-p", "nearly", "--json")
     assert set(json.loads(done.stdout)["metrics"]) == {"AUC mass", "AUC mean"}
-    assert "the column 'nearly' holds no labels: 1 of 3 are no truth values" in done.stderr
+    assert "the column 'nearly' holds no labels: 1 of 3 are not truth values" in done.stderr
 
 
 def test_which_columns_hold_labels():

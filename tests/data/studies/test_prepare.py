@@ -1,8 +1,10 @@
 """Datasets from studies and reports: the same numbers as without the detour, whatever happens on the way."""
 
+import contextlib
 import csv
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -19,11 +21,13 @@ pytest.importorskip("nibabel")
 pytest.importorskip("datasets")
 
 from itemized_clip_hf import ItemizedCLIPImageProcessor
-from itemized_clip_hf.data.studies.prepare import run as module
-from itemized_clip_hf.data.studies.prepare.run import Plan, plan_studies, prepare
+from itemized_clip_hf.data.files import hold_output
+from itemized_clip_hf.data.studies.prepare import Plan, plan_studies, prepare
+from itemized_clip_hf.data.studies.prepare import study as preparation
 from itemized_clip_hf.data.studies.records import read_records
 from itemized_clip_hf.data.studies.storage import check_prepared
 from itemized_clip_hf.phantom import PhantomDataset, write_study
+from itemized_clip_hf.recipes import load_recipe
 
 SMALL = {"scan_size": [8, 24, 24], "in_plane_size": 32}
 RECIPE = "domain: brain-mri\nimage: {scan_size: [8, 24, 24], in_plane_size: 32}\n"
@@ -146,39 +150,83 @@ def plan_ids(reports: Path) -> list[str]:
     return [json.loads(line)["id"] for line in reports.read_text().splitlines()]
 
 
-def kill_and_restart(tmp_path: Path, count: int, kills: int, seed: int) -> None:
+class Command:
+    """The command in a process of its own, which starts its workers anew."""
+
+    def __init__(self, plan, output, studies, reports, recipe):
+        self.process = subprocess.Popen(
+            command(studies, reports, output, recipe),
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+
+    def wait(self) -> None:
+        self.process.wait()
+
+
+def prepare_slowly(plan, output) -> None:
+    """In a process of its own: a study takes long enough for it to be killed before it ends."""
+    read = preparation._read_study
+
+    def read_slowly(*args):
+        time.sleep(0.2)
+        return read(*args)
+
+    preparation._read_study = read_slowly
+    prepare(plan, output, progress=False, context="fork")
+
+
+class Fork:
+    """A copy of this process, which has imported everything."""
+
+    def __init__(self, plan, output, *others):
+        self.output = output
+        context = multiprocessing.get_context("fork")
+        self.process = context.Process(target=prepare_slowly, args=(plan, output))
+        self.process.start()
+
+    def runs(self) -> bool:
+        return self.process.is_alive()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self) -> None:
+        self.process.join()
+        for _ in range(200):  # its workers end after it, and hold the lock that they have from it until then
+            with contextlib.suppress(ValueError), hold_output(self.output):
+                return
+            time.sleep(0.05)
+
+
+def kill_and_restart(tmp_path: Path, count: int, kills: int, seed: int, start) -> None:
     studies, reports, bad = write_studies(tmp_path, count)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        command(studies, reports, tmp_path / "calm", tmp_path / "small.yaml"),
-        check=True,
-        env=environment,
-        capture_output=True,
-    )
+    image = load_recipe(str(tmp_path / "small.yaml")).image
+    plan, skipped = plan_studies(studies, "brain-mri", reports, image_settings=image, shard_size=2)
+    prepare(plan, tmp_path / "calm", skipped, progress=False, context="fork")
     rng = random.Random(seed)
     killed = 0
     parts = tmp_path / "killed" / ".parts"
     for finished in sorted(rng.randrange(count // 2 - 1) for _ in range(kills)):
-        process = subprocess.Popen(
-            command(studies, reports, tmp_path / "killed", tmp_path / "small.yaml"),
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and len(list(parts.glob("part-*.arrow"))) <= finished:
+        process = start(plan, tmp_path / "killed", studies, reports, tmp_path / "small.yaml")
+        while process.runs() and len(list(parts.glob("part-*.arrow"))) <= finished:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.1))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        if process.runs():
+            process.kill()
             killed += 1
         process.wait()
     assert killed >= max(kills // 2, 1)
-    subprocess.run(
-        command(studies, reports, tmp_path / "killed", tmp_path / "small.yaml"),
-        check=True,
-        env=environment,
-        capture_output=True,
-    )
+    prepare(
+        plan, tmp_path / "killed", skipped, progress=False, context="fork"
+    )  # refuses another plan than the killed one's
     assert digest(tmp_path / "killed") == digest(tmp_path / "calm")
     records = read_records(tmp_path / "killed")
     ids = [records.id_of(i) for i in range(len(records))]
@@ -187,12 +235,12 @@ def kill_and_restart(tmp_path: Path, count: int, kills: int, seed: int) -> None:
 
 
 def test_killed_and_restarted(tmp_path):
-    kill_and_restart(tmp_path, 12, 1, 0)
+    kill_and_restart(tmp_path, 12, 1, 0, Fork)
 
 
 @pytest.mark.slow
 def test_200_studies_killed_ten_times(tmp_path):
-    kill_and_restart(tmp_path, 200, 10, 1)
+    kill_and_restart(tmp_path, 200, 10, 1, Command)
 
 
 def test_number_of_workers_changes_nothing(tmp_path):
@@ -208,7 +256,7 @@ def test_a_study_that_kills_its_process(tmp_path, monkeypatch):
     studies, reports, _ = write_studies(tmp_path, 6, corrupt=False)
     plan, _ = plan_studies(studies, "brain-mri", reports, image_settings=SMALL, shard_size=2)
     deadly = plan.rows[3]["id"]
-    read = module._read_study
+    read = preparation._read_study
 
     def read_or_die(row, *args):
         if row["id"] == deadly:
@@ -216,7 +264,7 @@ def test_a_study_that_kills_its_process(tmp_path, monkeypatch):
         time.sleep(0.2)
         return read(row, *args)
 
-    monkeypatch.setattr(module, "_read_study", read_or_die)
+    monkeypatch.setattr(preparation, "_read_study", read_or_die)
     summary = prepare(plan, tmp_path / "out", num_workers=2, progress=False, context="fork")
     assert summary["studies"] == 5
     assert [(row["study"], row["reason"]) for row in quarantined(tmp_path / "out")] == [
@@ -308,7 +356,6 @@ def test_pictures(tmp_path):
 
 
 def test_train_from_a_prepared_folder(tmp_path):
-    from itemized_clip_hf.recipes import load_recipe
     from itemized_clip_hf.trainer.run import train_recipe
 
     studies, reports, _ = write_studies(tmp_path, 4, corrupt=False)

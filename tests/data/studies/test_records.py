@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -87,15 +88,15 @@ def test_learned_vocabulary_is_the_same_in_every_process(tmp_path):
         "import sys, json; from itemized_clip_hf.models.tokenizer import train_tokenizer\n"
         "print(json.dumps(train_tokenizer(json.loads(sys.argv[1]), 90, 12).get_vocab(), sort_keys=True))"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code, json.dumps(items)], capture_output=True, text=True, check=True
-        ).stdout
-        for _ in range(2)
-    }
-    assert len(outputs) == 1
+    other = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(items)],
+        env={**os.environ, "PYTHONHASHSEED": "1"},  # texts hash otherwise than in this process
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     tokenizer = train_tokenizer(items, 90, 12)
-    assert json.loads(outputs.pop()) == tokenizer.get_vocab()
+    assert json.loads(other.stdout) == tokenizer.get_vocab()
     assert len(train_tokenizer(items, len(tokenizer) - 3, 12)) == len(tokenizer) - 3
     encoded = tokenizer("Left FRONTAL mass")
     assert tokenizer.convert_ids_to_tokens(encoded["input_ids"]) == ["[CLS]", "left", "frontal", "mass", "[SEP]"]

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from itemized_clip_cli import main
 from itemized_clip_hf import ItemizedCLIPImageProcessor
-from itemized_clip_hf.data.studies.prepare.estimate import Estimate, bytes_of_a_scan, count_scans, estimate
-from itemized_clip_hf.data.studies.prepare.run import Plan
+from itemized_clip_hf.data.studies.prepare import Plan
+from itemized_clip_hf.data.studies.prepare.estimate import Estimate, bytes_of_a_scan, count_scans, estimate_size
 from itemized_clip_hf.data.studies.storage import load_scans, store_scan
 from itemized_clip_hf.data.study import Scan
 from itemized_clip_hf.processing.scans_itemized_clip import ProcessedScan
@@ -92,7 +92,7 @@ def test_many_studies_are_estimated_from_some(tmp_path):
     rows = [
         {"id": str(n), "images": ["x.nii.gz"] * 4, "items": ["x"], "labels": {}, "label": None} for n in range(1000)
     ]
-    found = estimate(Plan("brain-mri", rows), tmp_path / "not" / "yet")
+    found = estimate_size(Plan("brain-mri", rows), tmp_path / "not" / "yet")
     assert (found.scans, found.num_bytes) == (4000, 4000 * 48 * 256 * 256) and found.free > 0
     assert str(found).startswith("volumes: 4,000; at most about 12.6 GB before compression")
     assert "Only 1 MB are free there." in str(Estimate(10, 2_000_000, 1_000_000))
@@ -102,7 +102,7 @@ def test_prepare_says_it_before_it_starts(tmp_path, write_volume, monkeypatch):
     def start(*arguments, **settings):
         raise ValueError("started")
 
-    monkeypatch.setattr("itemized_clip_hf.data.studies.prepare.run.prepare", start)
+    monkeypatch.setattr("itemized_clip_hf.data.studies.prepare.prepare", start)
     write_volume("studies/s1/AX_T1.nii.gz")
     (tmp_path / "r.jsonl").write_text(json.dumps({"id": "s1", "items": ["left frontal mass."]}))
     arguments = ["prepare", "-i", tmp_path / "studies", "--reports", tmp_path / "r.jsonl", "--domain", "brain-mri"]

@@ -1,4 +1,4 @@
-"""Headers of DICOM files: which fields are read, and which files hold no slice of a scan."""
+"""Headers of DICOM files: which fields are read, and which files do not hold a slice of a scan."""
 
 import contextlib
 import io
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
 
 from ...privacy import IDENTIFYING_FIELDS
 from .files import DicomFile, Unusable
@@ -72,11 +74,11 @@ def read_header(file: DicomFile) -> None:
     """The fields that are looked at, and none besides."""
     data = file.read(HEAD_BYTES)
     if not _starts_as_dicom(data):
-        raise Unusable("it is no DICOM file")
+        raise Unusable("it is not a DICOM file")
     header, end = _parse(data)
     if len(data) == HEAD_BYTES and end >= len(data):
         if "SOPClassUID" not in header:  # it stands at the start
-            raise Unusable("it is no image, or its header is damaged")
+            raise Unusable("it is not an image, or its header is damaged")
         header, end = _parse(file.read(MAX_HEADER_BYTES))
     file.header, file.pixels_at = header, end
 
@@ -92,7 +94,7 @@ def _starts_as_dicom(data: bytes) -> bool:
     return length <= 1024 and pydicom.datadict.dictionary_has_tag(int.from_bytes(data[:2], "little") << 16 | data[2])
 
 
-def private_b_value(header) -> float | None:
+def private_b_value(header: Dataset) -> float | None:
     """s/mm2 as GE, Philips and Siemens write it in fields of their own."""
     for creator, maker, tag in _PRIVATE_B_VALUES:
         if tag not in header or maker not in str(header.get(creator, "")).upper():
@@ -112,8 +114,18 @@ def private_b_value(header) -> float | None:
     return None
 
 
-def refuse_other_images(header) -> None:
-    """Refuses what is no slice of a CT or MR scan."""
+def refuse_other_images(header: Any) -> None:
+    """Refuses what is not a slice of a CT or MR scan."""
+    _refuse_other_kinds(header)
+    _refuse_other_pictures(header)
+    if not 2 <= int(header.Rows) <= 8192 or not 2 <= int(header.Columns) <= 8192:
+        raise Unusable(f"it has {int(header.Rows)} x {int(header.Columns)} pixels")
+    if not str(header.get("SeriesInstanceUID", "")):
+        raise Unusable("it names no series (SeriesInstanceUID)")
+
+
+def _refuse_other_kinds(header: Any) -> None:
+    """Other modalities, and images that are made from slices or for planning them."""
     kind = [str(part).upper() for part in header.get("ImageType") or []]
     sop_class = pydicom.uid.UID(str(header.get("SOPClassUID", ""))).name
     modality = str(header.get("Modality", ""))
@@ -125,24 +137,24 @@ def refuse_other_images(header) -> None:
     if "Rows" not in header or "Columns" not in header:
         raise Unusable("it holds no image, or its header is cut off")
     if "LOCALIZER" in kind or _is_named_localizer(describe(header)):
-        raise Unusable("it is a localiser")
+        raise Unusable("it is a localizer")
     if "MOSAIC" in kind or _mosaic_images(header) > 1:
         raise Unusable("it is a Siemens mosaic (many slices in one picture); convert the series to NIfTI with dcm2niix")
     if {"PROJECTION IMAGE", "MIP", "MNIP", "MINIP"} & set(kind):
         raise Unusable("it is a projection through a volume, not a slice")
+
+
+def _refuse_other_pictures(header: Any) -> None:
+    """Pixels that are not plain intensities."""
     if str(header.get("BurnedInAnnotation", "NO")).upper() == "YES":
         raise Unusable("it has text burned into the picture, which may name the patient")
     if int(header.get("SamplesPerPixel", 1) or 1) != 1:
-        raise Unusable("it is a colour picture")
+        raise Unusable("it is a color picture")
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2")).strip()
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Unusable("it is a colour picture, or does not say how its values are shown")
-    if photometric == "MONOCHROME1" and modality == "MR":
+        raise Unusable("it is a color picture, or does not say how its values are shown")
+    if photometric == "MONOCHROME1" and str(header.get("Modality", "")) == "MR":
         raise Unusable("its intensities are stored inverted (MONOCHROME1)")
-    if not 2 <= int(header.Rows) <= 8192 or not 2 <= int(header.Columns) <= 8192:
-        raise Unusable(f"it has {int(header.Rows)} x {int(header.Columns)} pixels")
-    if not str(header.get("SeriesInstanceUID", "")):
-        raise Unusable("it names no series (SeriesInstanceUID)")
 
 
 def _is_named_localizer(description: str) -> bool:
@@ -160,7 +172,7 @@ def _parse(data: bytes) -> tuple[Any, int]:
     return header, stream.tell()
 
 
-def _ends_header(tag, vr, length) -> bool:
+def _ends_header(tag: BaseTag, vr: str | None, length: int) -> bool:
     """At the pixels, or in what is no data set: zeros would be read eight bytes at a time."""
     return not 0x0004 <= tag >> 16 < 0x7FE0
 
@@ -171,7 +183,7 @@ def refuse_deflated(data: bytes) -> None:
         raise Unusable("its transfer syntax is deflated; convert it with dcmconv first")
 
 
-def _mosaic_images(header) -> int:
+def _mosaic_images(header: Dataset) -> int:
     creator = header.get(_SIEMENS_CREATOR)
     count = header.get(_SIEMENS_MOSAIC_IMAGES)
     if creator is None or count is None or "SIEMENS" not in str(creator.value):
@@ -180,7 +192,7 @@ def _mosaic_images(header) -> int:
     return int.from_bytes(value[:2], "little") if isinstance(value, bytes) else int(value or 0)
 
 
-def describe(header) -> str:
+def describe(header: Dataset) -> str:
     for name in ("SeriesDescription", "ProtocolName", "SequenceName"):
         if str(header.get(name, "") or "").strip():
             return str(header.get(name))

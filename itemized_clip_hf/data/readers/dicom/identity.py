@@ -4,6 +4,8 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 
+from pydicom.dataset import Dataset
+
 _PATIENT = ("PatientID", "PatientName", "PatientBirthDate")
 _VISIT = ("StudyInstanceUID", "StudyDate")
 
@@ -15,7 +17,7 @@ class Visits:
     patients: list[dict[str, str]] = field(default_factory=list)
     studies: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, header) -> None:
+    def add(self, header: Dataset) -> None:
         _join(self.patients, _digests(header, _PATIENT))
         _join(self.studies, _digests(header, (*_PATIENT, *_VISIT)))
 
@@ -33,7 +35,7 @@ class Visits:
             )
 
 
-def _digests(header, names: tuple[str, ...]) -> dict[str, str]:
+def _digests(header: Dataset, names: tuple[str, ...]) -> dict[str, str]:
     digests = {}
     for name in names:
         value = re.sub(r"[\s^=\0]+", " ", str(header.get(name, "") or "")).strip().casefold()
@@ -42,7 +44,7 @@ def _digests(header, names: tuple[str, ...]) -> dict[str, str]:
     return digests
 
 
-def name_visit(header) -> str:
+def name_visit(header: Dataset) -> str:
     """A digest of the visit: of its UID, or, where there is none, of patient and date; empty where there is no patient."""
     digests = _digests(header, (*_PATIENT, *_VISIT))
     known = digests.keys() & {"StudyInstanceUID", *_PATIENT}

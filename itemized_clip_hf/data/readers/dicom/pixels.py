@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from .files import DicomFile, Unusable
 from .header import TAGS, refuse_deflated
@@ -14,7 +16,7 @@ from .slices import Slice
 MAX_FILE_BYTES = 1 << 30
 MAX_SERIES_BYTES = 2 << 30
 MAX_EXCESS = 1024
-"""Bytes behind the pixels of a frame that are taken for padding."""
+"""Bytes after the pixels of a frame that are taken for padding."""
 AIR = -1024
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_TAGS = (
@@ -54,7 +56,7 @@ def read_plane(one: Slice, modality: str, opened: dict) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def _padding(plane: np.ndarray, dataset) -> np.ndarray | None:
+def _padding(plane: np.ndarray, dataset: Dataset) -> np.ndarray | None:
     """Which stored pixels lie outside of what was scanned."""
     if dataset.get("PixelPaddingValue") is None:
         return None
@@ -106,7 +108,7 @@ def _read_pixels(file: DicomFile) -> tuple[np.ndarray, Any]:
         ) from None
 
 
-def _whole_words(dataset, pixels: bytes, expected: int) -> np.ndarray | None:
+def _whole_words(dataset: Dataset, pixels: bytes, expected: int) -> np.ndarray | None:
     """
     Uncompressed pixels of 16 bits with the bits beyond `BitsStored`, which pydicom clears and padding may be written in; None
     for others.
@@ -125,7 +127,7 @@ def _whole_words(dataset, pixels: bytes, expected: int) -> np.ndarray | None:
     return array.reshape(shape if frames == 1 else (frames, *shape))
 
 
-def _state_syntax(dataset) -> None:
+def _state_syntax(dataset: Dataset) -> None:
     """Files without group 2 are in the encoding that they were read with."""
     if getattr(dataset, "file_meta", None) is None:
         dataset.file_meta = pydicom.dataset.FileMetaDataset()
@@ -135,13 +137,13 @@ def _state_syntax(dataset) -> None:
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
 
 
-def _most_excess(dataset) -> int:
-    """Bytes that writers leave behind the pixels: less than a row or column, so that none is cut off."""
+def _most_excess(dataset: Dataset) -> int:
+    """Bytes that writers leave after the pixels: less than a row or column, so that none is cut off."""
     shorter = min(int(dataset.Rows), int(dataset.Columns)) * int(dataset.BitsAllocated) // 8
     return max(min(shorter - 1, MAX_EXCESS), 1)
 
 
-def _mask_bits(plane: np.ndarray, dataset) -> np.ndarray:
+def _mask_bits(plane: np.ndarray, dataset: Dataset) -> np.ndarray:
     """
     Stored pixels without the bits above `BitsStored`, where old overlays lie, and with the sign of the highest stored bit.
     """
@@ -160,7 +162,7 @@ def _mask_bits(plane: np.ndarray, dataset) -> np.ndarray:
 
 
 def _coded_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and colours that a JPEG or JPEG 2000 stream states: decoders take memory for them before anything else."""
+    """Rows, columns and colors that a JPEG or JPEG 2000 stream states: decoders take memory for them before anything else."""
     start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # JPEG 2000: start of the stream, then its size
     if start >= 0:
         columns, rows, left, top = struct.unpack_from(">4I", frame, start + 8)
@@ -174,7 +176,7 @@ def _coded_size(frame: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def _can_decode(syntax) -> bool:
+def _can_decode(syntax: UID) -> bool:
     try:
         return pydicom.pixels.get_decoder(syntax).is_available
     except NotImplementedError:

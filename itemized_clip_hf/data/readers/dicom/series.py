@@ -1,9 +1,10 @@
 """Series as volumes: slices of one kind, no two of them in one place."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from .slices import OTHER_FIELDS, Slice
 from .stack import MIN_SLICES
 
 MAX_VOLUMES = 4
-"""Most volumes of one series that are kept, as of echoes or b-values; of a longer (dynamic) one only the first is."""
+"""Volumes of one series that are kept at most, as of echoes or b-values; of a longer (dynamic) one only the first is."""
 SAME_PLACE = 0.02
 """mm up to which two slices lie in one place; headers round positions."""
 MAX_DOUBLES = 0.1
@@ -55,7 +56,7 @@ class Volume:
     slices: list[Slice]
 
 
-def split_series(slices: list[Slice], name: str, skipped) -> Iterator[Volume]:
+def split_series(slices: list[Slice], name: str, skipped: Counter[tuple[str, str]]) -> Iterator[Volume]:
     """
     What one SeriesInstanceUID holds, as volumes: slices of one orientation, size, acquisition, echo, reconstruction ..., no two
     of them in one place.
@@ -139,7 +140,7 @@ def _grouped(slices: list[Slice], marks: tuple[str, ...]) -> dict[tuple, list[Sl
     return groups
 
 
-def _split_group(slices: list[Slice], name: str, skipped) -> list[list[Slice]]:
+def _split_group(slices: list[Slice], name: str, skipped: Counter[tuple[str, str]]) -> list[list[Slice]]:
     """Volumes of slices that agree in all that must agree; doubles that nothing tells apart are left out, if they are few."""
     volumes = _split_repeats(slices)
     if volumes is None:
@@ -179,7 +180,7 @@ def _split_repeats(slices: list[Slice]) -> list[list[Slice]] | None:
 def _naming_marks(volumes: list[list[Slice]]) -> tuple[str, ...]:
     """The fewest marks, best known first, by which each volume has values of its own; all that differ, if none do."""
 
-    def value(volume, mark):
+    def value(volume: list[Slice], mark: str):
         return next(iter({one.marks[mark] for one in volume})) if len({o.marks[mark] for o in volume}) == 1 else ""
 
     usable = [mark for mark in _MARKS if len({value(volume, mark) for volume in volumes}) > 1]
@@ -208,11 +209,11 @@ def _order_of_volume(volume: list[Slice]) -> list:
 
 def _first_of_each_place(slices: list[Slice]) -> tuple[list[Slice], int]:
     """Slices in the order of their files without those within `SAME_PLACE` of an earlier one along the normal."""
-    kept: list[Slice] = []
+    first: list[Slice] = []
     for one in sorted(slices, key=lambda one: int(one.file.header.get("InstanceNumber") or 0)):
-        if all(abs(one.height - other.height) > SAME_PLACE for other in kept):
-            kept.append(one)
-    return kept, len(slices) - len(kept)
+        if all(abs(one.height - other.height) > SAME_PLACE for other in first):
+            first.append(one)
+    return first, len(slices) - len(first)
 
 
 def _interleaved(groups: list[list[Slice]]) -> bool:
@@ -231,11 +232,11 @@ def _drop_repeats(slices: list[Slice]) -> tuple[list[Slice], int]:
         places[tuple(np.rint(one.position / SAME_PLACE).astype(int))].append(one)
     if len(slices) > 2 * len(places):  # repeats of another kind
         return slices, 0
-    kept: list[Slice] = []
+    unique: list[Slice] = []
     for first, *others in places.values():
-        kept.append(first)
-        kept += [one for one in others if not _same_pixels(first, one)]
-    return kept, len(slices) - len(kept)
+        unique.append(first)
+        unique += [one for one in others if not _same_pixels(first, one)]
+    return unique, len(slices) - len(unique)
 
 
 def _same_pixels(first: Slice, second: Slice) -> bool:
@@ -247,7 +248,7 @@ def _same_pixels(first: Slice, second: Slice) -> bool:
 
 
 def _order(values: tuple) -> list:
-    def number(value):
+    def number(value: Any):
         try:
             return (0, float(value), "")
         except (TypeError, ValueError):

@@ -1,9 +1,11 @@
 """Frames of DICOM files as slices with their geometry, and what tells them apart."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from .files import DicomFile, Unusable
 from .header import describe, private_b_value
@@ -55,7 +57,7 @@ class Slice:
         )
 
 
-def list_slices(header, file: DicomFile) -> list[Slice]:
+def list_slices(header: Dataset, file: DicomFile) -> list[Slice]:
     """The frames of a file: one for classic objects, many for enhanced ones."""
     shared = _first(header, "SharedFunctionalGroupsSequence")
     frames = header.get("PerFrameFunctionalGroupsSequence")
@@ -82,13 +84,14 @@ def list_slices(header, file: DicomFile) -> list[Slice]:
     return slices
 
 
-def _first(dataset, name: str):
+def _first(dataset: Dataset, name: str):
     sequence = dataset.get(name) if dataset is not None else None
     return sequence[0] if sequence else None
 
 
-def _make_slice(file: DicomFile, frame: int, groups: list) -> Slice:
-    def find(*names):
+def _make_slice(file: DicomFile, frame: int, groups: list[Any]) -> Slice:
+    def find(*names: str) -> Any:
+        """The first value that one of the fields has in one of the groups."""
         for name in names:
             for group in groups:
                 element = group.get(name)
@@ -97,39 +100,47 @@ def _make_slice(file: DicomFile, frame: int, groups: list) -> Slice:
                     return value
         return None
 
-    values = []
-    for name, count, what in (
-        ("ImagePositionPatient", 3, "position"),
-        ("ImageOrientationPatient", 6, "orientation"),
-        ("PixelSpacing", 2, "pixel spacing"),
-    ):
-        found = find(name)
-        if found is None:
-            raise Unusable(f"it has no {what} ({name})")
-        value = np.array([float(number) for number in found])
-        if value.shape != (count,) or not np.isfinite(value).all() or np.abs(value).max() > 1e5:
-            raise Unusable(f"its {what} is damaged ({name})")
-        values.append(value)
-    position, orientation, spacing = values
-    lengths = np.linalg.norm(orientation[:3]), np.linalg.norm(orientation[3:])
-    if not np.allclose(lengths, 1, atol=1e-2) or abs(orientation[:3] @ orientation[3:]) > 1e-2:
-        raise Unusable("its orientation is damaged (ImageOrientationPatient): no two unit vectors at a right angle")
-    orientation = np.concatenate([orientation[:3] / lengths[0], orientation[3:] / lengths[1]])
+    position = _numbers(find, "ImagePositionPatient", 3, "position")
+    orientation = _unit_vectors(_numbers(find, "ImageOrientationPatient", 6, "orientation"))
+    spacing = _numbers(find, "PixelSpacing", 2, "pixel spacing")
     if not (spacing > 0).all():
         raise Unusable("its pixel spacing is not positive")
     if spacing.min() < 1e-3 or spacing.max() > 1e3:
         raise Unusable("its pixel spacing is damaged (PixelSpacing)")
+    marks = _read_marks(file.header, find)
+    return Slice(file, frame, position, orientation, (spacing[0], spacing[1]), _rescale(find), marks)
+
+
+def _numbers(find: Callable[..., Any], name: str, count: int, what: str) -> np.ndarray:
+    found = find(name)
+    if found is None:
+        raise Unusable(f"it has no {what} ({name})")
+    values = np.array([float(number) for number in found])
+    if values.shape != (count,) or not np.isfinite(values).all() or np.abs(values).max() > 1e5:
+        raise Unusable(f"its {what} is damaged ({name})")
+    return values
+
+
+def _unit_vectors(orientation: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(orientation[:3]), np.linalg.norm(orientation[3:])
+    if not np.allclose(lengths, 1, atol=1e-2) or abs(orientation[:3] @ orientation[3:]) > 1e-2:
+        raise Unusable("its orientation is damaged (ImageOrientationPatient): not two unit vectors at a right angle")
+    return np.concatenate([orientation[:3] / lengths[0], orientation[3:] / lengths[1]])
+
+
+def _rescale(find: Callable[..., Any]) -> tuple[float, float] | None:
     slope, intercept = find("RescaleSlope"), find("RescaleIntercept")
     if (slope is None) != (intercept is None):
         raise Unusable("it has a rescale slope or intercept without the other one")
-    rescale = None if slope is None else (float(slope), float(intercept))
-    if rescale is not None and (not np.isfinite(rescale).all() or rescale[0] == 0):
+    if slope is None:
+        return None
+    rescale = float(slope), float(intercept)
+    if not np.isfinite(rescale).all() or rescale[0] == 0:
         raise Unusable(f"its voxels would be scaled by {rescale[0]} and {rescale[1]}")
-    marks = _read_marks(file.header, find)
-    return Slice(file, frame, position, orientation, (spacing[0], spacing[1]), rescale, marks)
+    return rescale
 
 
-def _read_marks(header, find) -> dict[str, Any]:
+def _read_marks(header: Dataset, find: Callable[..., Any]) -> dict[str, Any]:
     """What may tell the volumes of one series apart; texts serve to compare and are never shown."""
     direction = find("DiffusionGradientOrientation")
     kinds = [str(part) for part in list(find("FrameType", "ImageType") or [])]
@@ -158,12 +169,12 @@ def _read_marks(header, find) -> dict[str, Any]:
     }
 
 
-def _text(value) -> str | None:
+def _text(value: Any) -> str | None:
     """For comparison only."""
     return None if value is None or not str(value).strip() else str(value).strip().casefold()
 
 
-def short_number(value) -> str | None:
+def short_number(value: Any) -> str | None:
     """A number as short as it can be written; anything else is dropped, since it could be free text."""
     try:
         return None if value is None else f"{float(value):g}"

@@ -1,5 +1,6 @@
 """Slices of one volume stacked on an even, upright grid."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -15,57 +16,82 @@ MAX_SHIFT = 10.0
 """mm that a slice may lie beside the line of the others."""
 
 
-def build_scan(slices: list[Slice], skipped, name: str) -> Scan:
+def build_scan(slices: list[Slice], skipped: Counter[tuple[str, str]], name: str) -> Scan:
+    """
+    The scan of a volume's slices, in RAS+ mm; CT in HU.
+
+    Args:
+        slices: of one volume, in any order.
+        skipped: (name, reason) -> how often; slices that cannot be read are counted there.
+        name: what the scan is called in `skipped`.
+
+    Raises:
+        Unusable: too few slices can be read, or they do not make a volume.
+    """
     header = slices[0].file.header
     if len(slices) < MIN_SLICES:
         raise Unusable(
-            f"it has only {len(slices)} slices of this orientation: a localiser, or most of the series is missing"
+            f"it has only {len(slices)} slices of this orientation: a localizer, or most of the series is missing"
         )
     rows, columns = int(header.Rows), int(header.Columns)
     if 4 * rows * columns * len(slices) > MAX_SERIES_BYTES:
         raise Unusable(f"its {len(slices)} slices of {rows} x {columns} take more than {MAX_SERIES_BYTES >> 30} GiB")
-    slices = sorted(slices, key=lambda one: one.height)
     modality = str(header.Modality)
+    readable, planes = _read_planes(sorted(slices, key=lambda one: one.height), modality, skipped, name)
     notes: dict[str, str] = {}
-    planes, kept, compressed = [], [], None
+    history = [f"DICOM series of {len(slices)} slices, {rows} x {columns} pixels, sorted along the slice normal"]
+    if padded := sum(one.file.excess > 0 for one in readable):
+        history.append(f"bytes after the pixels of {padded} slices dropped")
+    if len(readable) < len(slices):
+        notes["lost-slices"] = f"{len(slices) - len(readable)} of its {len(slices)} slices are damaged and left out"
+    _note_rescale(readable, modality, history, notes)
+    volume, affine = place_slices(np.stack(planes), readable, modality, history, notes)
+    lps_to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return Scan(volume, lps_to_ras @ affine, modality=modality, history=history, notes=notes)
+
+
+def _read_planes(
+    slices: list[Slice], modality: str, skipped: Counter[tuple[str, str]], name: str
+) -> tuple[list[Slice], list[np.ndarray]]:
+    """Slices that can be read, and their pixels."""
+    readable, planes, missing_decoder = [], [], None
     opened: dict[int, Any] = {}
     for one in slices:
         try:
             plane = read_plane(one, modality, opened)
         except Unusable as error:
             skipped[name, str(error)] += 1
-            continue
         except ImportError as error:
-            compressed = str(error)
-            continue
-        planes.append(plane)
-        kept.append(one)
-    if compressed is not None:
-        raise Unusable(compressed)
-    if len(kept) < MIN_SLICES:
-        raise Unusable(f"only {len(kept)} of its {len(slices)} slices can be read")
-    volume = np.stack(planes)
-    history = [f"DICOM series of {len(slices)} slices, {rows} x {columns} pixels, sorted along the slice normal"]
-    if padded := sum(one.file.excess > 0 for one in kept):
-        history.append(f"bytes behind the pixels of {padded} slices dropped")
-    if len(kept) < len(slices):
-        notes["lost-slices"] = f"{len(slices) - len(kept)} of its {len(slices)} slices are damaged and left out"
-    rescales = {one.rescale for one in kept if one.rescale is not None}
-    unscaled = sum(one.rescale is None for one in kept)
+            missing_decoder = str(error)
+        else:
+            readable.append(one)
+            planes.append(plane)
+    if missing_decoder is not None:
+        raise Unusable(missing_decoder)
+    if len(readable) < MIN_SLICES:
+        raise Unusable(f"only {len(readable)} of its {len(slices)} slices can be read")
+    return readable, planes
+
+
+def _note_rescale(slices: list[Slice], modality: str, history: list[str], notes: dict[str, str]) -> None:
+    """Says how values became HU, or that nothing says so; refuses slices of which only some have a slope and intercept."""
+    rescales = {one.rescale for one in slices if one.rescale is not None}
+    unscaled = sum(one.rescale is None for one in slices)
     if rescales - {(1.0, 0.0)}:
         if unscaled:
-            raise Unusable(f"{unscaled} of its {len(kept)} slices have no rescale slope and intercept, the others have")
+            raise Unusable(
+                f"{unscaled} of its {len(slices)} slices have no rescale slope and intercept, the others have"
+            )
         slope, intercept = min(rescales)
         shown = f"{slope:g} and {intercept:g}" if len(rescales) == 1 else "each slice by its own"
         history.append(f"rescale slope and intercept applied: {shown}")
     elif modality == "CT" and unscaled:
         notes["no-rescale"] = "its header has no rescale slope and intercept"
-    volume, affine = place_slices(volume, kept, modality, history, notes)
-    lps_to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return Scan(volume, lps_to_ras @ affine, modality=modality, history=history, notes=notes)
 
 
-def place_slices(volume, slices: list[Slice], modality: str, history: list[str], notes: dict[str, str]):
+def place_slices(
+    volume: np.ndarray, slices: list[Slice], modality: str, history: list[str], notes: dict[str, str]
+) -> tuple[np.ndarray, np.ndarray]:
     """The stacked slices on an even, upright grid, and its index -> LPS mm transform."""
     positions = np.stack([one.position for one in slices])
     rows_along, columns_along = slices[0].orientation[:3], slices[0].orientation[3:]

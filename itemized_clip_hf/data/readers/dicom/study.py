@@ -5,21 +5,22 @@ import logging
 import os
 import threading
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import pydicom
 
 from ...privacy import clean_description, clean_suffix, identifying_fields, identifying_words, scrub
 from ...study import Skipped, Study
-from .files import Unusable, list_files
+from .files import DicomFile, Unusable, list_files
 from .header import WHERE, describe, label_of, read_header, refuse_other_images
 from .identity import Visits
 from .series import split_series
 from .slices import Slice, list_slices, short_number
 from .stack import build_scan
 
-_TALKING = ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")
+_NOISY_LOGGERS = ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")
 
 
 def read_dicom(path: str | os.PathLike) -> Study:
@@ -28,8 +29,8 @@ def read_dicom(path: str | os.PathLike) -> Study:
 
     Slices are sorted along their normal. The modality LUT is applied once: CT in HU. Uneven slice distances and a tilted
     gantry are resampled to an even, upright grid, linear between slices, as `history` then says. Left out, with a reason each
-    in `skipped`: localisers, secondary captures, projections, other modalities, mosaics, pictures with burned-in text,
-    duplicates, and files that are damaged or no DICOM.
+    in `skipped`: localizers, secondary captures, projections, other modalities, mosaics, pictures with burned-in text,
+    duplicates, and files that are damaged or not DICOM.
 
     Args:
         path: folder (sub-folders included), `.zip`, or one (multi-frame) file.
@@ -43,47 +44,67 @@ def read_dicom(path: str | os.PathLike) -> Study:
         raise FileNotFoundError(f"there is no file or folder {path}.")
     study = Study({}, id=path.name if path.is_dir() else path.stem)
     secrets: set[str] = set()
-    skipped: dict[tuple[str, str], int] = defaultdict(int)
+    skipped: Counter[tuple[str, str]] = Counter()
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet())
-        series: dict[str, list[Slice]] = defaultdict(list)
-        seen: set[tuple] = set()
         visits = Visits()
-        for file in list_files(path, stack):
-            try:
-                read_header(file)
-                secrets |= identifying_words(file.header)
-                refuse_other_images(file.header)
-                slices = list_slices(file.header, file)
-                visits.add(file.header)
-                key = tuple(str(file.header.get(name, "")) for name in ("SOPInstanceUID", "InstanceNumber", *WHERE))
-                if key in seen:
-                    raise Unusable("another file holds the same image")
-                seen.add(key)
-                series[str(file.header.SeriesInstanceUID)] += slices
-            except Unusable as error:
-                skipped[label_of(file), str(error)] += 1
-            except Exception as error:  # damaged values surface in many ways; their texts may quote the header
-                skipped[label_of(file), f"it cannot be read: it is damaged ({type(error).__name__})"] += 1
-        visits.refuse_several(scrub(path.name, secrets))
+        series = _collect_slices(list_files(path, stack), secrets, visits, skipped)
+        shown = scrub(path.name, secrets)
+        visits.refuse_several(shown)
         study.visits = (visits.patients, visits.studies)
         for slices in series.values():
             _add_scans(study, slices, str(path), secrets, skipped)
-    shown = scrub(path.name, secrets)
-    merged: dict[tuple[str, str], int] = defaultdict(int)
-    for (what, reason), count in skipped.items():
-        label = what if what.startswith("*") or what == "file" else clean_description(what, secrets) or "series"
-        merged[label, reason] += count
-    for (what, reason), count in merged.items():
-        times = f" ({count} times)" if count > 1 else ""
-        study.skipped.append(Skipped(shown, what, "read", f"{reason}{times}"))
+    study.skipped = _name_skipped(skipped, secrets, shown)
     if not study.scans:
         listed = "; ".join(map(str, study.skipped[:10])) or "it holds no DICOM file"
         raise ValueError(f"{shown} holds no series that can be used. {listed}.")
     return study
 
 
-def _add_scans(study: Study, slices: list[Slice], path: str, secrets: set[str], skipped) -> None:
+def _collect_slices(
+    files: Iterable[DicomFile], secrets: set[str], visits: Visits, skipped: Counter[tuple[str, str]]
+) -> dict[str, list[Slice]]:
+    """Slices by SeriesInstanceUID; words that identify the patient, the visits and what is left out are added on the way."""
+    series: dict[str, list[Slice]] = defaultdict(list)
+    seen: set[tuple[str, ...]] = set()
+    for file in files:
+        try:
+            read_header(file)
+            secrets |= identifying_words(file.header)
+            refuse_other_images(file.header)
+            slices = list_slices(file.header, file)
+            visits.add(file.header)
+            key = tuple(str(file.header.get(name, "")) for name in ("SOPInstanceUID", "InstanceNumber", *WHERE))
+            if key in seen:
+                raise Unusable("another file holds the same image")
+            seen.add(key)
+            series[str(file.header.SeriesInstanceUID)] += slices
+        except Unusable as error:
+            skipped[label_of(file), str(error)] += 1
+        except Exception as error:  # damaged values surface in many ways; their texts may quote the header
+            skipped[label_of(file), _damaged(error)] += 1
+    return series
+
+
+def _name_skipped(counts: Counter[tuple[str, str]], secrets: set[str], study: str) -> list[Skipped]:
+    """What was left out, under descriptions without words that identify the patient."""
+    merged: Counter[tuple[str, str]] = Counter()
+    for (what, reason), count in counts.items():
+        label = what if what.startswith("*") or what == "file" else clean_description(what, secrets) or "series"
+        merged[label, reason] += count
+    return [
+        Skipped(study, what, "read", f"{reason} ({count} times)" if count > 1 else reason)
+        for (what, reason), count in merged.items()
+    ]
+
+
+def _damaged(error: Exception) -> str:
+    return f"it cannot be read: it is damaged ({type(error).__name__})"
+
+
+def _add_scans(
+    study: Study, slices: list[Slice], path: str, secrets: set[str], skipped: Counter[tuple[str, str]]
+) -> None:
     """The volumes of one SeriesInstanceUID, each named after its own description."""
     for volume in split_series(slices, _name(slices, secrets), skipped):
         name = _name(volume.slices, secrets) + clean_suffix(volume.suffix, secrets)
@@ -92,8 +113,8 @@ def _add_scans(study: Study, slices: list[Slice], path: str, secrets: set[str], 
         except Unusable as error:
             skipped[name, str(error)] += 1
             continue
-        except Exception as error:
-            skipped[name, f"it cannot be read: it is damaged ({type(error).__name__})"] += 1
+        except Exception as error:  # as above
+            skipped[name, _damaged(error)] += 1
             continue
         scan.name, scan.path = name, path
         scan.private_fields = identifying_fields(volume.slices[0].file.header)
@@ -138,9 +159,11 @@ def quiet() -> _Quiet:
 def _silence():
     before = pydicom.config.settings.reading_validation_mode
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] in _TALKING]
-    talking = [logger for logger in loggers if not logger.disabled]
-    for logger in talking:
+    loggers = [
+        logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] in _NOISY_LOGGERS
+    ]
+    silenced = [logger for logger in loggers if not logger.disabled]
+    for logger in silenced:
         logger.disabled = True
     try:
         with warnings.catch_warnings():
@@ -148,5 +171,5 @@ def _silence():
             yield
     finally:
         pydicom.config.settings.reading_validation_mode = before
-        for logger in talking:
+        for logger in silenced:
             logger.disabled = False

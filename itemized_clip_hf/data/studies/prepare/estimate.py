@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ....processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
-from ...kinds import VOLUME_SUFFIXES, is_volume, study_name
+from ...kinds import is_volume, study_name, volume_suffixes
 from ...scan_names import is_called_mask
 from ...study import Scan
-from .run import Plan
+from .plan import Plan
 
 SAMPLE = 200
 """Studies whose files are counted; of more, evenly spread ones stand for all."""
@@ -54,7 +54,7 @@ def show_bytes(number: float) -> str:
     return f"{number:,.3g} TB"
 
 
-def estimate(plan: Plan, output: str | os.PathLike) -> Estimate:
+def estimate_size(plan: Plan, output: str | os.PathLike[str]) -> Estimate:
     """Size of the result of a plan: scans x voxels x bytes, by the names of files and what one volume of the domain takes."""
     place = Path(output).absolute()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
@@ -65,7 +65,7 @@ def estimate(plan: Plan, output: str | os.PathLike) -> Estimate:
     if plan.pictures:
         sizes = [os.path.getsize(row["images"]) for row in rows if os.path.isfile(str(row["images"]))]
         return Estimate(len(plan.rows), round(scale * sum(sizes)), free, True)
-    views, size = bytes_of_a_scan(ItemizedCLIPImageProcessor.from_domain(plan.domain, **plan.image_settings))
+    views, size = bytes_of_a_scan(plan.image_processor())
     scans = round(scale * sum(count_scans(row["images"]) for row in rows))
     return Estimate(scans * views, scans * size, free)
 
@@ -100,5 +100,7 @@ def count_scans(images: Any) -> int:
         return 1
     files = [PurePosixPath(name) for name in names if not PurePosixPath(name).name.startswith(".")]
     slices = {file.parent for file in files if file.suffix.lower() in ("", ".dcm")}
-    volumes = [file for file in files if file.suffix.lower() != ".dcm" and file.name.lower().endswith(VOLUME_SUFFIXES)]
+    volumes = [
+        file for file in files if file.suffix.lower() != ".dcm" and file.name.lower().endswith(volume_suffixes())
+    ]
     return max(len(volumes) + len(slices), 1)

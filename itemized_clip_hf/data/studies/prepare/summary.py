@@ -1,7 +1,10 @@
-"""The page that `prepare` leaves: counts, slices of the first studies, and what was left out."""
+"""What `prepare` tells of its result: counts, and a page with slices of the first studies and what was left out."""
 
 import html
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ...files import write_text
 from ...study import Skipped
@@ -16,7 +19,26 @@ img { width: 112px; background: #000; display: block; }
 """
 
 
-def write_page(path: Path, summary: dict, found: list[dict], skipped: list[Skipped]) -> None:
+def summarize(domain: str, kept: list[dict], skipped: list[Skipped]) -> dict:
+    """Counts of what was kept and what was not, without anything of a single study."""
+    ids = {facts["id"] for facts in kept}
+    series = Counter(name for facts in kept for name in facts.get("scans", ()))
+    items = sorted(facts["items"] for facts in kept)
+    return {
+        "domain": domain,
+        "studies": len(kept),
+        "studies_left_out": len({entry.study for entry in skipped} - ids),
+        "files_left_out": sum(1 for entry in skipped if entry.scan),
+        "normal": sum(facts["is_normal"] for facts in kept),
+        "scans": sum(series.values()),
+        "items": sum(items),
+        "items_per_study": {"min": items[0], "median": items[len(items) // 2], "max": items[-1]},
+        "series": dict(series.most_common(30)),
+        "warnings": dict(Counter(code for facts in kept for code in facts["warnings"]).most_common()),
+    }
+
+
+def write_page(path: Path, summary: dict, kept: list[dict], skipped: list[Skipped]) -> None:
     """One HTML file without scripts or links; ids of studies are all that it tells of a patient."""
     counts = [
         ("studies", summary["studies"]),
@@ -29,7 +51,7 @@ def write_page(path: Path, summary: dict, found: list[dict], skipped: list[Skipp
     figures = "".join(
         f'<figure><img src="data:image/png;base64,{facts["thumbnail"]}" alt="">{html.escape(facts["id"])}<br>'
         f"{html.escape(', '.join(facts.get('scans', ())))}</figure>"
-        for facts in found
+        for facts in kept
         if facts.get("thumbnail")
     )
     rows = [(entry.study, entry.scan or "", entry.reason) for entry in skipped[:500]]
@@ -56,7 +78,7 @@ def _spread(values: dict) -> str:
     return f"{values['min']} to {values['max']}, median {values['median']}"
 
 
-def _table(rows, header=()) -> str:
+def _table(rows: Iterable[Any], header: tuple[str, ...] = ()) -> str:
     head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>"
