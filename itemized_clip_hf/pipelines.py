@@ -15,13 +15,18 @@ from .evaluation.encode import encode_prompts, encode_studies
 from .evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs
 from .evaluation.zero_shot import score_encoded
 from .explain.maps import attend, paint_items
+from .modeling.modeling_itemized_clip import ItemizedCLIPModel
+from .processing.processing_itemized_clip import ItemizedCLIPProcessor
+
+Labels = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+"""A text, texts, or label -> one or several texts."""
 
 
 def classify_studies(
-    model,
-    processor,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
     studies: Iterable,
-    candidate_labels=None,
+    candidate_labels: Labels | None = None,
     hypothesis_template: str = "{}",
     batch_size: int | None = None,
     heat_maps: bool = False,
@@ -79,7 +84,7 @@ def check_choices(scores: str = DEFAULT, top_k: int | None = None, **others) -> 
         raise ValueError(f"top_k is {top_k!r}, expected a number of labels, at least 1, or None for all.")
 
 
-def read_labels(candidate_labels, hypothesis_template: str = "{}") -> dict[str, list[str]]:
+def read_labels(candidate_labels: Labels | None, hypothesis_template: str = "{}") -> dict[str, list[str]]:
     """Label -> its prompts."""
     if isinstance(candidate_labels, str):
         candidate_labels = [candidate_labels]
@@ -91,12 +96,13 @@ def read_labels(candidate_labels, hypothesis_template: str = "{}") -> dict[str, 
     return {label: [hypothesis_template.format(text) for text in texts] for label, texts in groups.items()}
 
 
-def is_stream(inputs) -> bool:
+def is_stream(inputs: Any) -> bool:
     """A generator or a data set, which is read one example at a time."""
     return isinstance(inputs, (Iterator, Dataset))
 
 
-def read_stream(inputs) -> Iterator:
+def read_stream(inputs: Any) -> Iterator:
+    """Examples of a generator or data set, one after another."""
     return inputs if isinstance(inputs, Iterator) else (inputs[index] for index in range(len(inputs)))
 
 
@@ -108,16 +114,24 @@ class ItemizedCLIPPipeline(Pipeline):
         classify({"AX_T1": "t1.nii.gz", "AX_T2": "t2.nii.gz"}, candidate_labels=["glioma", "acute stroke"])
     """
 
-    _load_processor = True  # type: ignore[assignment]
-    _load_image_processor = False  # type: ignore[assignment]
-    _load_feature_extractor = False  # type: ignore[assignment]
-    _load_tokenizer = False  # type: ignore[assignment]
+    model: ItemizedCLIPModel
+    processor: ItemizedCLIPProcessor
+    _load_processor = True  # type: ignore[assignment]  # the library declares None
+    _load_image_processor = False  # type: ignore[assignment]  # the library declares None
+    _load_feature_extractor = False  # type: ignore[assignment]  # the library declares None
+    _load_tokenizer = False  # type: ignore[assignment]  # the library declares None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.processor.check_model(self.model.config)
 
-    def __call__(self, studies, candidate_labels=None, num_workers=None, **kwargs):  # type: ignore[override]
+    def __call__(  # type: ignore[override]  # the library's takes anything
+        self,
+        studies: Any,
+        candidate_labels: Labels | None = None,
+        num_workers: int | None = None,
+        **kwargs,
+    ) -> Any:
         """
         Args:
             studies: one study or a list of studies, in any form that the processor takes; a generator or data set of them.
@@ -145,14 +159,16 @@ class ItemizedCLIPPipeline(Pipeline):
         check_choices(**kwargs)
         return kwargs, {}, {}
 
-    def preprocess(self, study, **kwargs):
-        return {"study": study, **kwargs}
+    def preprocess(self, input_: Any, **kwargs) -> dict[str, Any]:
+        """One study with the settings of its call, still closed."""
+        return {"study": input_, **kwargs}
 
-    def _forward(self, model_inputs):
-        study = model_inputs.pop("study")
-        return {"found": next(classify_studies(self.model, self.processor, [study], **model_inputs))}
+    def _forward(self, input_tensors: dict[str, Any], **kwargs):
+        study = input_tensors.pop("study")
+        return {"found": next(classify_studies(self.model, self.processor, [study], **input_tensors))}
 
-    def postprocess(self, model_outputs):
+    def postprocess(self, model_outputs: Any, **kwargs) -> list[dict[str, Any]]:
+        """The scores of the study."""
         return model_outputs["found"]
 
 
@@ -162,15 +178,24 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
     others, and it takes what `classify_studies` does. Of every other model it makes the library's own pipeline.
     """
 
+    model: ItemizedCLIPModel
+    processor: ItemizedCLIPProcessor
     _load_processor = None  # type: ignore[assignment]  # the library's never loads one, and needs none
 
     def __new__(cls, *args, **kwargs):
+        """The library's own pipeline where the model is not ItemizedCLIP."""
         model = kwargs.get("model", args[0] if args else None)
         if getattr(getattr(model, "config", None), "model_type", None) == "itemized_clip":
             return super().__new__(cls)
         return ZeroShotImageClassificationPipeline(*args, **kwargs)
 
-    def __call__(self, image=None, candidate_labels=None, **kwargs):  # type: ignore[override]
+    def __call__(  # type: ignore[override]  # the library's takes anything
+        self,
+        image: Any = None,
+        candidate_labels: Labels | None = None,
+        **kwargs,
+    ) -> Any:
+        """Scores of one picture, or of each of several, see `classify_studies`."""
         if self.processor is None:
             raise ValueError("the pipeline has no processor: pass the model's folder or name, or `processor=`.")
         if self.model.config.vision_config.image_size[0] > 1:
@@ -182,7 +207,7 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
         timeout = given.pop("timeout", None)
         given.pop("tokenizer_kwargs", None)  # of the library's own
 
-        def opened(images):
+        def opened(images: Iterable):
             return (
                 load_image(x, timeout=timeout) if isinstance(x, str) and not os.path.isdir(x) else x for x in images
             )
@@ -193,8 +218,8 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
         results = list(classify_studies(self.model, self.processor, opened(split), **given))
         return results if isinstance(image, (list, tuple)) or len(split) > 1 else results[0]
 
-    def _sanitize_parameters(self, batch_size=None, **kwargs):
-        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+    def _sanitize_parameters(self, tokenizer_kwargs: Any = None, batch_size: int | None = None, **kwargs):
+        preprocess, forward, postprocess = super()._sanitize_parameters(tokenizer_kwargs, **kwargs)
         check_choices(**kwargs)
         own = {name: kwargs[name] for name in ("heat_maps", "accept", "scores", "top_k") if name in kwargs}
         return {**preprocess, **own}, forward, postprocess

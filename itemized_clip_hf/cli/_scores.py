@@ -1,8 +1,10 @@
 """Scores of `predict`: as they come, in a file that a stopped run goes on with; as a table; against labels."""
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -18,6 +20,11 @@ from itemized_clip_hf.evaluation.text_table import format_table
 from itemized_clip_hf.evaluation.zero_shot import match_class, score_studies
 from itemized_clip_hf.models.precision import describe_precision, working_precision
 from itemized_clip_hf.provenance import hash_json, hash_model, hash_processor
+
+if TYPE_CHECKING:
+    from itemized_clip_hf.modeling.modeling_itemized_clip import ItemizedCLIPModel
+    from itemized_clip_hf.processing.processing_itemized_clip import ItemizedCLIPProcessor
+
 
 MOST_COLUMNS = 10
 """Studies side by side; more get a line each."""
@@ -43,8 +50,8 @@ class Scoring:
 
     def __init__(
         self,
-        model,
-        processor,
+        model: ItemizedCLIPModel,
+        processor: ItemizedCLIPProcessor,
         records: Inputs,
         prompts: dict,
         opener: Opener,
@@ -80,11 +87,11 @@ class Scoring:
         studies = OpenOneByOne(self.records, self.opener, self.kept.scores)
         names, self.seen = studies.names, studies.seen
 
-        def on_error(number, error):
+        def on_error(number: int, error: Exception):
             self.kept.refuse(names[number], error)
             click.echo(f"{names[number]}: {error}", err=True)
 
-        def on_scores(number, row):
+        def on_scores(number: int, row: np.ndarray):
             if np.isnan(row).any():
                 on_error(number, ValueError("the model gave scores that are not numbers: its weights are damaged."))
             else:
@@ -205,7 +212,9 @@ def unread_labels(records: Inputs, labels: list[str]) -> list[str]:
     ]
 
 
-def _finding_metrics(records, labels, scores, seen) -> tuple[dict[str, float | None], list[str]]:
+def _finding_metrics(
+    records: list[dict], labels: list[str], scores: np.ndarray, seen: np.ndarray
+) -> tuple[dict[str, float | None], list[str]]:
     aucs: dict[str, float | None] = {}
     notes = []
     for place, label in enumerate(labels):

@@ -15,7 +15,15 @@ import click
 )
 @click.option("-o", "--output", metavar="FILE", help="Where to; README.md in the folder by default.")
 @click.option("--overwrite", is_flag=True, help="Replace a README.md that somebody has edited.")
-def command(model, facts_file, results, name, license_id, output, overwrite):
+def command(
+    model: str | None,
+    facts_file: str | None,
+    results: tuple[str, ...],
+    name: str | None,
+    license_id: str | None,
+    output: str | None,
+    overwrite: bool,
+) -> None:
     """
     Write a model card.
 
@@ -38,19 +46,20 @@ def command(model, facts_file, results, name, license_id, output, overwrite):
 
     if (model is None) == (facts_file is None):
         raise click.UsageError("pass a model folder (-m) or a file of facts (-i).")
-    if facts_file is not None and output is None:
+    target = output or (str(Path(model) / CARD) if model is not None else None)
+    if target is None:
         raise click.UsageError("pass -o FILE.md for the card of a file of facts.")
     if model is not None and output is None and is_edited(model) and not overwrite:
-        raise ValueError(f"{Path(model) / CARD} is not what was rendered last: pass --overwrite to replace it.")
-    facts = CardFacts.read(facts_file) if model is None else facts_of_folder(model)
+        raise ValueError(f"{target} is not what was rendered last: pass --overwrite to replace it.")
+    facts = facts_of_folder(model) if model is not None else CardFacts.read(str(facts_file))
     facts.name = name or facts.name
     facts.license = license_id or facts.license
     add_results(facts, results, hash_model(load_model(model)) if results and model is not None else None)
-    if output is not None:
-        Path(output).write_text(card_text(facts), encoding="utf-8")
-    else:
+    if model is not None and output is None:
         write_card(model, facts, overwrite=True)
-    click.echo(output or str(Path(model) / CARD))
+    else:
+        Path(target).write_text(card_text(facts), encoding="utf-8")
+    click.echo(target)
     empty = [part for part in ("license", "training_data", "access", "population") if not getattr(facts, part)]
     if empty:
         click.echo(f"not stated: {', '.join(empty)}", err=True)

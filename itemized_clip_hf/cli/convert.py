@@ -1,11 +1,17 @@
 """Turn an authors' checkpoint into a folder that the Auto classes load."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from itemized_clip_cli import json_option, tokenizer_option
+
+if TYPE_CHECKING:
+    from itemized_clip_hf.modeling.configuration_itemized_clip import ItemizedCLIPConfig
 
 
 @click.command()
@@ -31,7 +37,17 @@ from itemized_clip_cli import json_option, tokenizer_option
 )
 @click.option("--overwrite", is_flag=True, help="Replace what the output folder holds.")
 @json_option
-def command(checkpoint, domain, output, tokenizer, config, into, accepted, overwrite, as_json):
+def command(
+    checkpoint: str,
+    domain: str | None,
+    output: str,
+    tokenizer: str | None,
+    config: str | None,
+    into: str | None,
+    accepted: tuple[str, ...],
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """
     Convert a checkpoint of the reference code into a model folder.
 
@@ -46,8 +62,8 @@ def command(checkpoint, domain, output, tokenizer, config, into, accepted, overw
 
     from itemized_clip_hf.conversion.folder import convert_folder, put_names
 
-    if into is not None:
-        report = put_names(checkpoint, into, output, overwrite)
+    if domain is None or into is not None:
+        report = put_names(checkpoint, str(into), output, overwrite)
         summary = {"output": output, "keys": len(report["keys"]), "not used": report["not_used"]}
     else:
         architecture = read_architecture(config, domain) if config else None
@@ -62,7 +78,7 @@ def command(checkpoint, domain, output, tokenizer, config, into, accepted, overw
     click.echo(json.dumps(report, indent=1) if as_json else "\n".join(f"{k:<36}{v}" for k, v in summary.items()))
 
 
-def read_architecture(path: str, domain: str):
+def read_architecture(path: str, domain: str) -> ItemizedCLIPConfig:
     """Arguments of `ItemizedCLIPConfig` in a file, over those of the domain."""
     from huggingface_hub.errors import StrictDataclassError
 

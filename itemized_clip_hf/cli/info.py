@@ -13,7 +13,7 @@ from itemized_clip_cli import json_option
     "-m", "--model", metavar="MODEL", help="Describe this model (folder, ORG/NAME or ORG/NAME@REVISION) instead."
 )
 @json_option
-def command(model, as_json):
+def command(model: str | None, as_json: bool) -> None:
     """Versions, domains, objectives, recipes and protocols; or the facts of a model folder."""
     facts = model_facts(model) if model else package_facts()
     if as_json:
@@ -24,6 +24,7 @@ def command(model, as_json):
 
 
 def package_facts() -> dict:
+    """Versions, devices, and names of all that can be chosen."""
     import torch
 
     from itemized_clip_hf.domains import available_domains
@@ -44,6 +45,7 @@ def package_facts() -> dict:
 
 
 def model_facts(model: str) -> dict:
+    """What a model folder or a model of the Hub is made for."""
     from itemized_clip_hf.models.load import load
 
     loaded, processor = load(model, "cpu")

@@ -12,7 +12,7 @@ from itemized_clip_cli import json_option
 @click.option("--base", metavar="DIR", help="The base model, if it is no longer where the adapters name it.")
 @click.option("-o", "--output", required=True, type=click.Path(file_okay=False))
 @json_option
-def command(model, base, output, as_json):
+def command(model: str, base: str | None, output: str, as_json: bool) -> None:
     """
     Merge LoRA adapters with their base model into an ordinary model folder.
 

@@ -15,7 +15,9 @@ from itemized_clip_cli import json_option
 @click.option("--license", "license_id", metavar="ID", help="Licence of the weights, as the Hub calls it.")
 @click.option("--revision", metavar="BRANCH", help="Branch to commit to.")
 @json_option
-def command(folder, name, private, dry_run, license_id, revision, as_json):
+def command(
+    folder: str, name: str, private: bool, dry_run: bool, license_id: str | None, revision: str | None, as_json: bool
+) -> None:
     """
     Upload FOLDER as ORG/NAME.
 

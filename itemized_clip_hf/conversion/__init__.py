@@ -1,8 +1,12 @@
 """Checkpoints of the reference code -> models of this package. One key map per family of checkpoints."""
 
+import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -41,7 +45,7 @@ def _merge(given: dict, facts: dict, what: str) -> dict:
     return {**given, **facts}
 
 
-def _facts(family, state: dict[str, torch.Tensor]) -> tuple[dict, dict, int]:
+def _facts(family: ModuleType, state: dict[str, torch.Tensor]) -> tuple[dict, dict, int]:
     """What the shapes of a checkpoint say of both towers, and the width that they share."""
     try:
         return family.vision_facts(state), family.text_facts(state), family.projection_dim(state)
@@ -69,7 +73,9 @@ def _compare_with_domain(vision: dict, text: dict, projection: int, domain: str)
         )
 
 
-def _build_config(family, state: dict[str, torch.Tensor], domain: str, config) -> ItemizedCLIPConfig:
+def _build_config(
+    family: ModuleType, state: dict[str, torch.Tensor], domain: str, config: ItemizedCLIPConfig | None
+) -> ItemizedCLIPConfig:
     vision, text, projection = _facts(family, state)
     if config is None:
         architecture = load_domain(domain).architecture
@@ -130,12 +136,12 @@ class Conversion:
     fresh: list[str]
 
 
-def _map_checkpoint(path_or_state_dict):
+def _map_checkpoint(path_or_state_dict: str | os.PathLike | Mapping[str, Any]):
     """Family, state dict, the weights under the names of the model, and the keys."""
     state = read_state_dict(path_or_state_dict)
-    family = next((family for family in _FAMILIES if family.recognise(state)), None)
+    family = next((family for family in _FAMILIES if family.recognize(state)), None)
     if family is None:
-        if names.recognise(state):
+        if names.recognize(state):
             raise ValueError(
                 "this is Prima's encoder of sequence names, a part of a model: put it into one with `itemized-clip convert "
                 "--into MODEL`, or start a training from it with `itemized-clip train --init`."
@@ -159,13 +165,15 @@ def _map_checkpoint(path_or_state_dict):
     return family, state, mapped, keys
 
 
-def describe_checkpoint(path_or_state_dict) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
+def describe_checkpoint(
+    path_or_state_dict: str | os.PathLike | Mapping[str, Any],
+) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
     """
     Weights of a reference checkpoint, or of Prima's encoder of sequence names, under the names of this package's model, and
     what its shapes and family say about `vision_config` and `text_config`; raises as `convert_checkpoint` does.
     """
     state = read_state_dict(path_or_state_dict)
-    if names.recognise(state) and not any(family.recognise(state) for family in _FAMILIES):
+    if names.recognize(state) and not any(family.recognize(state) for family in _FAMILIES):
         mapped, keys = names.map_encoder(state)
         if keys.missing:
             raise ValueError(f"the encoder of sequence names lacks {', '.join(sorted(keys.missing))}.")
@@ -175,7 +183,9 @@ def describe_checkpoint(path_or_state_dict) -> tuple[dict[str, torch.Tensor], di
     return mapped, {"vision_config": family.vision_facts(state), "text_config": family.text_facts(state)}
 
 
-def convert(path_or_state_dict, domain: str, config: ItemizedCLIPConfig | None = None) -> Conversion:
+def convert(
+    path_or_state_dict: str | os.PathLike | Mapping[str, Any], domain: str, config: ItemizedCLIPConfig | None = None
+) -> Conversion:
     """`convert_checkpoint` with what is known of the way; the same arguments and errors."""
     domain = load_domain(domain).name
     family, state, mapped, keys = _map_checkpoint(path_or_state_dict)
@@ -233,7 +243,9 @@ def _check_values(mapped: dict, keys: Keys) -> None:
         )
 
 
-def convert_checkpoint(path_or_state_dict, domain: str, config: ItemizedCLIPConfig | None = None) -> ItemizedCLIPModel:
+def convert_checkpoint(
+    path_or_state_dict: str | os.PathLike | Mapping[str, Any], domain: str, config: ItemizedCLIPConfig | None = None
+) -> ItemizedCLIPModel:
     """
     A model with the weights of a reference checkpoint: ItemizedCLIP's three layouts, HLIP's or FLAIR's.
 

@@ -4,6 +4,7 @@ import argparse
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,10 +73,8 @@ def _reason(error: Exception) -> str:
     return "it is truncated, damaged, or no checkpoint at all"
 
 
-def read_state_dict(source) -> dict[str, torch.Tensor]:
-    """
-    Weights of a checkpoint: a state dict, a training dictionary that holds one, or the path of either (`read_checkpoint`).
-    """
+def read_state_dict(source: Any) -> dict[str, torch.Tensor]:
+    """Weights of a checkpoint: a state dict, a training dictionary that holds one, or the path of either."""
     if isinstance(source, (str, Path)):
         source = read_checkpoint(source)
     if "state_dict" in source:
@@ -126,6 +125,7 @@ class Keys:
         self.dropped: list[str] = []
 
     def has(self, prefix: str) -> bool:
+        """Whether a name that was not taken yet starts so."""
         return any(name.startswith(prefix) for name in self.left)
 
     def take(self, name: str, target: str) -> torch.Tensor | None:
@@ -149,7 +149,7 @@ class Keys:
         if self.left.pop(name, None) is not None:
             self.dropped.append(name)
 
-    def check(self):
+    def check(self) -> None:
         """Raises if a key was missing or is left over."""
         problems = []
         if self.missing:

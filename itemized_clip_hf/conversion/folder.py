@@ -123,7 +123,9 @@ def _describe_conversion(
     }
 
 
-def write_folder(output: Path, model, processor, documents: dict[str, dict]) -> None:
+def write_folder(
+    output: Path, model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor, documents: dict[str, dict]
+) -> None:
     """All of a model folder or nothing: it is put together beside its place; what was there goes when it is complete."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
@@ -160,7 +162,7 @@ def put_names(
     output = Path(output).resolve()
     refuse_to_replace(output, overwrite)
     state = read_state_dict(checkpoint)
-    if not names.recognise(state):
+    if not names.recognize(state):
         raise ValueError(
             f"{Path(checkpoint).name} holds no encoder of sequence names; its keys start with {sorted(state)[:3]}."
         )

@@ -10,7 +10,8 @@ from .radiology import count_layers, map_names
 _ANCHOR = re.compile(r"^(|.+?\.)(transformer\.)?layers\.0\.0\.fn\.to_qkv\.weight$")
 
 
-def recognise(state: dict[str, torch.Tensor]) -> bool:
+def recognize(state: dict[str, torch.Tensor]) -> bool:
+    """Whether these are weights of a Prima model with an encoder of sequence names."""
     return find_encoder(state) is not None
 
 

@@ -1,5 +1,7 @@
 """The source layout, evaluated as it is, against the converted model, on a fixed random input."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -55,19 +57,21 @@ def compare(conversion: Conversion, seed: int = 0) -> dict[str, float | bool]:
         "item_embeds": relative(own_texts, texts),
         "similarity": float((found - expected).abs().max()),
     }
-    return {**differences, "clean": all(differences[name] < most for name, most in TOLERANCES.items())}
+    return {**differences, "clean": all(differences[name] < limit for name, limit in TOLERANCES.items())}
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over the largest expected value."""
     return float((found - expected).abs().max() / expected.abs().max())
 
 
 def encode_names(count: int) -> np.ndarray:
+    """Characters (N, 110) of the first names."""
     return np.stack([encode_scan_name(name) for name in _NAMES[:count]])
 
 
-def draw_texts(config, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random ids (M, T) of several lengths, each ended as the tower expects, and their mask."""
+def draw_texts(config: Any, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random ids (M, T) of several lengths, each ended as the tower expects, and their mask; config: of the text tower."""
     longest = min(max(_LENGTHS), config.max_position_embeddings)
     lengths = [min(length, longest) for length in _LENGTHS]
     highest = config.vocab_size - 2

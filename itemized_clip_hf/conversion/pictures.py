@@ -1,5 +1,7 @@
 """Checkpoints of the 2-D models: ItemizedCLIP on remote-sensing and natural images, and FLAIR (spec 10.2)."""
 
+from typing import Any
+
 import torch
 
 from .checkpoint import Keys
@@ -7,7 +9,8 @@ from .pooler import map_pooler
 from .radiology import count_layers
 
 
-def recognise(state: dict[str, torch.Tensor]) -> bool:
+def recognize(state: dict[str, torch.Tensor]) -> bool:
+    """Whether these are weights of a picture model (CLIP layout)."""
     return "visual.conv1.weight" in state
 
 
@@ -34,6 +37,7 @@ def vision_facts(state: dict[str, torch.Tensor]) -> dict:
 
 
 def text_facts(state: dict[str, torch.Tensor]) -> dict:
+    """What shapes and family say about the text config."""
     words = state["token_embedding.weight"]
     return {
         "model_type": "clip_text_model",
@@ -52,10 +56,12 @@ def text_facts(state: dict[str, torch.Tensor]) -> dict:
 
 
 def projection_dim(state: dict[str, torch.Tensor]) -> int:
+    """Width of the projected embeddings."""
     return next(state[name].shape[1] for name in ("image_post2.proj", "image_post.proj") if name in state)
 
 
 def transpose(matrix: torch.Tensor) -> torch.Tensor:
+    """The transposed matrix, contiguous."""
     return matrix.t().contiguous()
 
 
@@ -90,7 +96,7 @@ def map_keys(keys: Keys) -> dict[str, torch.Tensor | None]:
     """Whole model. The class position is folded into the class token; right-multiplied projections are transposed."""
     mapped: dict[str, torch.Tensor | None] = {}
 
-    def copy(source, target, change=lambda tensor: tensor):
+    def copy(source: str, target: str, change: Any = lambda tensor: tensor):
         tensor = keys.take(source, target)
         mapped[target] = None if tensor is None else change(tensor)
 

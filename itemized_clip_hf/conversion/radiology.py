@@ -1,6 +1,7 @@
 """Checkpoints of the volume models: ItemizedCLIP brain MRI, head CT and chest CT, and HLIP (spec 10.1)."""
 
 import re
+from typing import Any
 
 import torch
 
@@ -31,11 +32,13 @@ _NAME_LAYER = {
 
 
 def count_layers(state: dict[str, torch.Tensor], prefix: str) -> int:
+    """Number of layers whose keys start with the prefix and a number."""
     found = [int(m.group(1)) for name in state if (m := re.match(re.escape(prefix) + r"(\d+)\.", name))]
     return max(found, default=-1) + 1
 
 
-def recognise(state: dict[str, torch.Tensor]) -> bool:
+def recognize(state: dict[str, torch.Tensor]) -> bool:
+    """Whether these are weights of a volume model."""
     return any(name.startswith("visual.trunk.") for name in state)
 
 
@@ -80,6 +83,7 @@ def vision_facts(state: dict[str, torch.Tensor], trunk: str = "visual.trunk.") -
 
 
 def text_facts(state: dict[str, torch.Tensor]) -> dict:
+    """What shapes and family say about the text config."""
     embeddings = "text.transformer.embeddings."
     words = state[f"{embeddings}word_embeddings.weight"]
     return {
@@ -94,6 +98,7 @@ def text_facts(state: dict[str, torch.Tensor]) -> dict:
 
 
 def projection_dim(state: dict[str, torch.Tensor]) -> int:
+    """Width of the projected embeddings."""
     return state["visual.head.proj.weight"].shape[0]
 
 
@@ -101,7 +106,7 @@ def map_trunk(keys: Keys, layers: int, trunk: str = "visual.trunk.", target: str
     """Vision tower."""
     mapped = {}
 
-    def copy(source, name, change=lambda tensor: tensor):
+    def copy(source: str, name: str, change: Any = lambda tensor: tensor):
         tensor = keys.take(trunk + source, target + name)
         mapped[target + name] = None if tensor is None else change(tensor)
 

@@ -16,14 +16,18 @@ ROWS_AT_ONCE = 256
 
 
 def linear(state: State, name: str, x: torch.Tensor) -> torch.Tensor:
+    """Linear layer of that name; its bias where there is one."""
     return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
 
 
 def norm(state: State, name: str, x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Layer norm of that name over the last axis."""
     return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps)
 
 
-def attention(query, key, value, heads: int, hidden: torch.Tensor | None = None) -> torch.Tensor:
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, hidden: torch.Tensor | None = None
+) -> torch.Tensor:
     """(R, Q, C), (R, L, C), (R, L, C) -> (R, Q, C); `hidden` (Q, L) or (R, Q, L) is True where nothing may be attended to."""
     size = query.shape[-1] // heads
     results = torch.empty_like(query)
@@ -38,7 +42,9 @@ def attention(query, key, value, heads: int, hidden: torch.Tensor | None = None)
     return results
 
 
-def volumes(state: State, scans: torch.Tensor, names: torch.Tensor | None, scopes: list[str], heads: int):
+def volumes(
+    state: State, scans: torch.Tensor, names: torch.Tensor | None, scopes: list[str], heads: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Vision tower of the volume models.
 
@@ -130,6 +136,7 @@ def bert_text(state: State, ids: torch.Tensor, mask: torch.Tensor, heads: int, e
 def clip_block(
     state: State, name: str, x: torch.Tensor, heads: int, hidden: torch.Tensor | None = None
 ) -> torch.Tensor:
+    """One residual block of CLIP; `hidden` as in `attention`."""
     normed = norm(state, f"{name}ln_1", x, 1e-5)
     stacked = F.linear(normed, state[f"{name}attn.in_proj_weight"], state[f"{name}attn.in_proj_bias"])
     query, key, value = stacked.chunk(3, -1)

@@ -1,5 +1,8 @@
 """Whether a tokenizer is the one that a checkpoint's word embeddings belong to: its size, its entries where they are known."""
 
+from collections.abc import Collection
+
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..domains import load_domain
@@ -17,7 +20,7 @@ KNOWN = {
 }
 
 
-def hash_vocabulary(tokenizer) -> str:
+def hash_vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of the entries in the order of their ids, each followed by a line feed: that of a `vocab.txt`."""
     return hash_text("".join(f"{entry}\n" for entry in list_vocabulary(tokenizer)))
 
@@ -28,7 +31,7 @@ def required_file(domain: str) -> str:
     return f"{vocabulary['file']}, {vocabulary['size']:,} entries"
 
 
-def check_vocabulary(tokenizer, domain: str, size: int, accept=()) -> dict:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, domain: str, size: int, accept: Collection[str] = ()) -> dict:
     """
     Args:
         size: rows of the checkpoint's word embeddings.

@@ -34,7 +34,13 @@ def _by_block(compute: Callable[[np.ndarray], Any], counts: np.ndarray):
 
 
 def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """The middle `level` of the resampled values (R,), NaN left out: those of resamples without a class."""
+    """
+    The middle `level` of the resampled values (R,), NaN left out: those of resamples without a class.
+
+    >>> low, high = interval(np.arange(1001))
+    >>> round(low, 6), round(high, 6)
+    (25.0, 975.0)
+    """
     drawn = np.asarray(values, dtype=float)
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn):
@@ -77,6 +83,12 @@ def bootstrap(
     Args:
         metric: from study numbers, with repeats, to named figures.
         counts: from `draw_counts`.
+
+    >>> ages = np.arange(40)
+    >>> intervals = bootstrap(lambda studies: {"mean age": ages[studies].mean()}, draw_counts(40, resamples=200))
+    >>> low, high = intervals["mean age"]
+    >>> 14 < low < ages.mean() < high < 25
+    True
     """
     drawn: dict[str, list[float]] = {}
     for row in counts:
@@ -96,7 +108,7 @@ def resampled_mean(values: ArrayLike, counts: np.ndarray) -> np.ndarray:
 def resampled_auroc(labels: ArrayLike, scores: ArrayLike, counts: np.ndarray) -> np.ndarray:
     """AUROC of every resample, (R,): the share of (positive, negative) pairs in the right order, ties by half."""
 
-    def compute(block):
+    def compute(block: np.ndarray):
         positive, negative = _sorted_weights(labels, scores, block)
         below = np.cumsum(negative, 1) - negative
         wins = (positive * (below + negative / 2)).sum(1)
@@ -109,7 +121,7 @@ def resampled_auroc(labels: ArrayLike, scores: ArrayLike, counts: np.ndarray) ->
 def resampled_average_precision(labels: ArrayLike, scores: ArrayLike, counts: np.ndarray) -> np.ndarray:
     """Average precision of every resample, (R,)."""
 
-    def compute(block):
+    def compute(block: np.ndarray):
         positive, negative = _sorted_weights(labels, -np.asarray(scores), block)
         hits = np.cumsum(positive, 1)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -119,7 +131,7 @@ def resampled_average_precision(labels: ArrayLike, scores: ArrayLike, counts: np
     return _by_block(compute, counts)
 
 
-def _sorted_weights(labels, scores, counts) -> tuple[np.ndarray, np.ndarray]:
+def _sorted_weights(labels: ArrayLike, scores: ArrayLike, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Drawn positives and negatives at each distinct score, ascending: (R, V)."""
     labels, scores = np.asarray(labels).astype(bool), np.asarray(scores)
     if not len(scores):
@@ -146,7 +158,9 @@ def resampled_threshold_metrics(
     return _by_block(lambda block: _threshold_block(labels, scores, block, thresholds, choose), counts)
 
 
-def _threshold_block(labels, scores, counts, thresholds, choose) -> dict[str, np.ndarray]:
+def _threshold_block(
+    labels: np.ndarray, scores: np.ndarray, counts: np.ndarray, thresholds: np.ndarray, choose: bool
+) -> dict[str, np.ndarray]:
     cells = []
     for own in (labels, ~labels):
         order = np.argsort(scores[own], kind="stable")

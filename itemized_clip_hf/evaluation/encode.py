@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch.nn import functional as F
 
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..modeling.vision_itemized_clip import spread_scan_mask
+from ..processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 
 T = TypeVar("T")
 
@@ -55,7 +58,7 @@ class EncodedStudies:
 
 
 @torch.no_grad()
-def encode_inputs(model, inputs: Mapping[str, torch.Tensor]) -> EncodedStudies:
+def encode_inputs(model: ItemizedCLIPModel, inputs: Mapping[str, torch.Tensor]) -> EncodedStudies:
     """Image inputs of the processor, on the model's device, through the tower."""
     mask = inputs.get("scan_mask")
     embeds, tokens, _ = model.encode_images(inputs["pixel_values"], mask, inputs.get("scan_name_ids"))
@@ -64,8 +67,8 @@ def encode_inputs(model, inputs: Mapping[str, torch.Tensor]) -> EncodedStudies:
 
 
 def encode_studies(
-    model,
-    processor,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
     studies: Iterable,
     batch_size: int = 8,
     progress: str | None = None,
@@ -132,7 +135,9 @@ def check_workers(num_workers: int) -> int:
     return num_workers
 
 
-def _process(image_processor, study, settings: dict, skip: bool) -> tuple[list, list, Exception | None]:
+def _process(
+    image_processor: ItemizedCLIPImageProcessor, study: Any, settings: dict, skip: bool
+) -> tuple[list, list, Exception | None]:
     """Processed scans of a study, (name, reason) of those that are left out, and what is wrong with the whole."""
     lost: list[tuple[str | None, Exception]] = []
     on_error = (lambda scan, error: lost.append((scan, error))) if skip else None
@@ -160,13 +165,14 @@ def in_order(jobs: Iterable[Callable[[], T]], num_workers: int = 0) -> Iterator[
 
 
 @torch.no_grad()
-def encode_texts(model, processor, texts: Iterable[str]) -> torch.Tensor:
+def encode_texts(model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor, texts: Iterable[str]) -> torch.Tensor:
     """Embeddings (M, P) of texts, projected, not normalised; each text is encoded once."""
     texts = list(texts)
     unique = sorted(set(texts), key=len)
     parts = []
     for start in range(0, len(unique), TEXTS_AT_ONCE):
-        encoded = processor(text=unique[start : start + TEXTS_AT_ONCE], return_tensors="pt").to(model.device)
+        some = unique[start : start + TEXTS_AT_ONCE]
+        encoded = processor(text=some, return_tensors="pt").to(model.device)  # type: ignore[call-arg]  # not in their TypedDict
         parts.append(model.get_text_features(encoded["input_ids"], encoded["attention_mask"]).pooler_output)
     places = {text: place for place, text in enumerate(unique)}
     if not parts:
@@ -174,7 +180,9 @@ def encode_texts(model, processor, texts: Iterable[str]) -> torch.Tensor:
     return torch.cat(parts)[torch.tensor([places[text] for text in texts], device=model.device)]
 
 
-def encode_prompts(model, processor, prompts: Mapping[str, Any] | Iterable[str]) -> tuple[list[str], torch.Tensor]:
+def encode_prompts(
+    model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor, prompts: Mapping[str, Any] | Iterable[str]
+) -> tuple[list[str], torch.Tensor]:
     """
     Args:
         prompts: texts, or label -> text or templates; several templates are normalised, averaged and normalised again.

@@ -8,6 +8,8 @@ from typing import Any
 from transformers.utils import logging
 
 from ..data.studies.records import Records
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .evaluate import evaluate_protocol
 from .protocols import Protocol, load_protocol
 from .tasks.items import evaluate_items
@@ -15,7 +17,8 @@ from .tasks.items import evaluate_items
 logger = logging.get_logger(__name__)
 
 
-def open_images(studies, number: int):
+def open_images(studies: Sequence[Mapping] | Records, number: int) -> Any:
+    """Images of one study, opened now."""
     return studies[number]["images"]
 
 
@@ -33,7 +36,8 @@ class ProtocolEvaluator:
         self.data = data
         self.settings: dict[str, Any] = {"resamples": 0, **settings}
 
-    def __call__(self, model, processor) -> dict[str, float]:
+    def __call__(self, model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor) -> dict[str, float]:
+        """The means of every table, and the headline."""
         results = evaluate_protocol(model, processor, self.protocol, self.data, **self.settings).results
         start = self.protocol.name.replace("-", "_")
         figures: dict[str, float] = {}
@@ -64,7 +68,8 @@ class ItemEvaluator:
         self.batch_size = batch_size
         self.name = name
 
-    def __call__(self, model, processor) -> dict[str, float]:
+    def __call__(self, model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor) -> dict[str, float]:
+        """The means over studies or texts."""
         found = evaluate_items(
             model,
             processor,

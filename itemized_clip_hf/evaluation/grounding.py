@@ -1,12 +1,13 @@
 """Whether a model looks where the finding is: heat maps against masks, and what the score does without what it looked at."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from ..explain.maps import HeatMap
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from .encode import EncodedStudies, encode_inputs
 from .tasks.items import item_attention
 from .zero_shot import score_encoded
@@ -103,7 +104,12 @@ class PatchCurves:
 
 @torch.no_grad()
 def patch_curves(
-    model, inputs, item_embed: torch.Tensor, steps: int = 10, seed: int = 0, normalize_pool_inputs: bool = True
+    model: ItemizedCLIPModel,
+    inputs: Mapping[str, torch.Tensor],
+    item_embed: torch.Tensor,
+    steps: int = 10,
+    seed: int = 0,
+    normalize_pool_inputs: bool = True,
 ) -> PatchCurves:
     """
     Deletion and insertion in the input: patches are blanked before the vision tower, so that no other token knows of them.
@@ -141,7 +147,7 @@ def patch_curves(
     return PatchCurves(edges / len(places), **curves)
 
 
-def _spread(shown: torch.Tensor, patch, pixels: torch.Tensor) -> torch.Tensor:
+def _spread(shown: torch.Tensor, patch: Sequence[int], pixels: torch.Tensor) -> torch.Tensor:
     """Tokens (L,) of one study -> voxels, broadcastable to its pixels."""
     if pixels.ndim == 4:
         rows, columns = pixels.shape[-2] // patch[-2], pixels.shape[-1] // patch[-1]
@@ -155,7 +161,13 @@ def _spread(shown: torch.Tensor, patch, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _score_changed(
-    model, inputs, item_embed, shown: list[torch.Tensor], blank, normalize, at_once: int = 8
+    model: ItemizedCLIPModel,
+    inputs: Mapping[str, torch.Tensor],
+    item_embed: torch.Tensor,
+    shown: list[torch.Tensor],
+    blank: torch.Tensor,
+    normalize: bool,
+    at_once: int = 8,
 ) -> np.ndarray:
     scores = []
     pixels = inputs["pixel_values"]

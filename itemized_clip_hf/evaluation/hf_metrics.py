@@ -1,5 +1,8 @@
 """The metrics as modules of Hugging Face's `evaluate`: `ZeroShotFindings().compute(predictions=..., references=...)`."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from . import bootstrap as boot
@@ -19,7 +22,7 @@ _ROWS = datasets.List(datasets.Value("float32"))
 _CITATION = "ItemizedCLIP, CVPR 2026"
 
 
-def _info(description: str, references) -> evaluate.MetricInfo:
+def _info(description: str, references: Any) -> evaluate.MetricInfo:
     features = datasets.Features({"predictions": _ROWS, "references": references})
     return evaluate.MetricInfo(description=description, citation=_CITATION, features=features)
 
@@ -38,7 +41,15 @@ class ZeroShotFindings(evaluate.Metric):
             "AUC, average precision and figures at the ROC-closest threshold.", datasets.List(datasets.Value("int8"))
         )
 
-    def _compute(self, predictions, references, names=None, threshold_points=None, resamples=0, seed=0):
+    def _compute(
+        self,
+        predictions: Any,
+        references: Any,
+        names: Sequence[str] | None = None,
+        threshold_points: int | None = None,
+        resamples: int = 0,
+        seed: int = 0,
+    ):
         scores, labels = np.array(predictions, dtype=np.float32), np.array(references, dtype=float)
         labels[labels < 0] = np.nan
         names = list(names or map(str, range(scores.shape[1])))
@@ -57,7 +68,7 @@ class ZeroShotClasses(evaluate.Metric):
     def _info(self):
         return _info("Top-1, top-5, mean rank of the true class, balanced accuracy.", datasets.Value("int32"))
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions: Any, references: Any):
         scores = np.array(predictions)
         choice = metrics.choice_metrics(scores, references)
         return {
@@ -77,10 +88,12 @@ class Retrieval(evaluate.Metric):
     def _info(self):
         return _info("Recall at k, ranks and completeness.", datasets.List(datasets.Value("int32")))
 
-    def _compute(self, predictions, references, levels=LEVELS, resamples=0, seed=0):
+    def _compute(
+        self, predictions: Any, references: Any, levels: Sequence[int] = LEVELS, resamples: int = 0, seed: int = 0
+    ):
         scores = np.array(predictions)
         best, worst = metrics.best_ranks(scores, references), metrics.worst_ranks(scores, references)
-        found = metrics.retrieval_summary(best, levels)
+        found: dict[str, Any] = dict(metrics.retrieval_summary(best, levels))
         found |= {f"complete@{k}": float((worst <= k).mean()) for k in levels}
         if resamples:
             counts = boot.draw_counts(len(scores), resamples, seed)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from . import bootstrap as boot
 from .encode import encode_studies
 from .metrics import auroc, average_precision
@@ -13,8 +15,8 @@ STRENGTHS = tuple(10.0**power for power in range(-4, 3))
 
 
 def extract_features(
-    model,
-    processor,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
     studies: Iterable,
     batch_size: int = 8,
     progress: bool = False,

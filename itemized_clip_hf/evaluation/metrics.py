@@ -1,12 +1,14 @@
 """Metrics as pure functions of numpy arrays; S studies, C classes or findings. scikit-learn does what it has."""
 
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 
-def require_sklearn():
+def require_sklearn() -> ModuleType:
+    """`sklearn.metrics`; ImportError with the cure where it is not installed."""
     try:
         import sklearn.metrics
     except ImportError:
@@ -15,7 +17,12 @@ def require_sklearn():
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the ROC curve; NaN where only one class is present. labels (S,), scores (S,)."""
+    """
+    Area under the ROC curve; NaN where only one class is present. labels (S,), scores (S,).
+
+    >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    0.75
+    """
     labels = np.asarray(labels).astype(bool)
     if labels.all() or not labels.any():
         return float("nan")
@@ -23,7 +30,12 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the precision-recall steps; NaN without a positive. labels (S,), scores (S,)."""
+    """
+    Area under the precision-recall steps; NaN without a positive. labels (S,), scores (S,).
+
+    >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
+    0.8333
+    """
     labels = np.asarray(labels).astype(bool)
     return float(require_sklearn().average_precision_score(labels, scores)) if labels.any() else float("nan")
 
@@ -119,9 +131,12 @@ def pair_metrics(scores: ArrayLike, classes: ArrayLike) -> dict[str, float]:
 
 
 def true_class_ranks(scores: np.ndarray, classes: ArrayLike) -> np.ndarray:
-    """1-based rank of the true class by descending score; among equal scores the lower class number comes first.
+    """
+    1-based rank of the true class by descending score; among equal scores the lower class number comes first. scores (S, C),
+    classes (S,) of class numbers.
 
-    scores (S, C), classes (S,) of class numbers.
+    >>> true_class_ranks(np.array([[0.1, 0.9, 0.5], [0.2, 0.1, 0.0]]), [2, 0]).tolist()
+    [2, 1]
     """
     order = np.argsort(-np.asarray(scores), axis=1, kind="stable")
     return (order == np.asarray(classes)[:, None]).argmax(1) + 1
@@ -148,7 +163,7 @@ def worst_ranks(scores: np.ndarray, relevant: Sequence[Sequence[int]]) -> np.nda
     return np.array([len(better) + better.max() for better in _others_above(scores, relevant)])
 
 
-def _others_above(scores, relevant) -> Iterator[np.ndarray]:
+def _others_above(scores: ArrayLike, relevant: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
     """Of every row and relevant column: columns that are not relevant and score higher, equal ones by half."""
     for values, columns in zip(np.asarray(scores), relevant):
         if np.isnan(values).any():
@@ -161,24 +176,34 @@ def _others_above(scores, relevant) -> Iterator[np.ndarray]:
 
 
 def retrieval_summary(ranks: ArrayLike, levels: Sequence[int] = (1, 5, 10, 50, 100)) -> dict[str, float]:
-    """`R@k` as shares, `mean_rank` and `median_rank` of 1-based ranks (Q,)."""
+    """
+    `R@k` as shares, `mean_rank` and `median_rank` of 1-based ranks (Q,).
+
+    >>> retrieval_summary([1, 1, 4, 20], levels=(1, 5))
+    {'R@1': 0.5, 'R@5': 0.75, 'mean_rank': 6.5, 'median_rank': 2.5}
+    """
     ranks = np.asarray(ranks)
     at = {f"R@{k}": float((ranks <= k).mean()) for k in levels}
     return {**at, "mean_rank": float(ranks.mean()), "median_rank": float(np.median(ranks))}
 
 
-def iou(found: np.ndarray, truth: np.ndarray) -> float:
+def iou(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Intersection over union of two masks of one shape; NaN where both are empty."""
-    found, truth = np.asarray(found, dtype=bool), np.asarray(truth, dtype=bool)
-    union = (found | truth).sum()
-    return float((found & truth).sum() / union) if union else float("nan")
+    predicted, truth = np.asarray(predicted, dtype=bool), np.asarray(truth, dtype=bool)
+    union = (predicted | truth).sum()
+    return float((predicted & truth).sum() / union) if union else float("nan")
 
 
-def dice(found: np.ndarray, truth: np.ndarray) -> float:
-    """Twice the intersection over the sum of two masks of one shape; NaN where both are empty."""
-    found, truth = np.asarray(found, dtype=bool), np.asarray(truth, dtype=bool)
-    total = found.sum() + truth.sum()
-    return float(2 * (found & truth).sum() / total) if total else float("nan")
+def dice(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """
+    Twice the intersection over the sum of two masks of one shape; NaN where both are empty.
+
+    >>> dice(np.array([1, 1, 0]), np.array([0, 1, 1]))
+    0.5
+    """
+    predicted, truth = np.asarray(predicted, dtype=bool), np.asarray(truth, dtype=bool)
+    total = predicted.sum() + truth.sum()
+    return float(2 * (predicted & truth).sum() / total) if total else float("nan")
 
 
 def calibration_curve(

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ..modeling.modeling_itemized_clip import scale_and_bias
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel, scale_and_bias
 
 MEANINGS = {
     "similarity": "text-conditioned cosine similarity, -1 to 1",
@@ -32,7 +32,7 @@ def normalizes_pool_inputs(quantity: str) -> bool:
 
 
 @torch.no_grad()
-def convert(model, similarities: np.ndarray, quantity: str) -> np.ndarray:
+def convert(model: ItemizedCLIPModel, similarities: np.ndarray, quantity: str) -> np.ndarray:
     """Similarities, pooled as `normalizes_pool_inputs` says, as the quantity: float32, same shape."""
     if quantity == "similarity":
         return similarities

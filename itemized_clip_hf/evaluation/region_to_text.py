@@ -1,12 +1,15 @@
 """What is to be seen in a region: texts of a bank ranked for a box or a mask (spec 8.4)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from ..explain.maps import require_pooler, source_array, source_to_token, touched_tokens
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .encode import encode_studies, encode_texts
 
 Box = Sequence[tuple[int, int]]
@@ -15,9 +18,9 @@ Box = Sequence[tuple[int, int]]
 
 @torch.no_grad()
 def rank_texts(
-    model,
-    processor,
-    study,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
+    study: Any,
     texts: Sequence[str],
     regions: Mapping[str | None, np.ndarray | Box],
     top: int = 10,
@@ -68,7 +71,7 @@ def rank_texts(
     return [(texts[place], float(scores[place])) for place in order]
 
 
-def _as_mask(region, shape: tuple[int, ...]) -> np.ndarray:
+def _as_mask(region: np.ndarray | Box, shape: tuple[int, ...]) -> np.ndarray:
     if isinstance(region, np.ndarray):
         mask = region.reshape(shape) if region.ndim == 2 and shape[0] == 1 else region
         if mask.shape != shape:

@@ -60,10 +60,12 @@ class ScoreFile:
         return ended + [lines[-1]] if ended and lines[-1] else ended
 
     def add(self, study: str, scores: np.ndarray) -> None:
+        """Keeps the scores (M,) of a study."""
         self.scores[study] = np.asarray(scores, dtype=np.float32)
         self._write({"id": study, "scores": [float(f"{value:.9g}") for value in scores]})
 
     def refuse(self, study: str, error: Exception) -> None:
+        """Keeps why a study has no scores."""
         self.errors[study] = str(error)
         self._write({"id": study, "error": str(error)})
 

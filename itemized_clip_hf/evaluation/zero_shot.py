@@ -1,16 +1,23 @@
 """Zero-shot scores: every prompt against every study, by itself (spec 8.1)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .encode import EncodedStudies, encode_inputs, encode_prompts, encode_studies
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+from .encode import EncodedStudies, encode_prompts, encode_studies
 
 
 def fold(name: str) -> str:
-    """Letters and digits alone, lower case: `CQ500-CT-0` is `cq500ct0`."""
+    """
+    Letters and digits alone, lower case.
+
+    >>> fold("CQ500-CT-0")
+    'cq500ct0'
+    """
     return "".join(character for character in str(name).lower() if character.isalnum())
 
 
@@ -19,6 +26,9 @@ def match_class(label: str, classes: Iterable[str]) -> str | None:
     The class that a label of a data set names, compared by letters and digits alone: `BaseballField` is `baseball field`, and
     `DenseResidential`, which no class is called, is the only one that starts so: `dense residential area`. None if there is no
     such class.
+
+    >>> match_class("BaseballField", ["baseball field", "beach"])
+    'baseball field'
     """
     folded = {fold(name): name for name in classes}
     if fold(label) in folded:
@@ -29,7 +39,7 @@ def match_class(label: str, classes: Iterable[str]) -> str | None:
 
 @torch.no_grad()
 def score_encoded(
-    model, prompt_embeds: torch.Tensor, studies: EncodedStudies, normalize_pool_inputs: bool = True
+    model: ItemizedCLIPModel, prompt_embeds: torch.Tensor, studies: EncodedStudies, normalize_pool_inputs: bool = True
 ) -> np.ndarray:
     """
     TCSim of encoded studies with every prompt: (B, M) in [-1, 1]; the global cosine of a model that is scored so.
@@ -46,16 +56,13 @@ def score_encoded(
     return model.score_items(prompt_embeds, tokens, studies.token_mask).float().cpu().numpy()
 
 
-def score_batch(
-    model, prompt_embeds: torch.Tensor, inputs: Mapping[str, torch.Tensor], normalize_pool_inputs: bool = True
-) -> np.ndarray:
-    """`score_encoded` of image inputs of the processor, on the model's device."""
-    return score_encoded(model, prompt_embeds, encode_inputs(model, inputs), normalize_pool_inputs)
-
-
 @torch.no_grad()
 def score_top(
-    model, text_embeds: torch.Tensor, studies: EncodedStudies, top_k: int, normalize_pool_inputs: bool = True
+    model: ItemizedCLIPModel,
+    text_embeds: torch.Tensor,
+    studies: EncodedStudies,
+    top_k: int,
+    normalize_pool_inputs: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Two stages for large banks of texts: of each study the `top_k` texts by cosine with the global embedding, scored by TCSim.
@@ -80,10 +87,10 @@ def score_top(
 
 
 def score_studies(
-    model,
-    processor,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
     studies: Iterable,
-    prompts,
+    prompts: Sequence[str] | Mapping[str, str | Sequence[str]],
     batch_size: int = 8,
     normalize_pool_inputs: bool = True,
     progress: bool = False,

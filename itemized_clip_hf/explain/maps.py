@@ -1,7 +1,7 @@
 """Attention of every item over the tokens of a study -> one volume per scan, in the grid of the scan as it came in."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..evaluation.zero_shot import score_encoded
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.geometry_itemized_clip import scaling
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+from ..processing.scans_itemized_clip import ProcessedScan
 
 
 @dataclass(repr=False)
@@ -69,7 +70,7 @@ def write_map(path: str | os.PathLike, heat: HeatMap) -> None:
     write_nifti(path, heat.values, heat.affine, "attention / mean attention of a patch", (0.0, highest))
 
 
-def touched_tokens(mask: np.ndarray, voxel_to_token: np.ndarray, grid) -> np.ndarray:
+def touched_tokens(mask: np.ndarray, voxel_to_token: np.ndarray, grid: Sequence[int]) -> np.ndarray:
     """
     Tokens (D, H, W) that hold at least one voxel of a mask.
 
@@ -87,7 +88,7 @@ def touched_tokens(mask: np.ndarray, voxel_to_token: np.ndarray, grid) -> np.nda
     return touched
 
 
-def paint_tokens(values: np.ndarray, voxel_to_value: np.ndarray, shape) -> np.ndarray:
+def paint_tokens(values: np.ndarray, voxel_to_value: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """
     Values (D, H, W) in another grid, by nearest neighbours; 0 outside of them.
 
@@ -106,7 +107,7 @@ def paint_tokens(values: np.ndarray, voxel_to_value: np.ndarray, shape) -> np.nd
     return painted.reshape(shape)
 
 
-def source_to_token(to_source: np.ndarray, scan_size, grid) -> np.ndarray:
+def source_to_token(to_source: np.ndarray, scan_size: Sequence[int], grid: Sequence[int]) -> np.ndarray:
     """
     Index transform (4, 4) from the voxels of a source to the tokens of its processed scan.
 
@@ -119,7 +120,11 @@ def source_to_token(to_source: np.ndarray, scan_size, grid) -> np.ndarray:
 
 
 def token_map_to_source(
-    token_map: np.ndarray, to_source: np.ndarray, scan_size, source_shape, order: str = "linear"
+    token_map: np.ndarray,
+    to_source: np.ndarray,
+    scan_size: Sequence[int],
+    source_shape: Sequence[int],
+    order: str = "linear",
 ) -> np.ndarray:
     """
     A map over the token grid, resampled to the grid of the source.
@@ -157,7 +162,7 @@ def token_map_to_source(
     return painted
 
 
-def require_pooler(model) -> None:
+def require_pooler(model: ItemizedCLIPModel) -> None:
     """Raises for a model whose pooler was not trained: its attention would show nothing but its random start."""
     if model.config.scoring == "global":
         raise ValueError(
@@ -167,7 +172,12 @@ def require_pooler(model) -> None:
 
 
 @torch.no_grad()
-def attention_maps(model, inputs, item_embeds: torch.Tensor, normalize_queries: bool = True) -> torch.Tensor:
+def attention_maps(
+    model: ItemizedCLIPModel,
+    inputs: Mapping[str, torch.Tensor],
+    item_embeds: torch.Tensor,
+    normalize_queries: bool = True,
+) -> torch.Tensor:
     """
     Attention (B, M, L) of M items over the tokens of each study, mean over heads, without the empty slot.
 
@@ -182,7 +192,7 @@ def attention_maps(model, inputs, item_embeds: torch.Tensor, normalize_queries: 
 
 
 def attend(
-    model,
+    model: ItemizedCLIPModel,
     item_embeds: torch.Tensor,
     tokens: torch.Tensor,
     keep_mask: torch.Tensor | None,
@@ -241,7 +251,7 @@ def paint_items(
     attention: torch.Tensor,
     items: list[str],
     scans: list,
-    patch_size,
+    patch_size: Sequence[int],
     order: str = "linear",
     similarities: Sequence[float] | None = None,
 ) -> Iterator[list[HeatMap]]:
@@ -284,12 +294,14 @@ def paint_items(
         yield maps
 
 
-def explain_study(model, processor, study, items: list[str], order: str = "linear") -> list[HeatMap]:
+def explain_study(
+    model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor, study: Any, items: list[str], order: str = "linear"
+) -> list[HeatMap]:
     """All heat maps of one study, those of the first item first; `explain_items` needs less memory."""
     return [heat for maps in explain_items(model, processor, study, items, order) for heat in maps]
 
 
-def source_array(scan) -> np.ndarray:
+def source_array(scan: ProcessedScan) -> np.ndarray:
     """Voxels of what a processed scan was made from; pictures as (H, W[, C])."""
     source = scan.source
     if hasattr(source, "array") and hasattr(source, "affine"):

@@ -59,6 +59,10 @@ class CardFacts:
         image, text: settings of its processor where they differ from the domain's.
         scoring: `items` or `global`, as in the model's config.
         rendered: hash of the card that was last made of these facts: another one has been edited by hand.
+
+    >>> facts = CardFacts(name="org/my-model", domain="head-ct", license="cc-by-nc-4.0")
+    >>> "Weights: cc-by-nc-4.0." in card_text(facts)
+    True
     """
 
     name: str
@@ -116,6 +120,7 @@ class CardFacts:
             raise ValueError(f"{where}: scoring is {self.scoring!r}, expected one of {list(SCORINGS)}.")
 
     def write(self, path: str | Path) -> None:
+        """Writes the facts that are stated as YAML."""
         kept = {name: value for name, value in asdict(self).items() if value not in ("", [], {})}
         Path(path).write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
 
@@ -143,7 +148,7 @@ def facts_of_folder(folder: str | os.PathLike, name: str | None = None) -> CardF
     facts.scoring = config.get("scoring", facts.scoring)
     processor = _read_json(folder / "processor_config.json").get("image_processor", {})
     own = load_domain(facts.domain).image
-    facts.image = {k: processor[k] for k in own if k in processor and _plain(processor[k]) != _plain(own[k])}
+    facts.image = {k: processor[k] for k in own if k in processor and _as_json(processor[k]) != _as_json(own[k])}
     facts.text = text_of_folder(folder, config, load_domain(facts.domain).text)
     report = _read_json(folder / "conversion_report.json")
     if report:
@@ -169,7 +174,7 @@ def text_of_folder(folder: Path, config: dict, domain: Mapping[str, Any]) -> dic
     return found
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 

@@ -15,6 +15,7 @@ def clean_name(name: str) -> str:
 
 
 def escape_tags(text: str) -> str:
+    """The text without HTML tags that a page would take for its own."""
     return _TAG.sub("&lt;", text)
 
 

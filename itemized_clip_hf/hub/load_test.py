@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 SECONDS = 600
 
@@ -40,6 +41,7 @@ def run_load_test(folder: str | os.PathLike) -> None:
 
 
 def load_and_score(folder: str, mode: str, place: str) -> None:
+    """Scores a generated image, keeps the outputs (`package`), or compares with those kept (`folder`)."""
     if mode == "folder":
         hide("itemized_clip_hf")
     else:
@@ -75,10 +77,11 @@ def load_and_score(folder: str, mode: str, place: str) -> None:
 
 
 def hide(package: str) -> None:
+    """Makes a package look as if it were not installed."""
     import importlib.abc
 
     class Hidden(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path=None, target=None):
+        def find_spec(self, name: str, path: Any = None, target: Any = None):
             if name.split(".")[0] == package:
                 raise ModuleNotFoundError(f"{name} is hidden for the load test")
 

@@ -9,6 +9,7 @@ import copy
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -76,7 +77,8 @@ class LoraSettings:
         return cls(**settings)
 
 
-def require_peft():
+def require_peft() -> ModuleType:
+    """`peft`; ImportError with the cure where it is not installed."""
     try:
         import peft
     except ImportError:
@@ -98,6 +100,7 @@ def find_targets(model: nn.Module, towers: tuple[str, ...]) -> str:
 
 
 def has_adapters(model: Any) -> bool:
+    """Whether adapters of this package were injected into the model."""
     return _NAME in getattr(model, "peft_config", {})
 
 
@@ -135,6 +138,7 @@ def adapter_state_dict(model: Any, state_dict: dict[str, torch.Tensor] | None = 
 
 
 def save_adapters(model: Any, folder: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes the adapters and all that was trained beside them, with the name of the base model."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     config = copy.copy(model.peft_config[_NAME])
     config.inference_mode = True
@@ -177,9 +181,9 @@ def load_adapter_weights(model: Any, folder: str | Path) -> None:
     model.load_state_dict({present[name]: tensor for name, tensor in weights.items() if name in present}, strict=False)
 
 
-def read_adapter_config(folder: str | Path):
+def read_adapter_config(folder: str | Path) -> Any:
     """
-    peft's configuration of a folder of adapters.
+    Peft's configuration of a folder of adapters.
 
     Raises:
         ValueError: it is damaged, of another kind than LoRA, or has settings that no adapters can have.

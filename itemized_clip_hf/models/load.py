@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..bars import without_library_bars
@@ -30,6 +30,7 @@ __all__ = [
 
 
 def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name; `auto` takes a GPU where there is one. ValueError where torch finds no GPU to give."""
     if name != "auto":
         device = torch.device(name)
         if device.type == "cuda" and not torch.cuda.is_available():
@@ -40,7 +41,9 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def build_untrained(domain: str, tokenizer, seed: int = 0) -> tuple[ItemizedCLIPModel, ItemizedCLIPProcessor]:
+def build_untrained(
+    domain: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0
+) -> tuple[ItemizedCLIPModel, ItemizedCLIPProcessor]:
     """Full-size model of a domain with random weights: its scores mean nothing, its shapes and costs do."""
     facts = load_domain(domain)
     processor = ItemizedCLIPProcessor.from_domain(domain, tokenizer=tokenizer)
@@ -57,7 +60,7 @@ def build_untrained(domain: str, tokenizer, seed: int = 0) -> tuple[ItemizedCLIP
 
 def load_model(
     name: str,
-    dtype="auto",
+    dtype: torch.dtype | str | None = "auto",
     base: str | os.PathLike | None = None,
     keep_adapters: bool = False,
     revision: str | None = None,
@@ -113,7 +116,7 @@ def load(
     model: str | os.PathLike,
     device: str = "auto",
     tokenizer: str | os.PathLike | None = None,
-    dtype="auto",
+    dtype: torch.dtype | str | None = "auto",
     base: str | os.PathLike | None = None,
     keep_adapters: bool = False,
     revision: str | None = None,

@@ -22,13 +22,18 @@ def split_revision(name: str, revision: str | None = None) -> tuple[str, str | N
 
     Raises:
         ValueError: a revision of a folder, two revisions, or one without a name.
+
+    >>> split_revision("org/model@v1.0")
+    ('org/model', 'v1.0')
+    >>> split_revision("untrained:head-ct")
+    ('untrained:head-ct', None)
     """
     if Path(name).exists() or name.startswith(UNTRAINED):
         if revision is not None:
-            raise ValueError(f"{name} is no model of the Hub: it has no revision {revision!r}.")
+            raise ValueError(f"{name} is not a model of the Hub: it has no revision {revision!r}.")
         return name, None
-    own, found, stated = name.partition("@")
-    if not found:
+    own, separator, stated = name.partition("@")
+    if not separator:
         return name, revision
     if not own or not stated:
         raise ValueError(f"{name!r}: expected ORG/NAME@REVISION, a branch, tag or commit behind the '@'.")
@@ -60,9 +65,7 @@ def require_model(name: str, revision: str | None = None) -> None:
         load_domain(name.removeprefix(UNTRAINED))
     elif path.exists():
         if not any((path / file).exists() for file in ("config.json", ADAPTER_CONFIG)):
-            raise FileNotFoundError(
-                f"{name} is no model folder: it has no config.json. Checkpoints (.pt) have to be converted first."
-            )
+            raise FileNotFoundError(f"{name} is no model folder: it has no config.json. {_where_else(path)}")
     elif not _HUB_NAME.fullmatch(name):
         raise FileNotFoundError(f"there is no model folder {name}{nearest_name(name)}.")
     elif not _in_cache(name, revision):
@@ -77,6 +80,13 @@ def require_model(name: str, revision: str | None = None) -> None:
                 f"{name} is neither a folder nor a model that was downloaded before, and the Hub is not to be asked "
                 "(HF_HUB_OFFLINE): check the name, or unset HF_HUB_OFFLINE."
             )
+
+
+def _where_else(folder: Path) -> str:
+    """What to do about a folder that holds no model: a model inside of it, or a checkpoint to convert."""
+    for inside in sorted(folder.glob("*/config.json")) or sorted(folder.glob(f"*/{ADAPTER_CONFIG}")):
+        return f"Did you mean {inside.parent}?"
+    return "Checkpoints (.pt) have to be converted first."
 
 
 def _in_cache(name: str, revision: str | None) -> str | None:

@@ -110,7 +110,7 @@ def find_images(folder: Path, ids: list[str]) -> dict[str, Path]:
     return {study: paths[0] for study, paths in chosen.items()}
 
 
-def as_published(protocol: Protocol, study):
+def as_published(protocol: Protocol, study: Any) -> Any:
     """The study with names and geometry of its scans as the protocol knows them; pictures stay as they are."""
     if protocol.scan_name == "{name}" and protocol.array_spacing is None:
         return study
@@ -145,7 +145,7 @@ def _stored_affine(orientation: str, spacing: Sequence[float]) -> np.ndarray:
     return affine
 
 
-def open_record(record: dict, layout: Layout | None = None):
+def open_record(record: dict, layout: Layout | None = None) -> Any:
     """Images of a study: paths of volumes are read; `layout` says what a study is in a folder."""
     from ...data.readers.read import read_study
     from ...processing.pictures_itemized_clip import PICTURE_SUFFIXES

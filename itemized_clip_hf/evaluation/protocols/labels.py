@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -187,7 +188,7 @@ def _read_findings(protocol: Protocol, file: str, rows: list[dict], ids: list[st
     return table
 
 
-def _truth(value, file: str, column: str, study: str) -> float:
+def _truth(value: Any, file: str, column: str, study: str) -> float:
     """1, 0, or NaN where it is unknown."""
     known = read_truth_value(value, f"{file}, study {study}: {column!r}")
     return float("nan") if known is None else float(known)

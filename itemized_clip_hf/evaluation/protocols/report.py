@@ -9,7 +9,8 @@ import numpy as np
 from ...explain.figures import new_figure, save_figure
 from ...explain.maps import explain_items
 from ...explain.plots import plot_item, slug
-from ...modeling.modeling_itemized_clip import scale_and_bias
+from ...modeling.modeling_itemized_clip import ItemizedCLIPModel, scale_and_bias
+from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .. import metrics
 from ..quantity import describe
 from ..results import ProtocolResult, TableResult, column_title
@@ -48,8 +49,8 @@ def _format_table(table: TableResult) -> str:
 
 
 def draw_evaluation(
-    model,
-    processor,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
     protocol: Protocol,
     evaluation: Evaluation,
     folder: str | Path,
@@ -165,7 +166,8 @@ def calibration_groups(labels: np.ndarray, probability: np.ndarray) -> tuple[np.
     return np.array([probability[g].mean() for g in groups]), np.array([labels[g].mean() for g in groups])
 
 
-def _plot_confusion(protocol, scores, truth, path: Path) -> Path:
+def _plot_confusion(protocol: Protocol, scores: np.ndarray, truth: Truth, path: Path) -> Path:
+    assert truth.classes is not None
     count = len(protocol.names)
     table = np.zeros((count, count))
     np.add.at(table, (truth.classes, scores.argmax(1)), 1)

@@ -1,6 +1,7 @@
 """Scores and truth of a protocol -> its figures, each with a confidence interval over studies."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .. import bootstrap as boot
 from .. import metrics
@@ -90,7 +91,7 @@ def _mean_estimates(rows: list[Estimates], resampled: list[Resampled], count: in
     return means
 
 
-def _nanmean(values, axis: int | None = None):
+def _nanmean(values: ArrayLike, axis: int | None = None):
     values = np.asarray(values, dtype=float)
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -13,6 +13,8 @@ from transformers.utils import logging
 from ...data.layout import Layout
 from ...data.studies.records import read_records
 from ...explain.maps import attend
+from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .. import bootstrap as boot
 from ..encode import Closed, EncodedStudies, encode_studies, encode_texts
 from ..metrics import best_ranks, worst_ranks
@@ -112,15 +114,15 @@ def _mean_rank(scores: np.ndarray, own: Sequence[int]) -> float:
 
 @torch.no_grad()
 def item_attention(
-    model, embeds: torch.Tensor, studies: EncodedStudies, normalize_queries: bool = True
+    model: ItemizedCLIPModel, embeds: torch.Tensor, studies: EncodedStudies, normalize_queries: bool = True
 ) -> torch.Tensor:
     """(B, K, L) attention of items (B, K, P) over the tokens, mean over heads, without the empty slot."""
     return attend(model, embeds, studies.tokens, studies.keep_mask, normalize_queries)
 
 
 def evaluate_items(
-    model,
-    processor,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
     studies: Iterable[Mapping],
     bank: Sequence[str] | None = None,
     batch_size: int = 8,
@@ -179,7 +181,7 @@ def evaluate_items(
 
 
 def _attention_figures(
-    model, embeds: torch.Tensor, texts: list[str], items: list[list[str]], encoded: EncodedStudies
+    model: ItemizedCLIPModel, embeds: torch.Tensor, texts: list[str], items: list[list[str]], encoded: EncodedStudies
 ) -> tuple[list[float], list[dict[str, np.ndarray]]]:
     """Overlap of the maps of each study's items, and shares of each scan; NaN and none without a trained pooler."""
     if model.config.scoring == "global":
@@ -216,7 +218,9 @@ def _images_of(row: Mapping):
     return row["images"]() if callable(row["images"]) else row["images"]
 
 
-def run(model, processor, data: str | os.PathLike, options: TaskOptions) -> TaskResult:
+def run(
+    model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor, data: str | os.PathLike, options: TaskOptions
+) -> TaskResult:
     """Item retrieval, COMPLETE@k, MLL, mAMS and the share of each series: see `evaluate_items`."""
     rule = Layout.of_processor(processor)
     open_study = options.open_study or partial(open_record, layout=rule)

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ...data.studies.records import read_records
+from ...data.studies.records import Records, read_records
+from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .. import bootstrap as boot
 from ..encode import encode_studies, encode_texts
 from ..metrics import best_ranks, retrieval_summary
@@ -94,7 +96,7 @@ def _read_karpathy(name: str, content: dict[str, Any], folder: Path, split: str 
 class _Images:
     """Images of records, opened one by one."""
 
-    def __init__(self, records):
+    def __init__(self, records: Records):
         self.records = records
 
     def __len__(self) -> int:
@@ -109,8 +111,8 @@ class _Images:
 
 @torch.no_grad()
 def score_pairs(
-    model,
-    processor,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
     data: CaptionedImages,
     mode: str = "full",
     top_k: int = 128,
@@ -187,7 +189,12 @@ def _summarize_ranks(ranks: np.ndarray, counts: np.ndarray | None) -> Estimates:
 
 
 def evaluate_retrieval(
-    model, processor, data: CaptionedImages, resamples: int = boot.RESAMPLES, seed: int = 0, **scoring
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
+    data: CaptionedImages,
+    resamples: int = boot.RESAMPLES,
+    seed: int = 0,
+    **scoring,
 ) -> dict[str, Estimates]:
     """
     Scores and figures in one; images that cannot be read are left out.
@@ -205,8 +212,8 @@ def evaluate_retrieval(
 
 
 def run(
-    model,
-    processor,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
     data: str | os.PathLike,
     options: TaskOptions,
     *,

@@ -5,6 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ...provenance import hash_file, hash_model, hash_processor, installed_versions
 from ..quantity import DEFAULT, describe
 from ..results import TaskResult
@@ -12,7 +14,9 @@ from ..text_table import format_table, null_for_nan
 from . import TaskOptions, check_task_settings
 
 
-def run_task(name: str, model, processor, data: str | os.PathLike, **settings) -> dict[str, Any]:
+def run_task(
+    name: str, model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor, data: str | os.PathLike, **settings
+) -> dict[str, Any]:
     """
     Results of a task with what they rest on, ready for JSON.
 

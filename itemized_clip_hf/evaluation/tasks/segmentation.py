@@ -15,6 +15,8 @@ from ...data.readers.nifti import read_nifti
 from ...data.studies.records import Records, read_records, refuse_repeats
 from ...data.study import Scan
 from ...explain.maps import HeatMap, explain_study, paint_tokens
+from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ...provenance import hash_json
 from .. import bootstrap as boot
 from .. import metrics
@@ -43,7 +45,14 @@ class Segmentation:
     voxels: np.ndarray
 
 
-def segment(model, processor, study, prompt: str, series: str, num_tokens: int = 30) -> Segmentation:
+def segment(
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
+    study: Any,
+    prompt: str,
+    series: str,
+    num_tokens: int = 30,
+) -> Segmentation:
     """
     Args:
         study: anything the processor takes as one study.
@@ -131,8 +140,8 @@ def compare_with_mask(found: Segmentation, mask: np.ndarray, draws: int = 200, s
 
 
 def run(
-    model,
-    processor,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
     data: str | os.PathLike,
     options: TaskOptions,
     *,
@@ -188,8 +197,8 @@ def run(
 
 
 def _compare_study(
-    model,
-    processor,
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
     records: Records,
     open_study: Callable[[dict], Any],
     marked: tuple[str, str, int],
