@@ -316,7 +316,7 @@ def test_the_trainer_asks_for_a_licence_before_it_trains(tmp_path, make_model, t
     processor = ItemizedCLIPProcessor.from_domain("brain-mri", tokenizer, scan_size=[8, 16, 16], in_plane_size=16)
     settings = {"push_to_hub": True, "hub_model_id": "org/trained", "use_cpu": True}
     arguments = ItemizedCLIPTrainingArguments(str(tmp_path / "run"), **settings)
-    with pytest.raises(ValueError, match="push_to_hub needs the licence of the weights"):
+    with pytest.raises(ValueError, match="push_to_hub needs the license of the weights"):
         ItemizedCLIPTrainer(model, arguments, processing_class=processor)
     lora = ItemizedCLIPTrainingArguments(str(tmp_path / "run"), **settings, hub_license="mit", lora="both")
     with pytest.raises(ValueError, match="does not take adapters"):

@@ -28,8 +28,8 @@ def test_names_with_and_without_a_revision(tmp_path, monkeypatch):
         ("org/name@", None, "expected ORG/NAME@REVISION"),
         ("@v1", None, "expected ORG/NAME@REVISION"),
         ("org/name@v1", "v2", "two revisions"),
-        ("org/name@v1.0", "v2", "no model of the Hub"),
-        ("untrained:brain-mri", "v2", "no model of the Hub"),
+        ("org/name@v1.0", "v2", "not a model of the Hub"),
+        ("untrained:brain-mri", "v2", "not a model of the Hub"),
     ):
         with pytest.raises(ValueError, match=message):
             split_revision(name, revision)
