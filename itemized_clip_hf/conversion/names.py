@@ -1,4 +1,4 @@
-"""The encoder of sequence names from a Prima checkpoint, which ItemizedCLIP's own was started from (spec 2.5, 10.1)."""
+"""The encoder of sequence names from a Prima checkpoint, which ItemizedCLIP's own was started from (method 2.5, 10.1)."""
 
 import re
 

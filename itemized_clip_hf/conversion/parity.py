@@ -10,7 +10,7 @@ from ..processing.sequence_names_itemized_clip import encode_scan_name
 from . import Conversion, reference
 
 TOLERANCES = {"image_embeds": 1e-4, "image_tokens": 1e-4, "item_embeds": 1e-4, "similarity": 1e-5}
-"""Largest differences: of a similarity (spec 10.3), and of embeddings relative to the largest of them."""
+"""Largest differences: of a similarity (method 10.3), and of embeddings relative to the largest of them."""
 
 _NAMES = ("AX_T2_FLAIR", "SAG_T1_BrainWindow")
 _LENGTHS = (12, 5, 9)

@@ -1,4 +1,4 @@
-"""Checkpoints of the 2-D models: ItemizedCLIP on remote-sensing and natural images, and FLAIR (spec 10.2)."""
+"""Checkpoints of the 2-D models: ItemizedCLIP on remote-sensing and natural images, and FLAIR (method 10.2)."""
 
 from typing import Any
 

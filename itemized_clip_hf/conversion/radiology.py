@@ -1,4 +1,4 @@
-"""Checkpoints of the volume models: ItemizedCLIP brain MRI, head CT and chest CT, and HLIP (spec 10.1)."""
+"""Checkpoints of the volume models: ItemizedCLIP brain MRI, head CT and chest CT, and HLIP (method 10.1)."""
 
 import re
 from typing import Any

@@ -1,5 +1,5 @@
 """
-The released networks as plain functions of their state dicts (spec 2 to 4), one study at a time.
+The released networks as plain functions of their state dicts (method 2 to 4), one study at a time.
 
 Conversions are checked against them: they share no code with the models of this package and read the source's own names.
 """

@@ -62,7 +62,7 @@ class Domain:
     example: str | None = None
 
     def is_normal(self, items: list[str]) -> bool:
-        """Whether the items say that there is nothing to find (spec 7.1)."""
+        """Whether the items say that there is nothing to find (method 7.1)."""
         if not items:
             return False
         first = items[0].strip().lower()

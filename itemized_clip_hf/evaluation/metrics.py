@@ -57,7 +57,7 @@ def corner_distance(true_rate: ArrayLike, false_rate: ArrayLike) -> np.ndarray:
 
 def reference_threshold(labels: ArrayLike, scores: ArrayLike, num_points: int = 1000) -> float:
     """
-    The reference's threshold search (spec 8.1): of `num_points` even steps in [-1, 1] the one next to the ROC corner, the
+    The reference's threshold search (method 8.1): of `num_points` even steps in [-1, 1] the one next to the ROC corner, the
     largest among equals. 1,000 for CT-RATE, 4,000 for Rad-ChestCT. NaN where only one class is present.
     """
     grid = np.linspace(-1, 1, num_points)

@@ -1,4 +1,4 @@
-"""What is to be seen in a region: texts of a bank ranked for a box or a mask (spec 8.4)."""
+"""What is to be seen in a region: texts of a bank ranked for a box or a mask (method 8.4)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Zero-shot scores: every prompt against every study, by itself (spec 8.1)."""
+"""Zero-shot scores: every prompt against every study, by itself (method 8.1)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 

@@ -61,7 +61,7 @@ def _three_sizes(name: str, value: Any) -> list[int]:
 @strict
 class ItemizedCLIPVisionConfig(PreTrainedConfig):
     r"""
-    Vision tower (method specification, section 2).
+    Vision tower (method 2).
 
     Args:
         image_size (`list[int]`): voxels of one scan as `[depth, height, width]`; an int is a square picture.

@@ -1,4 +1,4 @@
-"""2-D masked-autoencoder weights -> weights of the 3-D vision tower (spec 2.6)."""
+"""2-D masked-autoencoder weights -> weights of the 3-D vision tower (method 2.6)."""
 
 import os
 from collections.abc import Mapping, Sequence

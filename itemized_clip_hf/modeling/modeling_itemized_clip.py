@@ -85,7 +85,7 @@ class ItemizedCLIPVisionModel(ItemizedCLIPPreTrainedModel):
         accept_license: bool = False,
     ) -> "ItemizedCLIPVisionModel":
         """
-        Vision tower initialized from a 2-D MAE ViT, inflated to the config's patches and grid (spec 2.6).
+        Vision tower initialized from a 2-D MAE ViT, inflated to the config's patches and grid (method 2.6).
 
         Args:
             weights: the MAE state dict, or the path of a `.safetensors` or `.pth` file (read with `weights_only=True`).
@@ -300,7 +300,7 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
         self, item_embeds: torch.Tensor, image_tokens: torch.Tensor, token_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        Text-conditioned similarity TCSim = cos(t, Pool(t, V)) of every study with every text (spec 8.1).
+        Text-conditioned similarity TCSim = cos(t, Pool(t, V)) of every study with every text (method 8.1).
 
         Args:
             item_embeds: (M, P), shared by all studies.

@@ -1,4 +1,4 @@
-"""Item pooler: cross-attention that gathers, for every item, the tokens that speak about it (spec 4)."""
+"""Item pooler: cross-attention that gathers, for every item, the tokens that speak about it (method 4)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Character encoder of sequence names ("AX_T2 FLAIR"), which gives every scan of a study its identity (spec 2.5)."""
+"""Character encoder of sequence names ("AX_T2 FLAIR"), which gives every scan of a study its identity (method 2.5)."""
 
 import torch
 from torch import nn

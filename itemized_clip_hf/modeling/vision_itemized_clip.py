@@ -1,4 +1,4 @@
-"""Vision tower: patches of one or more scans, attention within slices, scans or the whole study (spec 2)."""
+"""Vision tower: patches of one or more scans, attention within slices, scans or the whole study (method 2)."""
 
 from collections.abc import Callable
 from contextlib import nullcontext

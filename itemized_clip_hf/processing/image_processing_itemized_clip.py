@@ -1,4 +1,4 @@
-"""Pictures, scans and studies -> `pixel_values`, `scan_mask`, `scan_name_ids` (spec 7.5)."""
+"""Pictures, scans and studies -> `pixel_values`, `scan_mask`, `scan_name_ids` (method 7.5)."""
 
 import os
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Sequence names ("AX_T2 FLAIR") -> character ids for the name encoder (spec 2.5)."""
+"""Sequence names ("AX_T2 FLAIR") -> character ids for the name encoder (method 2.5)."""
 
 import numpy as np
 

@@ -14,7 +14,7 @@ from ..models.adapters import LoraSettings
 @dataclass
 class ItemizedCLIPTrainingArguments(TrainingArguments):
     """
-    The library's `TrainingArguments` with the optimization of the papers as defaults (spec 7.7), and some of its own.
+    The library's `TrainingArguments` with the optimization of the papers as defaults (method 7.7), and some of its own.
 
     >>> args = ItemizedCLIPTrainingArguments(output_dir="run", objective="flair", max_items=5, use_cpu=True)
     >>> args.objective, args.max_items, args.learning_rate, args.adam_beta2

@@ -66,6 +66,7 @@ def install(source: Path):
     _module(f"{PACKAGE}.generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
     _module(f"{PACKAGE}.utils.test_configuration_utils", config_common_kwargs=COMMON_CONFIG_ARGUMENTS)
     _module("fetch_hub_objects_for_ci", url_to_local_path=lambda url: url)
+    __import__("transformers.processing_utils")  # which would keep what is replaced below, were it first imported there
     # On import this one runs tests/__init__.py, which is not distributed, and makes no use of it.
     with mock.patch("transformers.utils.direct_transformers_import"):
         __import__(f"{PACKAGE}.test_configuration_common")

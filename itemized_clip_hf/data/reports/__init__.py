@@ -1,4 +1,4 @@
-"""Reports and captions -> items: lists, sentences, negation (spec 7.1 to 7.3)."""
+"""Reports and captions -> items: lists, sentences, negation (method 7.1 to 7.3)."""
 
 from .sources import read_sources
 

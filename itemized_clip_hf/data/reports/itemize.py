@@ -1,4 +1,4 @@
-"""Report -> items: sentences, less statements of absence and normality, less repeats (spec 7.1)."""
+"""Report -> items: sentences, less statements of absence and normality, less repeats (method 7.1)."""
 
 import re
 from collections.abc import Sequence
@@ -152,7 +152,7 @@ def split_accompanied(text: str, start: int, end: int) -> list[tuple[int, int]]:
 
 def itemize_captions(captions: str | Sequence[str], threshold: float = 0.8) -> ItemizedReport:
     """
-    Captions of one picture without exact and near repeats, in their own words; the first of each is kept (spec 7.1).
+    Captions of one picture without exact and near repeats, in their own words; the first of each is kept (method 7.1).
 
     Args:
         captions: list of captions, or one string with a caption per sentence. Places count in the list joined by line ends.

@@ -1,4 +1,4 @@
-"""Items by a language model, without a network: prompts out, answers in, entries checked against their source (spec 7.3)."""
+"""Items by a language model, without a network: prompts out, answers in, entries checked against their source (method 7.3)."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Sentences -> clauses that state a finding, and clauses that do not, with the reason (spec 7.1)."""
+"""Sentences -> clauses that state a finding, and clauses that do not, with the reason (method 7.1)."""
 
 import re
 from collections.abc import Iterator

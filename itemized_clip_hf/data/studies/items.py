@@ -1,4 +1,4 @@
-"""Items of one study for one training step: random choice, or diverse sampling of captions (spec 7.1 and 7.2)."""
+"""Items of one study for one training step: random choice, or diverse sampling of captions (method 7.1 and 7.2)."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The keys of a protocol: what is asked of which studies, where the answers are, and which figures count (spec 8.1)."""
+"""The keys of a protocol: what is asked of which studies, where the answers are, and which figures count (method 8.1)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

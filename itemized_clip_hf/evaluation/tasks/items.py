@@ -1,4 +1,4 @@
-"""What the paper claims of items, as figures: found completely, matched well, told apart, in the right series (spec 8.3)."""
+"""What the paper claims of items, as figures: found completely, matched well, told apart, in the right series (method 8.3)."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence

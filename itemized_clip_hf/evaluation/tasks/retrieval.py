@@ -1,4 +1,4 @@
-"""Images by text and texts by image: COCO, Flickr30k and lists of one's own (spec 8.2)."""
+"""Images by text and texts by image: COCO, Flickr30k and lists of one's own (method 8.2)."""
 
 import json
 import os

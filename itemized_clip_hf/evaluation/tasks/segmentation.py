@@ -1,4 +1,4 @@
-"""Zero-shot segmentation: the tokens of one series that a prompt attends to most, against a mask (spec 8.4)."""
+"""Zero-shot segmentation: the tokens of one series that a prompt attends to most, against a mask (method 8.4)."""
 
 import os
 import re

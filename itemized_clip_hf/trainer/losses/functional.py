@@ -1,5 +1,5 @@
 """
-Pure maths and pure draws of the objectives (spec 5 and 6).
+Pure maths and pure draws of the objectives (method 5 and 6).
 
 Shapes: B studies, K item slots, T = B + K - 1 texts of a study, L tokens, P width.
 """
@@ -88,7 +88,7 @@ def contrastive_loss(
 
 def draw_negatives(item_mask: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """
-    One random real item of every other study for every study (spec 5.1).
+    One random real item of every other study for every study (method 5.1).
 
     Args:
         item_mask: (B, K), True for real items; every study has at least one.
@@ -129,7 +129,7 @@ def draw_keep_mask(
 
 def key_tokens(attention: torch.Tensor, rate: float, token_mask: torch.Tensor | None = None) -> torch.Tensor:
     """
-    The tokens that a text attends to most (spec 5.4).
+    The tokens that a text attends to most (method 5.4).
 
     Args:
         attention: (B, T, L).
@@ -155,7 +155,7 @@ def worst_positive(
     logits: torch.Tensor, own: torch.Tensor, column_mask: torch.Tensor, select: str = "reference"
 ) -> torch.Tensor:
     """
-    Column (B,) of the positive item that is scored lowest (spec 5.3).
+    Column (B,) of the positive item that is scored lowest (method 5.3).
 
     Args:
         logits: (B, T).
@@ -202,7 +202,7 @@ def multi_positive_loss(
     dropped: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    MPS: sigmoid loss of global image embeddings (B, P) against all items (B', K, P), divided by B' * K (spec 5.5).
+    MPS: sigmoid loss of global image embeddings (B, P) against all items (B', K, P), divided by B' * K (method 5.5).
 
     Args:
         positive: own items are positives (the local block); False makes every pair a negative (remote blocks).
@@ -229,7 +229,7 @@ def item_separation_loss(
     logit_scale: torch.Tensor,
     logit_bias: torch.Tensor,
 ) -> torch.Tensor:
-    """IIS: what item k gathered (B, K, P) speaks for item k and against the study's other items (spec 5.6)."""
+    """IIS: what item k gathered (B, K, P) speaks for item k and against the study's other items (method 5.6)."""
     batch, slots = item_mask.shape
     with full_precision(pooled):
         cosines = unit(pooled) @ unit(item_embeds).transpose(1, 2)
@@ -243,7 +243,7 @@ def group_tokens(
     texts: torch.Tensor, tokens: torch.Tensor, threshold: float = 0.0, token_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
-    What each text finds in its own image (spec 6.5).
+    What each text finds in its own image (method 6.5).
 
     The tokens weighted by their similarity, min-max normalized over the tokens, cut off below a threshold and made to sum
     to one.
@@ -277,7 +277,7 @@ def straight_through(soft: torch.Tensor) -> torch.Tensor:
 
 def masked_cosines(images: torch.Tensor, texts: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """
-    Cosine (B, N) of every image, seen through the mask of a text, with that text (spec 6.7).
+    Cosine (B, N) of every image, seen through the mask of a text, with that text (method 6.7).
 
     Args:
         images: (B, P).

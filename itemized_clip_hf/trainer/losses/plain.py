@@ -1,4 +1,4 @@
-"""The pooled terms of ItemizedCLIP word by word (spec 5.2 to 5.6 and 5.10): what the fused formulation has to agree with."""
+"""The pooled terms of ItemizedCLIP word by word (method 5.2 to 5.6 and 5.10): what the fused formulation has to agree with."""
 
 import torch
 

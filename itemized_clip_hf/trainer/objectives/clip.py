@@ -1,5 +1,5 @@
 """
-CLIP (Radford et al. 2021; spec 6.1): softmax contrast of global embeddings, here the baseline "all items in one string".
+CLIP (Radford et al. 2021; method 6.1): softmax contrast of global embeddings, here the baseline "all items in one string".
 
 Data: an image or study and one text; a list of items is joined by ". " [inferred for itemized data].
 

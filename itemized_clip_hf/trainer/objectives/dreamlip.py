@@ -1,5 +1,5 @@
 """
-DreamLIP (Zheng et al. 2024; spec 6.5): every item by itself against the global embedding, and against the tokens it resembles.
+DreamLIP (Zheng et al. 2024; method 6.5): every item by itself against the global embedding, and against the tokens like it.
 
 Data: an image and K sub-captions; here the K items take their place, without a raw caption [inferred].
 

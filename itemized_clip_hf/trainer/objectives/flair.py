@@ -1,5 +1,5 @@
 """
-FLAIR (spec 6.4): text-conditioned sigmoid loss over sampled texts plus the multi-positive sigmoid loss, equal weights.
+FLAIR (method 6.4): text-conditioned sigmoid loss over sampled texts plus the multi-positive sigmoid loss, equal weights.
 
 Data: an image and K strings, all of them real in the original (diverse sampling of captions). For ragged items padded slots
 are dropped from both terms and never drawn [inferred]; normal studies are not known to it. TCS is divided by its K + B - 1

@@ -1,5 +1,5 @@
 """
-HLIP (spec 6.6): CLIP or SigLIP of a study and its whole report.
+HLIP (method 6.6): CLIP or SigLIP of a study and its whole report.
 
 Data: a study and its findings, joined to one text: prefix + items, single spaces between them, in random order in training and
 in their own order in evaluation. The prefix is a fact of the domain (`domains/*.yaml`): HLIP's for brain MRI, none for chest

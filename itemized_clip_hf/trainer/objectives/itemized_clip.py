@@ -1,5 +1,5 @@
 """
-ItemizedCLIP (CVPR 2026; spec 5): item-level local alignment, key-token alignment, inter-item separation and the
+ItemizedCLIP (CVPR 2026; method 5): item-level local alignment, key-token alignment, inter-item separation and the
 multi-positive sigmoid loss.
 
 Data: a study and a list of independent items, any number of each, padded and masked.

@@ -1,5 +1,5 @@
 """
-MPS alone: the multi-positive sigmoid loss of global image embeddings (spec 5.5 and 6.3), the paper's "multi-positive SigLIP".
+MPS alone: the multi-positive sigmoid loss of global image embeddings (method 5.5 and 6.3), the paper's "multi-positive SigLIP".
 
 Data: a study and a list of items; no pooler is trained.
 """

@@ -1,5 +1,5 @@
 """
-SigLIP (Zhai et al. 2023; spec 6.2): sigmoid contrast of global embeddings, here the baseline "all items in one string".
+SigLIP (Zhai et al. 2023; method 6.2): sigmoid contrast of global embeddings, here the baseline "all items in one string".
 
 Data: an image or study and one text; a list of items is joined by ". " [inferred for itemized data].
 

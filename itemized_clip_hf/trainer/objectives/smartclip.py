@@ -1,5 +1,5 @@
 """
-SmartCLIP (Xie et al. 2025; spec 6.7): each text is contrasted with the part of the embedding that it speaks of.
+SmartCLIP (Xie et al. 2025; method 6.7): each text is contrasted with the part of the embedding that it speaks of.
 
 Data: an image and one caption per step, of varying length; of a list of items a random non-empty subset, joined by ". " in its
 own order, the size drawn uniformly [inferred]; all items in evaluation.
