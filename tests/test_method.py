@@ -10,7 +10,11 @@ CITED = re.compile(r"\bmethod (\d[\d.]*\d|\d)(?:(?:, | to | and )(\d[\d.]*\d|\d)
 def citations() -> dict[str, set[str]]:
     """Section -> files that cite it."""
     found: dict[str, set[str]] = {}
-    files = [*ROOT.glob("itemized_clip_hf/**/*.py"), *ROOT.glob("itemized_clip_hf/**/*.yaml"), *ROOT.glob("benchmarks/*.py")]
+    files = [
+        *ROOT.glob("itemized_clip_hf/**/*.py"),
+        *ROOT.glob("itemized_clip_hf/**/*.yaml"),
+        *ROOT.glob("benchmarks/*.py"),
+    ]
     for path in files:
         for match in CITED.finditer(path.read_text(encoding="utf-8")):
             for section in re.findall(r"\d[\d.]*\d|\d", match.group()):

@@ -355,15 +355,13 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
             return_logits: False leaves out `logits_per_image`, which training does not need.
         """
         kwargs.pop("num_items_in_batch", None)
-        for name, value in (("output_attentions", output_attentions), ("output_hidden_states", output_hidden_states)):
-            if value is not None:
-                kwargs[name] = value
-        image_embeds, image_tokens, vision_outputs = self.encode_images(
-            pixel_values, scan_mask, scan_name_ids, **kwargs
-        )
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        kwargs.update({name: value for name, value in asked.items() if value is not None})
+        images = self.encode_images(pixel_values, scan_mask, scan_name_ids, **kwargs)
+        image_embeds, image_tokens, vision_outputs = images
         token_mask = None if scan_mask is None else spread_scan_mask(scan_mask, image_tokens.shape[1])
         item_embeds, text_outputs = self.encode_items(input_ids, attention_mask, item_mask, **kwargs)
-        logits = loss = loss_terms = None
+        loss = loss_terms = logits = None
         if return_logits:
             logits = self._logits(image_embeds, image_tokens, item_embeds, item_mask, token_mask)
         if return_loss:

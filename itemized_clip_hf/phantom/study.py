@@ -80,6 +80,7 @@ def generate_study(
     def make_rng(*key: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, *key)))
 
+    name = study_id if study_id is not None else "-".join(map(str, ("study", sequence.entropy, *sequence.spawn_key)))
     grid = Grid.covering(shape, spacing)
     anatomy = sample_anatomy(make_rng(_ANATOMY))
     names = draw_findings(make_rng(_DRAW)) if findings is None else findings
@@ -93,14 +94,12 @@ def generate_study(
 
     rng = make_rng(_REPORT)
     items = [write_item(placement, rng, held_out_templates) for placement in placements]
-    item_findings = [placement.finding for placement in placements]
-    attributes = [placement.attributes for placement in placements]
-    is_normal = not placements
-    labels = {name: name in item_findings for name in FINDINGS}
-    if is_normal:
+    item_findings, attributes = [p.finding for p in placements], [p.attributes for p in placements]
+    labels = {key: key in item_findings for key in FINDINGS}
+    if not placements:
         items, item_findings, masks, attributes = [write_normal_item(rng)], [NORMAL], [None], [{}]
     return PhantomStudy(
-        id=study_id if study_id is not None else "-".join(map(str, ("study", sequence.entropy, *sequence.spawn_key))),
+        id=name,
         scans=dict(zip(SEQUENCES, scans)),
         affine=grid.affine,
         spacing=grid.spacing,
@@ -108,7 +107,7 @@ def generate_study(
         item_findings=item_findings,
         masks=masks,
         labels=labels,
-        is_normal=is_normal,
+        is_normal=not placements,
         attributes=attributes,
     )
 
