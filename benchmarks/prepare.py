@@ -9,6 +9,7 @@ process's time that the reader spends in zlib. "share_of_size" is what the store
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import platform
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 import time
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 CASES = {
@@ -91,6 +93,57 @@ def storage(folder: Path, plan) -> dict:
     return {"share_of_size": round(stored / raw, 3), "read_ms": read, "copy_ms": copy}
 
 
+def plan_of(domain: str, data: Path, copies: int):
+    """The real volumes of a domain, several times, a study a shard."""
+    from itemized_clip_hf.data.studies.prepare import Plan
+
+    files = {
+        case: [str(file) for file in sorted((data / case).glob("*.nii.gz")) if file.name != "seg.nii.gz"]
+        for case in CASES[domain]
+    }
+    rows = [
+        {"id": f"{case}-{copy}", "images": files[case], "items": ["an item"], "labels": {}, "label": None}
+        for copy in range(copies)
+        for case in CASES[domain]
+    ]
+    return Plan(domain, rows, accept=["not-raw"], shard_size=1)
+
+
+def measure(plan, repeats: int) -> dict:
+    """Both ways of reading all scans of a plan, in turns; medians."""
+    from itemized_clip_hf.data.studies.prepare.shard import prepare_shard
+
+    paths = [path for row in plan.rows for path in row["images"]]
+    times: dict[str, list[float]] = {"decode": [], "prepare": []}
+    with tempfile.TemporaryDirectory() as folder:
+        plan_file = Path(folder) / "plan.json"
+        plan_file.write_text(json.dumps(asdict(plan)))
+        prepare = functools.partial(prepare_shard, plan_file=str(plan_file))
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(2) as plain, context.Pool(2) as pool:
+            plain.map(decode, paths[:4], chunksize=1)
+            pool.map(prepare, range(min(4, plan.num_shards)), chunksize=1)
+            for _ in range(repeats):
+                start = time.perf_counter()
+                plain.map(decode, paths, chunksize=1)
+                middle = time.perf_counter()
+                pool.map(prepare, range(plan.num_shards), chunksize=1)
+                times["decode"].append(middle - start)
+                times["prepare"].append(time.perf_counter() - middle)
+        stored = storage(Path(folder), plan)
+    decode_s, prepare_s = (statistics.median(times[name]) for name in ("decode", "prepare"))
+    return {
+        "studies": len(plan.rows),
+        "scans": len(paths),
+        "decode_s": round(decode_s, 3),
+        "prepare_s": round(prepare_s, 3),
+        "scans_per_s": round(len(paths) / prepare_s, 1),
+        "share_of_decode_speed": round(statistics.median(d / p for d, p in zip(*times.values())), 3),
+        "decompression": round(share_of_decompression(plan), 3),
+        **stored,
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=str(Path(__file__).parents[2] / "shared" / "data" / "volumes"))
@@ -102,50 +155,10 @@ def main():
     import numpy
     import torch
 
-    from itemized_clip_hf.data.studies.prepare import run as module
-
     torch.set_num_threads(1)
     results = {}
-    for domain, cases in CASES.items():
-        files = {
-            case: [str(f) for f in sorted((Path(args.data) / case).glob("*.nii.gz")) if f.name != "seg.nii.gz"]
-            for case in cases
-        }
-        rows = [
-            {"id": f"{case}-{copy}", "images": files[case], "items": ["an item"], "labels": {}, "label": None}
-            for copy in range(args.copies)
-            for case in cases
-        ]
-        plan = module.Plan(domain, rows, accept=["not-raw"], shard_size=1)
-        paths = [path for row in rows for path in row["images"]]
-        with tempfile.TemporaryDirectory() as folder:
-            plan_file = Path(folder) / "plan.json"
-            plan_file.write_text(json.dumps(module.asdict(plan)))
-            context = multiprocessing.get_context("spawn")
-            initializer = (str(plan_file), folder, [])
-            with context.Pool(2) as plain, context.Pool(2, module._start_worker, initializer) as pool:
-                plain.map(decode, paths[:4], chunksize=1)
-                pool.map(module._prepare_shard, range(min(4, plan.num_shards)), chunksize=1)
-                times: dict = {"decode": [], "prepare": []}
-                for _ in range(args.repeats):
-                    start = time.perf_counter()
-                    plain.map(decode, paths, chunksize=1)
-                    middle = time.perf_counter()
-                    pool.map(module._prepare_shard, range(plan.num_shards), chunksize=1)
-                    times["decode"].append(middle - start)
-                    times["prepare"].append(time.perf_counter() - middle)
-            stored = storage(Path(folder), plan)
-        decode_s, prepare_s = (statistics.median(times[name]) for name in ("decode", "prepare"))
-        results[domain] = {
-            "studies": len(rows),
-            "scans": len(paths),
-            "decode_s": round(decode_s, 3),
-            "prepare_s": round(prepare_s, 3),
-            "scans_per_s": round(len(paths) / prepare_s, 1),
-            "share_of_decode_speed": round(statistics.median(d / p for d, p in zip(*times.values())), 3),
-            "decompression": round(share_of_decompression(plan), 3),
-            **stored,
-        }
+    for domain in CASES:
+        results[domain] = measure(plan_of(domain, Path(args.data), args.copies), args.repeats)
         print(domain, results[domain])
     total = {name: sum(result[name] for result in results.values()) for name in ("decode_s", "prepare_s")}
     results["all"] = {"share_of_decode_speed": round(total["decode_s"] / total["prepare_s"], 3)}

@@ -65,14 +65,7 @@ def measure(domain: str, scale: float, repeats: int, factor: int, bf16: bool, qu
             vision["image_size"][axis] = max(round(size * scale**0.5 / patch), 1) * patch
     torch.manual_seed(0)
     model = ItemizedCLIPModel(ItemizedCLIPConfig(domain=domain, **architecture)).to(device)
-    inputs = {
-        "pixel_values": torch.randn(batch, scans, vision["num_channels"], *vision["image_size"], device=device),
-        "input_ids": torch.randint(1000, 2000, (batch, items, 24), device=device),
-        "attention_mask": torch.ones(batch, items, 24, dtype=torch.long, device=device),
-        "item_mask": torch.ones(batch, items, dtype=torch.bool, device=device),
-        "scan_mask": torch.ones(batch, scans, dtype=torch.bool, device=device),
-    }
-    inputs["input_ids"][..., -1] = model.config.text_config.vocab_size - 1
+    inputs = random_studies(model, batch, scans, items, device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     with FlopCounterMode(display=False) as counter:
         train_step(model, inputs, optimizer, device, bf16)
@@ -90,11 +83,7 @@ def measure(domain: str, scale: float, repeats: int, factor: int, bf16: bool, qu
         if device == "cuda":
             torch.cuda.synchronize()
         times["scoring"].append(time.perf_counter() - start)
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if device == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
+    peak = peak_memory(device)
     rate = flops / statistics.median(times["training step"][1:])
     queue.put(
         {
@@ -112,6 +101,31 @@ def measure(domain: str, scale: float, repeats: int, factor: int, bf16: bool, qu
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         }
     )
+
+
+def random_studies(model, batch: int, scans: int, items: int, device: str) -> dict:
+    """Inputs of full studies: noise, and texts of 24 tokens."""
+    import torch
+
+    vision = model.config.vision
+    inputs = {
+        "pixel_values": torch.randn(batch, scans, vision.num_channels, *vision.image_size, device=device),
+        "input_ids": torch.randint(1000, 2000, (batch, items, 24), device=device),
+        "attention_mask": torch.ones(batch, items, 24, dtype=torch.long, device=device),
+        "item_mask": torch.ones(batch, items, dtype=torch.bool, device=device),
+        "scan_mask": torch.ones(batch, scans, dtype=torch.bool, device=device),
+    }
+    inputs["input_ids"][..., -1] = model.config.text.vocab_size - 1
+    return inputs
+
+
+def peak_memory(device: str) -> int:
+    """Bytes that this process has taken at most."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def load_text(data: Path, studies: int, device: str) -> dict:

@@ -58,7 +58,7 @@ def classify_studies(
     """
     check_choices(scores, top_k)
     labels, embeds = encode_prompts(model, processor, read_labels(candidate_labels, hypothesis_template))
-    patch_size = model.config.vision_config.patch_size
+    patch_size = model.config.vision.patch_shape
     stated: dict[str, Any] = {"accept": accept, "layout": layout, "num_workers": num_workers or 0}
     for encoded in encode_studies(model, processor, studies, batch_size or 1, **stated):
         table = convert(model, score_encoded(model, embeds, encoded, normalizes_pool_inputs(scores)), scores)
@@ -198,7 +198,7 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
         """Scores of one picture, or of each of several, see `classify_studies`."""
         if self.processor is None:
             raise ValueError("the pipeline has no processor: pass the model's folder or name, or `processor=`.")
-        if self.model.config.vision_config.image_size[0] > 1:
+        if self.model.config.vision.image_shape[0] > 1:
             raise ValueError('this is a model of volumes: use pipeline("zero-shot-study-classification").')
         given = {"batch_size": self._batch_size, "num_workers": self._num_workers, **self._preprocess_params, **kwargs}
         if candidate_labels is not None:

@@ -49,17 +49,17 @@ def model_facts(model: str) -> dict:
     from itemized_clip_hf.models.load import load
 
     loaded, processor = load(model, "cpu")
-    config, vision = loaded.config, loaded.config.vision_config
+    config, vision = loaded.config, loaded.config.vision
     scans = "sequence names" if vision.use_scan_name_encoder else f"{vision.max_num_scans} positions"
     return {
         "domain": config.domain or "none",
         "parameters": f"{sum(p.numel() for p in loaded.parameters()):,}",
-        "input of a scan": f"{vision.num_channels} x {' x '.join(map(str, vision.image_size))}",
-        "patch": " x ".join(map(str, vision.patch_size)),
+        "input of a scan": f"{vision.num_channels} x {' x '.join(map(str, vision.image_shape))}",
+        "patch": " x ".join(map(str, vision.patch_shape)),
         "tokens of a scan": vision.grid_size[0] * vision.grid_size[1] * vision.grid_size[2],
         "scans told apart by": scans,
-        "attention": " ".join(vision.attention_scopes),
-        "text tower": f"{config.text_config.model_type}, {config.text_config.num_hidden_layers} layers",
+        "attention": " ".join(vision.layer_scopes),
+        "text tower": f"{config.text.model_type}, {config.text.num_hidden_layers} layers",
         "longest item": f"{processor.tokenizer.model_max_length} tokens",
         "fit": processor.image_processor.fit,
         "orientation": processor.image_processor.orientation or "as stored",

@@ -89,8 +89,8 @@ def _build_config(
             num_pooler_heads=architecture["num_pooler_heads"],
             domain=domain,
         )
-    vision = _merge(config.vision_config.to_dict(), vision, "vision_config")
-    text = _merge(config.text_config.to_dict(), text, "text_config")
+    vision = _merge(config.vision.to_dict(), vision, "vision_config")
+    text = _merge(config.text.to_dict(), text, "text_config")
     if config.projection_dim != projection:
         raise ValueError(f"projection_dim is {config.projection_dim} in the config, the checkpoint's is {projection}.")
     text_config = AutoConfig.for_model(**text)

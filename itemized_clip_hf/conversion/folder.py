@@ -64,7 +64,7 @@ def convert_folder(
     refuse_to_replace(output, overwrite)
     conversion = convert(checkpoint, domain, config)
     model = conversion.model
-    text = model.config.text_config
+    text = model.config.text
     context = min(facts.text["context_length"], text.max_position_embeddings)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = load_tokenizer(tokenizer, context)
@@ -87,7 +87,7 @@ def _make_processor(
     model: ItemizedCLIPModel, facts: Domain, tokenizer: PreTrainedTokenizerBase
 ) -> ItemizedCLIPProcessor:
     """The domain's processor, for scans of the size that the model takes."""
-    scan_size = list(model.config.vision_config.image_size)
+    scan_size = list(model.config.vision.image_shape)
     settings: dict[str, Any] = {} if scan_size == list(facts.image["scan_size"]) else {"scan_size": scan_size}
     if "in_plane_size" in facts.image:
         settings["in_plane_size"] = max(facts.image["in_plane_size"], *scan_size[1:])
@@ -106,9 +106,9 @@ def _describe_conversion(
         "mapping_version": MAPPING_VERSION,
         "parity": parity,
         "taken_from_domain_or_config": {  # no shape tells them: both sides of the comparison use them
-            "num_attention_heads": config.vision_config.num_attention_heads,
-            "attention_scopes": list(config.vision_config.attention_scopes),
-            "text_num_attention_heads": config.text_config.num_attention_heads,
+            "num_attention_heads": config.vision.num_attention_heads,
+            "attention_scopes": list(config.vision.layer_scopes),
+            "text_num_attention_heads": config.text.num_attention_heads,
             "num_pooler_heads": config.num_pooler_heads,
         },
         "tensors": len(conversion.state),
@@ -171,7 +171,7 @@ def put_names(
         raise ValueError(f"the encoder of sequence names lacks {', '.join(sorted(keys.missing))}.")
     model, processor = load(model_folder, "cpu")
     own = model.state_dict()
-    if not model.config.vision_config.use_scan_name_encoder:
+    if not model.config.vision.use_scan_name_encoder:
         raise ValueError(f"{model_folder} has no encoder of sequence names (use_scan_name_encoder is off).")
     weights = {name: tensor for name, tensor in mapped.items() if tensor is not None}
     wrong = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]

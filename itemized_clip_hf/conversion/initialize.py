@@ -84,8 +84,8 @@ def read_weights(source: str | Path, model: ItemizedCLIPModel, accept_license: b
         loaded = load_model(str(source), torch.float32)
         config = loaded.config
         return loaded.state_dict(), {
-            "vision_config": config.vision_config.to_dict(),
-            "text_config": config.text_config.to_dict(),
+            "vision_config": config.vision.to_dict(),
+            "text_config": config.text.to_dict(),
         }
     content = read_checkpoint(path)
     mae = content.get("model", content)

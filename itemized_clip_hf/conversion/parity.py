@@ -25,22 +25,22 @@ def compare(conversion: Conversion, seed: int = 0) -> dict[str, float | bool]:
     The study has two scans where the model takes several, else one, at the size of the configuration.
     """
     model, state = conversion.model, conversion.state
-    config, vision = model.config, model.config.vision_config
+    config, vision = model.config, model.config.vision
     state = {name: tensor.float() for name, tensor in state.items()}
     generator = torch.Generator().manual_seed(seed)
     pictures = conversion.family == "pictures"
     several = vision.use_scan_name_encoder or vision.max_num_scans > 1
-    pixels = torch.randn(2 if several else 1, vision.num_channels, *vision.image_size, generator=generator)
-    ids, mask = draw_texts(config.text_config, generator)
+    pixels = torch.randn(2 if several else 1, vision.num_channels, *vision.image_shape, generator=generator)
+    ids, mask = draw_texts(config.text, generator)
     names = torch.from_numpy(encode_names(len(pixels))) if vision.use_scan_name_encoder else None
 
-    heads, text_heads = vision.num_attention_heads, config.text_config.num_attention_heads
+    heads, text_heads = vision.num_attention_heads, config.text.num_attention_heads
     if pictures:
         image, tokens = reference.picture(state, pixels[0, :, 0], heads)
         texts = reference.clip_text(state, ids, text_heads)
     else:
-        image, tokens = reference.volumes(state, pixels, names, list(vision.attention_scopes), heads)
-        texts = reference.bert_text(state, ids, mask, text_heads, config.text_config.layer_norm_eps)
+        image, tokens = reference.volumes(state, pixels, names, list(vision.layer_scopes), heads)
+        texts = reference.bert_text(state, ids, mask, text_heads, config.text.layer_norm_eps)
     own_image, own_tokens, _ = model.encode_images(pixels[None], None, None if names is None else names[None])
     own_texts = model.get_text_features(ids, mask.long()).pooler_output
     if conversion.fresh:

@@ -28,6 +28,8 @@ def convert_pooler(state_dict: dict[str, torch.Tensor], num_heads: int = 8) -> I
     keys = Keys(state_dict)
     mapped = map_pooler(keys, "", "")
     keys.check()
-    pooler = ItemizedCLIPItemPooler(mapped["out_proj.bias"].shape[0], num_heads)
+    bias = mapped["out_proj.bias"]
+    assert bias is not None  # `keys.check` has seen every key
+    pooler = ItemizedCLIPItemPooler(len(bias), num_heads)
     pooler.load_state_dict(mapped)
     return pooler

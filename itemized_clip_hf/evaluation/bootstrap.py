@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .results import Estimate, unit_of
+from .estimates import Estimate, unit_of
 
 RESAMPLES = 1000
 BLOCK = 50

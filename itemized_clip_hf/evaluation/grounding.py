@@ -142,7 +142,7 @@ def patch_curves(
                 if kind == "insertion":
                     shown[:] = False
                 shown[order[:edge]] = kind == "insertion"
-                changed.append(_spread(shown, model.config.vision_config.patch_size, pixels))
+                changed.append(_spread(shown, model.config.vision.patch_shape, pixels))
             curves[f"{start}{kind}"] = _score_changed(model, inputs, item_embed, changed, blank, normalize_pool_inputs)
     return PatchCurves(edges / len(places), **curves)
 

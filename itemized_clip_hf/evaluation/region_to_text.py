@@ -49,7 +49,7 @@ def rank_texts(
     if strangers:
         raise ValueError(f"the study has no scan {strangers}; it has {names}.")
     scan_size = tuple(scans[0].pixel_values.shape[1:])
-    grid = tuple(n // p for n, p in zip(scan_size, model.config.vision_config.patch_size))
+    grid = tuple(n // p for n, p in zip(scan_size, model.config.vision.patch_shape))
     kept = np.zeros((len(scans), *grid), dtype=bool)
     for name, region in regions.items():
         number = names.index(name) if name in names else 0

@@ -240,7 +240,7 @@ def explain_items(
     if not normalizes_pool_inputs(scores):
         pooled = score_encoded(model, item_embeds, study_tokens, normalize_pool_inputs=False)
     quantities = convert(model, pooled, scores)[0].tolist()
-    patch_size = model.config.vision_config.patch_size
+    patch_size = model.config.vision.patch_shape
     for number, maps in enumerate(paint_items(attention, items, scans, patch_size, order, similarities[0].tolist())):
         for heat in maps:
             heat.quantity, heat.score = scores, quantities[number]

@@ -16,7 +16,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..domains import Domain, load_domain
 from ..domains.schema import check_image_settings
-from ..evaluation.results import Measured, measured_figures, read_result, unit_of
+from ..evaluation.estimates import unit_of
+from ..evaluation.results import Measured, measured_figures, read_result
 from ..modeling.configuration_itemized_clip import SCORINGS
 from ..provenance import hash_text
 from ..specs import build, check_section, read_json, read_text, read_written

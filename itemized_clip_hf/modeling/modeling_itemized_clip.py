@@ -357,13 +357,11 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
         kwargs.pop("num_items_in_batch", None)
         asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         kwargs.update({name: value for name, value in asked.items() if value is not None})
-        images = self.encode_images(pixel_values, scan_mask, scan_name_ids, **kwargs)
-        image_embeds, image_tokens, vision_outputs = images
+        image_embeds, image_tokens, vision = self.encode_images(pixel_values, scan_mask, scan_name_ids, **kwargs)
         token_mask = None if scan_mask is None else spread_scan_mask(scan_mask, image_tokens.shape[1])
         item_embeds, text_outputs = self.encode_items(input_ids, attention_mask, item_mask, **kwargs)
-        loss = loss_terms = logits = None
-        if return_logits:
-            logits = self._logits(image_embeds, image_tokens, item_embeds, item_mask, token_mask)
+        loss = loss_terms = None
+        logits = self._logits(image_embeds, image_tokens, item_embeds, item_mask, token_mask) if return_logits else None
         if return_loss:
             self._require_loss(input_ids)
             terms = self.loss_function(
@@ -385,7 +383,7 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
             image_embeds=image_embeds,
             image_tokens=image_tokens,
             text_model_output=text_outputs,
-            vision_model_output=vision_outputs,
+            vision_model_output=vision,
             loss_terms=loss_terms,
         )
 

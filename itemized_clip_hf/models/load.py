@@ -49,9 +49,9 @@ def build_untrained(
     processor = ItemizedCLIPProcessor.from_domain(domain, tokenizer=tokenizer)
     torch.manual_seed(seed)
     config = ItemizedCLIPConfig(domain=facts.name, **facts.architecture)
-    if len(tokenizer) > config.text_config.vocab_size:
+    if len(tokenizer) > config.text.vocab_size:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} entries, the text tower of {domain} {config.text_config.vocab_size}: "
+            f"the tokenizer has {len(tokenizer)} entries, the text tower of {domain} {config.text.vocab_size}: "
             f"the domain uses {facts.text['tokenizer']}."
         )
     config.preprocessing = processor.preprocessing()
@@ -151,7 +151,7 @@ def load(
         processor.tokenizer = load_tokenizer(tokenizer, processor.tokenizer.model_max_length)
     if tokenizer is not None or is_adapter_folder(name):
         processor.check_model(loaded.config)
-    largest, known = max(processor.tokenizer.get_vocab().values(), default=-1), loaded.config.text_config.vocab_size
+    largest, known = max(processor.tokenizer.get_vocab().values(), default=-1), loaded.config.text.vocab_size
     if largest >= known:
         raise ValueError(
             f"{name}: its tokenizer has the id {largest}, its text tower {known} entries: they do not belong together."

@@ -85,13 +85,11 @@ def generate_study(
     anatomy = sample_anatomy(make_rng(_ANATOMY))
     names = draw_findings(make_rng(_DRAW)) if findings is None else findings
     placements = place_findings(names, anatomy, lambda index: make_rng(_PLACE, index))
-
     points, voxel = anatomy.head_points(grid)
     ventricles = next((p.shape for p in placements if p.finding == "enlarged_ventricles"), anatomy.ventricles)
     images = render_tissues(tissue_fractions(anatomy, ventricles, points, voxel), make_rng(_CONTRAST))
     masks = _paint_findings(images, placements, points, voxel)
     scans = acquire(images, make_rng(_NOISE))
-
     rng = make_rng(_REPORT)
     items = [write_item(placement, rng, held_out_templates) for placement in placements]
     item_findings, attributes = [p.finding for p in placements], [p.attributes for p in placements]

@@ -5,16 +5,8 @@ import math
 
 import pytest
 
-from itemized_clip_hf.evaluation.results import (
-    MIN_STUDIES,
-    Estimate,
-    Measured,
-    ProtocolResult,
-    TaskResult,
-    column_title,
-    measured_figures,
-    read_result,
-)
+from itemized_clip_hf.evaluation.estimates import MIN_STUDIES, Estimate, column_title
+from itemized_clip_hf.evaluation.results import Measured, ProtocolResult, TaskResult, measured_figures, read_result
 
 AUC = {"value": 0.832, "low": 0.81, "high": 0.851}
 FINDINGS = {

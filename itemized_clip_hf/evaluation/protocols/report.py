@@ -12,8 +12,9 @@ from ...explain.plots import plot_item, slug
 from ...modeling.modeling_itemized_clip import ItemizedCLIPModel, scale_and_bias
 from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .. import metrics
+from ..estimates import column_title
 from ..quantity import describe
-from ..results import ProtocolResult, TableResult, column_title
+from ..results import ProtocolResult, TableResult
 from ..text_table import format_table
 from .images import as_published
 from .labels import Truth

@@ -19,9 +19,10 @@ from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ...provenance import hash_json, hash_model, hash_processor, installed_versions
 from .. import bootstrap as boot
 from ..encode import Closed
+from ..estimates import Estimate
 from ..metrics import require_sklearn
 from ..quantity import DEFAULT
-from ..results import Estimate, ProtocolResult, TableResult
+from ..results import ProtocolResult, TableResult
 from ..score_file import ScoreFile
 from ..text_table import null_for_nan
 from ..training_notes import trained_on_notes

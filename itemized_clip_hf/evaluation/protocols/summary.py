@@ -5,7 +5,8 @@ from numpy.typing import ArrayLike
 
 from .. import bootstrap as boot
 from .. import metrics
-from ..results import ChoiceResult, Estimates, FindingResult, TableResult
+from ..estimates import Estimates
+from ..results import ChoiceResult, FindingResult, TableResult
 from .labels import Truth
 from .schema import Prompts, Protocol
 

@@ -17,9 +17,10 @@ from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .. import bootstrap as boot
 from ..encode import Closed, EncodedStudies, encode_studies, encode_texts
+from ..estimates import Estimates
 from ..metrics import best_ranks, worst_ranks
 from ..protocols.images import open_record
-from ..results import Estimates, TaskResult
+from ..results import TaskResult
 from ..training_notes import task_notes
 from ..zero_shot import score_encoded
 from . import TaskOptions

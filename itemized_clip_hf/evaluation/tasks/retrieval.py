@@ -16,8 +16,9 @@ from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .. import bootstrap as boot
 from ..encode import encode_studies, encode_texts
+from ..estimates import Estimates
 from ..metrics import best_ranks, retrieval_summary
-from ..results import Estimates, TaskResult
+from ..results import TaskResult
 from ..zero_shot import score_encoded, score_top
 from . import TaskOptions
 
