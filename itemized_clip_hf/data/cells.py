@@ -71,7 +71,7 @@ def _refusal(text: str) -> ValueError:
     )
 
 
-def as_items(value) -> list[str]:
+def as_items(value: Any) -> list[str]:
     """
     Items as a list of stripped strings; a plain string is one item, and what has no letter or digit, or says that there is
     nothing, is none.
@@ -105,16 +105,16 @@ def _closes_early(text: str) -> bool:
     return False
 
 
-def _is_missing(item) -> bool:
+def _is_missing(item: Any) -> bool:
     return item is None or isinstance(item, float) and item != item
 
 
-def as_labels(value, where: str) -> dict[str, bool | None]:
+def as_labels(value: Any, where: str) -> dict[str, bool | None]:
     """
     Labels of a study, name -> true, false or None for unknown; a dictionary that was written as text is read.
 
     Raises:
-        ValueError: it is no dictionary, or a label is no truth value.
+        ValueError: it is not a dictionary, or a label is not a truth value.
     """
     return {
         str(name): read_truth_value(one, f"study {where}: the label {name!r}")
@@ -122,7 +122,7 @@ def as_labels(value, where: str) -> dict[str, bool | None]:
     }
 
 
-def as_mapping(value, where: str) -> dict[str, Any]:
+def as_mapping(value: Any, where: str) -> dict[str, Any]:
     """A dictionary, also one that was written as text, JSON or Python; nothing is an empty one."""
     if value is None or isinstance(value, str) and is_nothing(value):
         return {}

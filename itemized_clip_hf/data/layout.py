@@ -66,6 +66,7 @@ class Layout:
 
     @property
     def each_file(self) -> bool:
+        """Whether each volume file of a folder is a study of its own."""
         return not self.multi_scan or self.choice == "cohort"
 
     def inside(self, images: Any) -> "Layout":

@@ -1,8 +1,11 @@
-"""Where a processed voxel came from: axis order, resampling, padding and cropping as index transforms.
+"""
+Where a processed voxel came from: axis order, resampling, padding and cropping as index transforms.
 
 Transforms are 4x4 matrices that map homogeneous voxel indices (centres at integers) of what comes out of a step to indices
 of what went in, so that steps compose by matrix products.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,8 +13,14 @@ _AXES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I":
 
 
 def axis_spacing(affine: np.ndarray) -> np.ndarray:
-    """Voxel spacing in mm along the array's axes."""
-    return np.linalg.norm(affine[:3, :3], axis=0)
+    """
+    Voxel spacing in mm along the array's axes.
+
+    >>> axis_spacing(np.diag([0.5, 0.5, 3.0, 1.0])).tolist()
+    [0.5, 0.5, 3.0]
+    """
+    spacing: np.ndarray = np.linalg.norm(affine[:3, :3], axis=0)
+    return spacing
 
 
 def axis_codes(affine: np.ndarray) -> str:
@@ -20,6 +29,9 @@ def axis_codes(affine: np.ndarray) -> str:
 
     Args:
         affine: (4, 4), voxel indices -> mm in RAS+ scanner space (NIfTI).
+
+    >>> axis_codes(np.diag([-1.0, -1.0, 2.0, 1.0]))
+    'LPS'
     """
     direction = affine[:3, :3] / axis_spacing(affine)
     codes, free = [""] * 3, [0, 1, 2]
@@ -70,7 +82,7 @@ def permutation(order: tuple[int, int, int]) -> np.ndarray:
     return transform
 
 
-def scaling(old_shape, new_shape) -> np.ndarray:
+def scaling(old_shape: Sequence[int], new_shape: Sequence[int]) -> np.ndarray:
     """Index transform of a resize whose outer voxel faces stay in place."""
     factors = np.asarray(old_shape, float) / np.asarray(new_shape, float)
     transform = np.diag([*factors, 1.0])
@@ -78,7 +90,7 @@ def scaling(old_shape, new_shape) -> np.ndarray:
     return transform
 
 
-def shift(offsets) -> np.ndarray:
+def shift(offsets: Sequence[float]) -> np.ndarray:
     """Index transform of a crop that starts at `offsets` (negative where padding was added in front)."""
     transform = np.eye(4)
     transform[:3, 3] = offsets

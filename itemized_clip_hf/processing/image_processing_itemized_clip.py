@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
-from transformers.utils import logging
+from transformers.utils import TensorType, logging
 
 from .intensities_itemized_clip import normalize_channels
 from .pictures_itemized_clip import is_picture, is_picture_file, open_picture, process_picture, upright
@@ -67,7 +67,7 @@ class ItemizedCLIPImageProcessorKwargs(ImagesKwargs, total=False):
     spacing: list[float] | tuple[float, ...] | None
     orientation: str | None
     thickest_axis_first: bool | None
-    windows: dict | list | None
+    windows: dict[str, list[float]] | list[Any] | None
     percentiles: list[float] | tuple[float, ...] | None
     multi_scan: bool | None
     use_scan_names: bool | None
@@ -91,7 +91,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
 
     # Filled by the installed package: how a file or scan is opened and checked for a domain, and the settings of each domain.
     reader: ClassVar[Callable[..., Any] | None] = None
-    presets: ClassVar[Mapping[str, dict]] = {}
+    presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
 
     domain = None
     scan_size = (1, 224, 224)
@@ -117,10 +117,10 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
     image_mean = (0.48145466, 0.4578275, 0.40821073)
     image_std = (0.26862954, 0.26130258, 0.27577711)
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         kwargs = rename_settings(kwargs)
         super().__init__(**kwargs)
-        self._set_attributes(**kwargs)
+        self._set_attributes(**kwargs)  # type: ignore[no-untyped-call]  # the library's
         check_settings({name: getattr(self, name, None) for name in (*PREPROCESSING_FIELDS, "train_crop_scale")})
         self.windows = order_windows(self.windows, self.presets.get(self.domain or "", {}).get("windows"))
         if self.fit not in FITS:
@@ -137,8 +137,9 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         }
         for name in ("accept", "layout"):
             written.pop(name, None)
-        if isinstance(written.get("windows"), Mapping):
-            written["windows"] = [[name, list(limits)] for name, limits in written["windows"].items()]
+        windows: Any = written.get("windows")
+        if isinstance(windows, Mapping):
+            written["windows"] = [[name, list(limits)] for name, limits in windows.items()]
         return written
 
     @classmethod
@@ -148,34 +149,50 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
 
     @property
     def backend(self) -> str:
+        """The library's name for a processor that needs no torchvision."""
         return "pil"
 
     @classmethod
-    def from_domain(cls, domain: str, **kwargs) -> "ItemizedCLIPImageProcessor":
-        """The preset of a domain (`brain-mri`, `chest-ct`, or the YAML file of one), with changes as keyword arguments."""
+    def from_domain(cls, domain: str, **kwargs: Any) -> "ItemizedCLIPImageProcessor":
+        """
+        The preset of a domain (`brain-mri`, `chest-ct`, or the YAML file of one), with changes as keyword arguments.
+
+        >>> import itemized_clip_hf
+        >>> processor = itemized_clip_hf.ItemizedCLIPImageProcessor.from_domain("chest-ct", scan_size=[8, 16, 16])
+        >>> processor(np.zeros((4, 20, 20), np.int16))["pixel_values"].shape
+        (1, 1, 1, 8, 16, 16)
+        """
         if domain not in cls.presets:
             known = sorted(cls.presets) or "none: presets come with the installed package itemized-clip-hf"
             raise ValueError(f"unknown domain {domain!r}; known: {known}.")
         return cls(**{"domain": domain, **cls.presets[domain], **kwargs})
 
-    def _validate_preprocess_kwargs(
-        self, do_rescale=None, rescale_factor=None, do_normalize=None, image_mean=None, image_std=None, **kwargs
-    ):
+    def _validate_preprocess_kwargs(  # type: ignore[override]  # the library's names what is not used here
+        self,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
+        do_normalize: bool | None = None,
+        image_mean: Any = None,
+        image_std: Any = None,
+        **kwargs: Any,
+    ) -> None:
         if do_rescale and rescale_factor is None:
             raise ValueError("do_rescale needs a rescale_factor.")
         if do_normalize and (image_mean is None or image_std is None):
             raise ValueError("do_normalize needs image_mean and image_std.")
 
-    def _preprocess_image_like_inputs(self, images, *args, return_tensors=None, **settings) -> BatchFeature:
+    def _preprocess_image_like_inputs(
+        self, images: Any, *args: Any, return_tensors: str | TensorType | None = None, **settings: Any
+    ) -> BatchFeature:
         studies = [self._process_study(study, settings) for study in self.split_studies(images, **settings)]
         return self.collate(studies, return_tensors=return_tensors, use_scan_names=settings["use_scan_names"])
 
     def process_study(
         self,
-        study,
+        study: Any,
         generator: torch.Generator | None = None,
-        on_error: Callable[[str | None, Exception], None] | None = None,
-        **settings,
+        on_error: OnError | None = None,
+        **settings: Any,
     ) -> list[ProcessedScan]:
         """
         The scans of one study with the way back to their sources, which heat maps need.
@@ -190,16 +207,19 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         return self._process_study(study, self._own_settings(**settings), generator, on_error)
 
     def collate(
-        self, studies: list[list[ProcessedScan]], return_tensors=None, use_scan_names: bool | None = None
+        self,
+        studies: list[list[ProcessedScan]],
+        return_tensors: str | TensorType | None = None,
+        use_scan_names: bool | None = None,
     ) -> BatchFeature:
         """Processed studies, padded to the largest number of scans and masked."""
         if not studies:
             raise ValueError("there is no study to process: `images` is empty.")
-        most = max(len(study) for study in studies)
+        max_scans = max(len(study) for study in studies)
         shape = studies[0][0].pixel_values.shape
-        pixel_values = torch.zeros(len(studies), most, *shape)
-        scan_mask = torch.zeros(len(studies), most, dtype=torch.bool)
-        name_ids = np.zeros((len(studies), most, LENGTH), dtype=np.int64)
+        pixel_values = torch.zeros(len(studies), max_scans, *shape)
+        scan_mask = torch.zeros(len(studies), max_scans, dtype=torch.bool)
+        name_ids = np.zeros((len(studies), max_scans, LENGTH), dtype=np.int64)
         for i, study in enumerate(studies):
             for j, scan in enumerate(study):
                 if scan.pixel_values.shape != shape:
@@ -215,7 +235,7 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             data["scan_name_ids"] = name_ids
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def split_studies(self, images, **settings) -> list:
+    def split_studies(self, images: Any, **settings: Any) -> list[Any]:
         """The studies that `images` holds: a flat list is one study where studies have several scans, else a batch."""
         picture = settings.get("scan_size", self.scan_size)[0] == 1
         if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4 and picture:

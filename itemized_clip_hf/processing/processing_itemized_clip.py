@@ -3,11 +3,12 @@
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import BatchEncoding
 from transformers.utils import logging
@@ -21,20 +22,20 @@ PLACEHOLDER = "placeholder"
 
 
 class ItemizedCLIPProcessorKwargs(ProcessingKwargs, total=False):
-    pass
+    """Arguments of a call, by part: those of the image processor and of the tokenizer."""
 
 
 if not hasattr(ItemizedCLIPProcessorKwargs, "_defaults") and hasattr(ProcessingKwargs, "_defaults"):
     ItemizedCLIPProcessorKwargs._defaults = {}  # type: ignore[attr-defined]  # older versions of the library look for it
 
 
-def list_vocabulary(tokenizer) -> list[str]:
+def list_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Entries in the order of their ids."""
     vocabulary = tokenizer.get_vocab()
     return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
-def _as_saved(value):
+def _as_saved(value: Any) -> Any:
     """The same however it was given: 1 or 1.0, list or tuple."""
     if isinstance(value, Mapping):
         return {name: _as_saved(entry) for name, entry in value.items()}
@@ -43,13 +44,15 @@ def _as_saved(value):
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def warn_of_differences(made_for: Mapping | None, found: Mapping, model: str) -> None:
+def warn_of_differences(made_for: Mapping[str, Any] | None, processor: Mapping[str, str], model: str) -> None:
+    """Warns where the preprocessing that a model was made with is not that of a processor; both from `preprocessing`."""
     parts = {"image": "image settings", "text": "vocabulary or case"}
-    for part in [part for part in parts if made_for and made_for.get(part) != found[part]]:
-        logger.warning(
-            f"{parts[part]} of this processor ({found[part]}) are not those that {model} was made with ({made_for[part]}): "  # type: ignore[index]
-            "its scores are not to be relied on. Load the processor that was saved with the model."
-        )
+    for part, what in parts.items():
+        if made_for and made_for.get(part) != processor[part]:
+            logger.warning(
+                f"{what} of this processor ({processor[part]}) are not those that {model} was made with ({made_for[part]}): "
+                "its scores are not to be relied on. Load the processor that was saved with the model."
+            )
 
 
 class ItemizedCLIPProcessor(ProcessorMixin):
@@ -64,14 +67,20 @@ class ItemizedCLIPProcessor(ProcessorMixin):
 
     valid_processor_kwargs = ItemizedCLIPProcessorKwargs
     text_kwargs = {"padding": True, "truncation": True}
-    presets: ClassVar[Mapping[str, dict]] = {}
+    presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
 
-    def __init__(self, image_processor=None, tokenizer=None, lowercase: bool = False, **kwargs):
+    def __init__(
+        self,
+        image_processor: ItemizedCLIPImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        lowercase: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self.lowercase = lowercase
-        super().__init__(image_processor, tokenizer, **kwargs)
+        super().__init__(image_processor, tokenizer, **kwargs)  # type: ignore[no-untyped-call]  # the library's
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """As the library's; warns where the model of the same folder was made for other preprocessing."""
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -93,14 +102,16 @@ class ItemizedCLIPProcessor(ProcessorMixin):
         written = {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
         return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in written.items()}
 
-    def check_model(self, config) -> None:
+    def check_model(self, config: PreTrainedConfig) -> None:
         """Warns where a model's config says that it was made for other preprocessing than this."""
         warn_of_differences(
             getattr(config, "preprocessing", None), self.preprocessing(), config.name_or_path or "the model"
         )
 
     @classmethod
-    def from_domain(cls, domain: str, tokenizer, **image_settings) -> "ItemizedCLIPProcessor":
+    def from_domain(
+        cls, domain: str, tokenizer: PreTrainedTokenizerBase, **image_settings: Any
+    ) -> "ItemizedCLIPProcessor":
         """
         Processor with the preset of a domain.
 
@@ -120,12 +131,15 @@ class ItemizedCLIPProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
+        """Names of what a call returns."""
         names = ["pixel_values", "scan_mask"]
         if self.image_processor is not None and self.image_processor.use_scan_names:
             names.append("scan_name_ids")
         return [*names, "input_ids", "attention_mask", "item_mask"]
 
-    def __call__(self, images=None, text=None, **kwargs: Unpack[ItemizedCLIPProcessorKwargs]) -> BatchEncoding:
+    def __call__(
+        self, images: Any = None, text: Any = None, **kwargs: Unpack[ItemizedCLIPProcessorKwargs]
+    ) -> BatchEncoding:
         """
         Args:
             images: a scan (array or tensor (D, H, W), picture, path, scan object), a study (list, or dict of sequence name ->
@@ -153,7 +167,7 @@ class ItemizedCLIPProcessor(ProcessorMixin):
             data.update(self.encode_text(text, **text_kwargs))
         return BatchEncoding(data, tensor_type=return_tensors)
 
-    def encode_text(self, text, num_slots: int | None = None, **kwargs) -> dict[str, np.ndarray]:
+    def encode_text(self, text: Any, num_slots: int | None = None, **kwargs: Any) -> dict[str, np.ndarray]:
         """
         Token ids, attention mask and item mask of prompts or of lists of items, as in a call.
 
@@ -174,23 +188,25 @@ class ItemizedCLIPProcessor(ProcessorMixin):
             raise ValueError(
                 f"studies {empty[:10]} have no item; every study needs at least one (a normal study has an item that says so)."
             )
-        most = max(len(items) for items in lists)
+        slots = max(len(items) for items in lists)
         if num_slots is not None:
-            if most > num_slots:
-                raise ValueError(f"a study has {most} items, more than the {num_slots} slots.")
-            most = num_slots
-        item_mask = np.array([[k < len(items) for k in range(most)] for items in lists])
-        flat = [item for items in lists for item in items + [PLACEHOLDER] * (most - len(items))]
+            if slots > num_slots:
+                raise ValueError(f"a study has {slots} items, more than the {num_slots} slots.")
+            slots = num_slots
+        item_mask = np.array([[k < len(items) for k in range(slots)] for items in lists])
+        flat = [item for items in lists for item in items + [PLACEHOLDER] * (slots - len(items))]
         data = self._tokenize(flat, item_mask, kwargs, quiet=num_slots is not None)
         return {
-            name: x if x.ndim == 2 and name == "item_mask" else x.reshape(len(lists), most, -1)
+            name: x if x.ndim == 2 and name == "item_mask" else x.reshape(len(lists), slots, -1)
             for name, x in data.items()
         }
 
-    def _tokenize(self, items: list[str], item_mask: np.ndarray, kwargs, quiet: bool = False) -> dict[str, np.ndarray]:
-        strangers = [item for item in items if not isinstance(item, str)]
-        if strangers:
-            raise ValueError(f"items must be strings, found {type(strangers[0]).__name__}.")
+    def _tokenize(
+        self, items: list[str], item_mask: np.ndarray, kwargs: dict[str, Any], quiet: bool = False
+    ) -> dict[str, np.ndarray]:
+        non_strings = [item for item in items if not isinstance(item, str)]
+        if non_strings:
+            raise ValueError(f"items must be strings, found {type(non_strings[0]).__name__}.")
         blank = sum(not item.strip() for item in items)
         if blank:
             raise ValueError(f"{blank} of {len(items)} items are blank.")

@@ -41,7 +41,8 @@ class ProcessedScan:
         if affine is None or self.to_source is None:
             return None
         voxels_to_mm: np.ndarray = np.asarray(affine, float) @ self.to_source
-        return voxels_to_mm @ scaling(self.pixel_values.shape[1:], grid)
+        tokens_to_mm: np.ndarray = voxels_to_mm @ scaling(self.pixel_values.shape[1:], grid)
+        return tokens_to_mm
 
 
 def is_path(source: object) -> TypeGuard[str | os.PathLike[str]]:
@@ -79,7 +80,8 @@ def join_names(name: str | None, window: str) -> str | None:
 
 def as_array(values: Any) -> np.ndarray:
     """The numbers of an array, a list or a tensor on any device."""
-    return values.numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
+    array: np.ndarray = values.numpy(force=True) if isinstance(values, torch.Tensor) else np.asarray(values)
+    return array
 
 
 def require_one_file(study: Any, settings: Mapping[str, Any]) -> None:

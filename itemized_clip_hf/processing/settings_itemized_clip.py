@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 MAX_VOXELS = 1 << 28
 """Most voxels of a scan as a model takes it."""
@@ -96,7 +96,7 @@ def order_windows(windows: Any, domain_windows: Mapping[str, Any] | None) -> dic
     return ordered
 
 
-def _check_windows(windows) -> None:
+def _check_windows(windows: Any) -> None:
     if windows is None:
         return
     pairs = list(windows.items()) if isinstance(windows, Mapping) else windows
@@ -119,14 +119,14 @@ def _check_statistics(settings: Mapping[str, Any]) -> None:
         _refuse("rescale_factor", factor, "a finite number")
 
 
-def _numbers(values, count: int | None = None) -> bool:
+def _numbers(values: Any, count: int | None = None) -> bool:
     if not isinstance(values, (list, tuple)) or not values or count not in (None, len(values)):
         return False
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     return len(numbers) == len(values) and all(abs(v) < 1e9 for v in numbers)
 
 
-def _is_orientation(letters) -> bool:
+def _is_orientation(letters: Any) -> bool:
     if not isinstance(letters, str) or len(letters) != 3:
         return False
     return all(any(letter in pair for letter in letters) for pair in ("RL", "AP", "SI")) and set(letters) <= set(
@@ -134,6 +134,6 @@ def _is_orientation(letters) -> bool:
     )
 
 
-def _refuse(name: str, found, expected: str):
-    shown = repr(found)
+def _refuse(name: str, value: Any, expected: str) -> NoReturn:
+    shown = repr(value)
     raise ValueError(f"{name} is {shown if len(shown) < 80 else shown[:77] + '...'}, expected {expected}.")

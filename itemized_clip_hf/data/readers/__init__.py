@@ -1,5 +1,7 @@
 """
-Readers of volumes, each found by its file: a module or package of this folder with
+Readers of volumes, each found by its file.
+
+A reader is a module or package of this folder with
 
 - `SUFFIXES`: what names of its files end in, in lower case;
 - `read(path, volume_index=None)`: a file of that kind as a [`Scan`], or as a [`Study`] where it holds several scans.

@@ -114,6 +114,7 @@ class Inflate:
         self.chunk = 1 << 16  # what a header needs; what follows comes in large pieces
 
     def read(self, size: int) -> bytearray:
+        """The next bytes, inflated; fewer at the end of the file."""
         inflated = bytearray()
         while (wanted := size - len(inflated)) > 0:
             if self.decoder.eof:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ...domains import Domain, load_domain
 from .markup import plain_text
@@ -84,7 +85,8 @@ class ItemizedReport:
     removed: list[Removed]
     is_normal: bool
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
         return asdict(self)
 
 

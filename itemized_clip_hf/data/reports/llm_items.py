@@ -78,7 +78,8 @@ class Rejected:
     detail: str
     content: str
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
         return asdict(self)
 
 

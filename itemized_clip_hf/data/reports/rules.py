@@ -47,6 +47,7 @@ class Rules:
 
 @lru_cache
 def load_rules() -> Rules:
+    """The patterns of `negation.yaml`, read once."""
     import yaml
 
     words = yaml.safe_load((Path(__file__).parent / "negation.yaml").read_text(encoding="utf-8"))

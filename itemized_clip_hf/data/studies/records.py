@@ -118,7 +118,7 @@ class Records:
         column = self.rows[self.id_column] if hasattr(self.rows, "column_names") else None
         return self._name(column[index] if column is not None else self.rows[index].get(self.id_column), index)
 
-    def paths_of(self, index: int):
+    def paths_of(self, index: int) -> Any:
         """Image paths of a record, still closed: a path, a list, or name -> path; None if it has none."""
         cell = self.rows[index].get(self.images_column) if self.images_column else None
         paths = None if cell is None or isinstance(cell, bytes) else self._open(cell)
@@ -230,7 +230,7 @@ def _datasets():
     return datasets
 
 
-def load_parquet(files: list[Path], leave_out: Collection[str] = ()):
+def load_parquet(files: list[Path], leave_out: Collection[str] = ()) -> Any:
     """Rows of parquet files without some columns; where the package `datasets` is missing, pyarrow reads them into memory."""
     if find_spec("datasets") is None and find_spec("pyarrow") is not None:
         import pyarrow.parquet as pq

@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ MOST_BYTES = 1 << 31
 """Of one volume."""
 
 
-def scan_features():
+def scan_features() -> Any:
     """
     Features of the `scans` column: one entry a prepared volume, voxels in C order of `shape` (D, H, W), little-endian. Where
     `dtype` ends in `/zstd` they are one frame of zstd: the low bytes of all voxels, then the high ones, if there are any.

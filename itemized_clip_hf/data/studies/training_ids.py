@@ -53,9 +53,11 @@ class TrainingIds:
             return None
 
     def write(self, folder: str | os.PathLike) -> None:
+        """Into a model folder."""
         write_text(Path(folder) / FILE, json.dumps({"salt": self.salt, "ids": sorted(self.hashes)}) + "\n")
 
     def add(self, ids: Iterable[str]) -> None:
+        """Adds studies; ids that are mere numbers of rows tell nothing and are left out."""
         self.hashes.update(self._hash(name) for name in ids if not _NUMBERED.fullmatch(name))
 
     def count(self, ids: Iterable[str]) -> int:

@@ -22,7 +22,7 @@ class DicomFile:
     """Bytes beyond the pixels, which are dropped."""
 
 
-class Unusable(ValueError):
+class UnusableFileError(ValueError):
     """A file or series that is left out, and why, in words without values of the header."""
 
 
@@ -55,9 +55,9 @@ def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[in
             with archive.open(info) as member:
                 return member.read(limit)
         except NotImplementedError:
-            raise Unusable("the zip is compressed in a way that Python cannot read") from None
+            raise UnusableFileError("the zip is compressed in a way that Python cannot read") from None
         except RuntimeError:
-            raise Unusable("the zip is encrypted") from None
+            raise UnusableFileError("the zip is encrypted") from None
 
     return read
 

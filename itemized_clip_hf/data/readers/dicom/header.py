@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
 from ...privacy import IDENTIFYING_FIELDS
-from .files import DicomFile, Unusable
+from .files import DicomFile, UnusableFileError
 
 HEAD_BYTES = 1 << 17
 """Bytes of a file that are read for its header; up to `MAX_HEADER_BYTES` where it is longer."""
@@ -74,11 +74,11 @@ def read_header(file: DicomFile) -> None:
     """The fields that are looked at, and none besides."""
     data = file.read(HEAD_BYTES)
     if not _starts_as_dicom(data):
-        raise Unusable("it is not a DICOM file")
+        raise UnusableFileError("it is not a DICOM file")
     header, end = _parse(data)
     if len(data) == HEAD_BYTES and end >= len(data):
         if "SOPClassUID" not in header:  # it stands at the start
-            raise Unusable("it is not an image, or its header is damaged")
+            raise UnusableFileError("it is not an image, or its header is damaged")
         header, end = _parse(file.read(MAX_HEADER_BYTES))
     file.header, file.pixels_at = header, end
 
@@ -119,9 +119,9 @@ def refuse_other_images(header: Any) -> None:
     _refuse_other_kinds(header)
     _refuse_other_pictures(header)
     if not 2 <= int(header.Rows) <= 8192 or not 2 <= int(header.Columns) <= 8192:
-        raise Unusable(f"it has {int(header.Rows)} x {int(header.Columns)} pixels")
+        raise UnusableFileError(f"it has {int(header.Rows)} x {int(header.Columns)} pixels")
     if not str(header.get("SeriesInstanceUID", "")):
-        raise Unusable("it names no series (SeriesInstanceUID)")
+        raise UnusableFileError("it names no series (SeriesInstanceUID)")
 
 
 def _refuse_other_kinds(header: Any) -> None:
@@ -130,31 +130,33 @@ def _refuse_other_kinds(header: Any) -> None:
     sop_class = pydicom.uid.UID(str(header.get("SOPClassUID", ""))).name
     modality = str(header.get("Modality", ""))
     if "Secondary Capture" in sop_class or "SCREEN SAVE" in kind:
-        raise Unusable("it is a secondary capture (a picture of a screen or a report)")
+        raise UnusableFileError("it is a secondary capture (a picture of a screen or a report)")
     if modality not in MODALITIES:
         shown = modality if modality in _OTHER_MODALITIES else "unknown"
-        raise Unusable(f"its modality is {shown}, expected one of {', '.join(MODALITIES)}")
+        raise UnusableFileError(f"its modality is {shown}, expected one of {', '.join(MODALITIES)}")
     if "Rows" not in header or "Columns" not in header:
-        raise Unusable("it holds no image, or its header is cut off")
+        raise UnusableFileError("it holds no image, or its header is cut off")
     if "LOCALIZER" in kind or _is_named_localizer(describe(header)):
-        raise Unusable("it is a localizer")
+        raise UnusableFileError("it is a localizer")
     if "MOSAIC" in kind or _mosaic_images(header) > 1:
-        raise Unusable("it is a Siemens mosaic (many slices in one picture); convert the series to NIfTI with dcm2niix")
+        raise UnusableFileError(
+            "it is a Siemens mosaic (slices in one picture); convert the series to NIfTI with dcm2niix"
+        )
     if {"PROJECTION IMAGE", "MIP", "MNIP", "MINIP"} & set(kind):
-        raise Unusable("it is a projection through a volume, not a slice")
+        raise UnusableFileError("it is a projection through a volume, not a slice")
 
 
 def _refuse_other_pictures(header: Any) -> None:
     """Pixels that are not plain intensities."""
     if str(header.get("BurnedInAnnotation", "NO")).upper() == "YES":
-        raise Unusable("it has text burned into the picture, which may name the patient")
+        raise UnusableFileError("it has text burned into the picture, which may name the patient")
     if int(header.get("SamplesPerPixel", 1) or 1) != 1:
-        raise Unusable("it is a color picture")
+        raise UnusableFileError("it is a color picture")
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2")).strip()
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Unusable("it is a color picture, or does not say how its values are shown")
+        raise UnusableFileError("it is a color picture, or does not say how its values are shown")
     if photometric == "MONOCHROME1" and str(header.get("Modality", "")) == "MR":
-        raise Unusable("its intensities are stored inverted (MONOCHROME1)")
+        raise UnusableFileError("its intensities are stored inverted (MONOCHROME1)")
 
 
 def _is_named_localizer(description: str) -> bool:
@@ -178,9 +180,9 @@ def _ends_header(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 
 def refuse_deflated(data: bytes) -> None:
-    """pydicom would inflate all of it at once, however much that is."""
+    """Refuses a deflated file, which pydicom would inflate whole, however much that is."""
     if _DEFLATED in data:
-        raise Unusable("its transfer syntax is deflated; convert it with dcmconv first")
+        raise UnusableFileError("its transfer syntax is deflated; convert it with dcmconv first")
 
 
 def _mosaic_images(header: Dataset) -> int:
@@ -193,6 +195,7 @@ def _mosaic_images(header: Dataset) -> int:
 
 
 def describe(header: Dataset) -> str:
+    """What a series is called, by the first field that says it; empty if none does."""
     for name in ("SeriesDescription", "ProtocolName", "SequenceName"):
         if str(header.get(name, "") or "").strip():
             return str(header.get(name))

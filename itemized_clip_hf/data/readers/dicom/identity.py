@@ -18,6 +18,7 @@ class Visits:
     studies: list[dict[str, str]] = field(default_factory=list)
 
     def add(self, header: Dataset) -> None:
+        """Takes the digests of one file."""
         _join(self.patients, _digests(header, _PATIENT))
         _join(self.studies, _digests(header, (*_PATIENT, *_VISIT)))
 

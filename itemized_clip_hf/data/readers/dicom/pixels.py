@@ -9,7 +9,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from .files import DicomFile, Unusable
+from .files import DicomFile, UnusableFileError
 from .header import TAGS, refuse_deflated
 from .slices import Slice
 
@@ -34,7 +34,7 @@ def read_plane(one: Slice, modality: str, opened: dict) -> np.ndarray:
     stored, dataset = opened[id(one.file)]
     plane = stored if stored.ndim == 2 else stored[one.frame]
     if plane.shape != (int(one.file.header.Rows), int(one.file.header.Columns)):
-        raise Unusable("its pixels do not have the size that its header gives")
+        raise UnusableFileError("its pixels do not have the size that its header gives")
     raw, plane = plane, _mask_bits(plane, dataset)
     outside = _padding(plane, dataset) if modality == "CT" else None
     if outside is not None and raw is not plane:  # padding may be written in bits beyond the stored ones
@@ -77,15 +77,17 @@ def _read_pixels(file: DicomFile) -> tuple[np.ndarray, Any]:
     _state_syntax(dataset)
     pixels = next((dataset[name].value for name in _PIXEL_DATA if name in dataset), None)
     if not pixels:
-        raise Unusable("it holds no pixels, or is cut off")
+        raise UnusableFileError("it holds no pixels, or is cut off")
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     if 4 * frames * int(dataset.Rows) * int(dataset.Columns) > MAX_SERIES_BYTES:
-        raise Unusable(f"its {frames} frames take more than {MAX_SERIES_BYTES >> 30} GiB")
+        raise UnusableFileError(f"its {frames} frames take more than {MAX_SERIES_BYTES >> 30} GiB")
     expected = frames * int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if (syntax is None or not syntax.is_compressed) and len(pixels) > expected:  # pydicom would cut it
         if len(pixels) - expected > _most_excess(dataset):
-            raise Unusable("it holds more pixels than its header says, or they are not in the stated transfer syntax")
+            raise UnusableFileError(
+                "it holds more pixels than its header says, or they are not in the stated transfer syntax"
+            )
         file.excess = len(pixels) - expected if len(pixels) > expected + expected % 2 else 0
     compressed = syntax is not None and syntax.is_compressed
     if compressed and not _can_decode(syntax):
@@ -96,13 +98,13 @@ def _read_pixels(file: DicomFile) -> tuple[np.ndarray, Any]:
         if compressed and syntax != pydicom.uid.RLELossless:
             for frame in pydicom.encaps.generate_frames(pixels, number_of_frames=frames):
                 if _coded_size(frame) != (int(dataset.Rows), int(dataset.Columns), 1):
-                    raise Unusable("its compressed pixels do not have the size that its header gives")
+                    raise UnusableFileError("its compressed pixels do not have the size that its header gives")
         words = _whole_words(dataset, pixels, expected)
         return (dataset.pixel_array if words is None else words), dataset
-    except Unusable:
+    except UnusableFileError:
         raise
     except Exception as error:
-        raise Unusable(
+        raise UnusableFileError(
             f"its pixels cannot be decoded: they are cut off, damaged, or not in the stated transfer syntax "
             f"({type(error).__name__})"
         ) from None
@@ -144,9 +146,7 @@ def _most_excess(dataset: Dataset) -> int:
 
 
 def _mask_bits(plane: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """
-    Stored pixels without the bits above `BitsStored`, where old overlays lie, and with the sign of the highest stored bit.
-    """
+    """Stored pixels without the bits above `BitsStored`, where old overlays lie, with the sign of the highest stored bit."""
     stored, allocated = int(dataset.get("BitsStored") or 0), 8 * plane.dtype.itemsize
     if plane.dtype.kind not in "iu" or not 0 < stored < allocated:
         return plane
@@ -180,4 +180,4 @@ def _can_decode(syntax: UID) -> bool:
     try:
         return pydicom.pixels.get_decoder(syntax).is_available
     except NotImplementedError:
-        raise Unusable("its pixels are compressed in a way that nothing here decodes, as a video is") from None
+        raise UnusableFileError("its pixels are compressed in a way that nothing here decodes, as a video is") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import Unusable
+from .files import UnusableFileError
 from .pixels import read_plane
 from .resample import is_even
 from .slices import OTHER_FIELDS, Slice
@@ -242,7 +242,7 @@ def _drop_repeats(slices: list[Slice]) -> tuple[list[Slice], int]:
 def _same_pixels(first: Slice, second: Slice) -> bool:
     try:
         a, b = (read_plane(one, str(one.file.header.Modality), {}) for one in (first, second))
-    except (Unusable, ImportError):
+    except (UnusableFileError, ImportError):
         return False
     return np.array_equal(a, b)
 

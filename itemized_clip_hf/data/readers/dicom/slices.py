@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-from .files import DicomFile, Unusable
+from .files import DicomFile, UnusableFileError
 from .header import describe, private_b_value
 
 # Of a multi-frame file, where a slice's header is spread over them.
@@ -40,11 +40,12 @@ class Slice:
 
     @property
     def normal(self) -> np.ndarray:
+        """Unit vector (3,) across the slice, in patient coordinates (LPS)."""
         return np.cross(self.orientation[:3], self.orientation[3:])
 
     @property
     def height(self) -> float:
-        """mm along the normal."""
+        """Position along the normal in mm."""
         return float(self.position @ self.normal)
 
     def fits(self, other: "Slice") -> bool:
@@ -63,11 +64,11 @@ def list_slices(header: Dataset, file: DicomFile) -> list[Slice]:
     frames = header.get("PerFrameFunctionalGroupsSequence")
     if frames is None:
         if int(header.get("NumberOfFrames", 1) or 1) > 1:
-            raise Unusable("it holds several frames without the position of each")
+            raise UnusableFileError("it holds several frames without the position of each")
         return [_make_slice(file, 0, [header])]
     count = int(header.get("NumberOfFrames", 1) or 1)
     if count != len(frames):
-        raise Unusable(f"it says that it holds {count} frames and describes {len(frames)}")
+        raise UnusableFileError(f"it says that it holds {count} frames and describes {len(frames)}")
     slices = []
     for number, own in enumerate(frames):
         groups = [
@@ -104,9 +105,9 @@ def _make_slice(file: DicomFile, frame: int, groups: list[Any]) -> Slice:
     orientation = _unit_vectors(_numbers(find, "ImageOrientationPatient", 6, "orientation"))
     spacing = _numbers(find, "PixelSpacing", 2, "pixel spacing")
     if not (spacing > 0).all():
-        raise Unusable("its pixel spacing is not positive")
+        raise UnusableFileError("its pixel spacing is not positive")
     if spacing.min() < 1e-3 or spacing.max() > 1e3:
-        raise Unusable("its pixel spacing is damaged (PixelSpacing)")
+        raise UnusableFileError("its pixel spacing is damaged (PixelSpacing)")
     marks = _read_marks(file.header, find)
     return Slice(file, frame, position, orientation, (spacing[0], spacing[1]), _rescale(find), marks)
 
@@ -114,29 +115,31 @@ def _make_slice(file: DicomFile, frame: int, groups: list[Any]) -> Slice:
 def _numbers(find: Callable[..., Any], name: str, count: int, what: str) -> np.ndarray:
     found = find(name)
     if found is None:
-        raise Unusable(f"it has no {what} ({name})")
+        raise UnusableFileError(f"it has no {what} ({name})")
     values = np.array([float(number) for number in found])
     if values.shape != (count,) or not np.isfinite(values).all() or np.abs(values).max() > 1e5:
-        raise Unusable(f"its {what} is damaged ({name})")
+        raise UnusableFileError(f"its {what} is damaged ({name})")
     return values
 
 
 def _unit_vectors(orientation: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(orientation[:3]), np.linalg.norm(orientation[3:])
     if not np.allclose(lengths, 1, atol=1e-2) or abs(orientation[:3] @ orientation[3:]) > 1e-2:
-        raise Unusable("its orientation is damaged (ImageOrientationPatient): not two unit vectors at a right angle")
+        raise UnusableFileError(
+            "its orientation is damaged (ImageOrientationPatient): not two unit vectors at a right angle"
+        )
     return np.concatenate([orientation[:3] / lengths[0], orientation[3:] / lengths[1]])
 
 
 def _rescale(find: Callable[..., Any]) -> tuple[float, float] | None:
     slope, intercept = find("RescaleSlope"), find("RescaleIntercept")
     if (slope is None) != (intercept is None):
-        raise Unusable("it has a rescale slope or intercept without the other one")
+        raise UnusableFileError("it has a rescale slope or intercept without the other one")
     if slope is None:
         return None
     rescale = float(slope), float(intercept)
     if not np.isfinite(rescale).all() or rescale[0] == 0:
-        raise Unusable(f"its voxels would be scaled by {rescale[0]} and {rescale[1]}")
+        raise UnusableFileError(f"its voxels would be scaled by {rescale[0]} and {rescale[1]}")
     return rescale
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...study import Scan
-from .files import Unusable
+from .files import UnusableFileError
 from .pixels import AIR, MAX_SERIES_BYTES, read_plane
 from .resample import is_even, resample_upright
 from .slices import Slice
@@ -26,16 +26,18 @@ def build_scan(slices: list[Slice], skipped: Counter[tuple[str, str]], name: str
         name: what the scan is called in `skipped`.
 
     Raises:
-        Unusable: too few slices can be read, or they do not make a volume.
+        UnusableFileError: too few slices can be read, or they do not make a volume.
     """
     header = slices[0].file.header
     if len(slices) < MIN_SLICES:
-        raise Unusable(
+        raise UnusableFileError(
             f"it has only {len(slices)} slices of this orientation: a localizer, or most of the series is missing"
         )
     rows, columns = int(header.Rows), int(header.Columns)
     if 4 * rows * columns * len(slices) > MAX_SERIES_BYTES:
-        raise Unusable(f"its {len(slices)} slices of {rows} x {columns} take more than {MAX_SERIES_BYTES >> 30} GiB")
+        raise UnusableFileError(
+            f"its {len(slices)} slices of {rows} x {columns} take more than {MAX_SERIES_BYTES >> 30} GiB"
+        )
     modality = str(header.Modality)
     readable, planes = _read_planes(sorted(slices, key=lambda one: one.height), modality, skipped, name)
     notes: dict[str, str] = {}
@@ -59,7 +61,7 @@ def _read_planes(
     for one in slices:
         try:
             plane = read_plane(one, modality, opened)
-        except Unusable as error:
+        except UnusableFileError as error:
             skipped[name, str(error)] += 1
         except ImportError as error:
             missing_decoder = str(error)
@@ -67,9 +69,9 @@ def _read_planes(
             readable.append(one)
             planes.append(plane)
     if missing_decoder is not None:
-        raise Unusable(missing_decoder)
+        raise UnusableFileError(missing_decoder)
     if len(readable) < MIN_SLICES:
-        raise Unusable(f"only {len(readable)} of its {len(slices)} slices can be read")
+        raise UnusableFileError(f"only {len(readable)} of its {len(slices)} slices can be read")
     return readable, planes
 
 
@@ -79,7 +81,7 @@ def _note_rescale(slices: list[Slice], modality: str, history: list[str], notes:
     unscaled = sum(one.rescale is None for one in slices)
     if rescales - {(1.0, 0.0)}:
         if unscaled:
-            raise Unusable(
+            raise UnusableFileError(
                 f"{unscaled} of its {len(slices)} slices have no rescale slope and intercept, the others have"
             )
         slope, intercept = min(rescales)
@@ -120,20 +122,24 @@ def place_slices(
         shown = f"slice distances from {gaps.min():.2f} to {gaps.max():.2f} mm"
         notes["uneven"] = f"{shown} (usually {usual:.2f}), evened out"
         if gaps.max() > 20 or gaps.max() > 5.5 * usual:
-            raise Unusable(f"{shown}: too many slices are missing to fill in between")
+            raise UnusableFileError(f"{shown}: too many slices are missing to fill in between")
     if tilted:
         if tilt > 45:
-            raise Unusable(f"its slices are stacked at {tilt:.0f} degrees to their normal: the positions are wrong")
+            raise UnusableFileError(
+                f"its slices are stacked at {tilt:.0f} degrees to their normal: the positions are wrong"
+            )
         notes["tilted"] = f"gantry tilted by {tilt:.1f} degrees, resampled upright"
     if not straight:
         if shifted > MAX_SHIFT:
-            raise Unusable(f"its slices do not lie behind each other: one is {shifted:.0f} mm beside the others")
+            raise UnusableFileError(
+                f"its slices do not lie behind each other: one is {shifted:.0f} mm beside the others"
+            )
         notes["shifted"] = f"slices up to {shifted:.1f} mm beside each other, put in their places"
     fill = AIR if modality == "CT" else 0
     try:
         volume, affine = resample_upright(volume, positions, rows_along, columns_along, spacing, fill, MAX_SERIES_BYTES)
     except ValueError as error:
-        raise Unusable(str(error)) from None
+        raise UnusableFileError(str(error)) from None
     size = " x ".join(map(str, volume.shape))
     history.append(
         f"resampled to an even upright grid of {size} voxels: "

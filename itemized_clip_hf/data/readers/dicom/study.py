@@ -13,7 +13,7 @@ import pydicom
 
 from ...privacy import clean_description, clean_suffix, identifying_fields, identifying_words, scrub
 from ...study import Skipped, Study
-from .files import DicomFile, Unusable, list_files
+from .files import DicomFile, UnusableFileError, list_files
 from .header import WHERE, describe, label_of, read_header, refuse_other_images
 from .identity import Visits
 from .series import split_series
@@ -76,10 +76,10 @@ def _collect_slices(
             visits.add(file.header)
             key = tuple(str(file.header.get(name, "")) for name in ("SOPInstanceUID", "InstanceNumber", *WHERE))
             if key in seen:
-                raise Unusable("another file holds the same image")
+                raise UnusableFileError("another file holds the same image")
             seen.add(key)
             series[str(file.header.SeriesInstanceUID)] += slices
-        except Unusable as error:
+        except UnusableFileError as error:
             skipped[label_of(file), str(error)] += 1
         except Exception as error:  # damaged values surface in many ways; their texts may quote the header
             skipped[label_of(file), _damaged(error)] += 1
@@ -110,7 +110,7 @@ def _add_scans(
         name = _name(volume.slices, secrets) + clean_suffix(volume.suffix, secrets)
         try:
             scan = build_scan(volume.slices, skipped, name)
-        except Unusable as error:
+        except UnusableFileError as error:
             skipped[name, str(error)] += 1
             continue
         except Exception as error:  # as above

@@ -19,7 +19,7 @@ from ..storage import scan_features, store_scan
 from .plan import Plan
 
 
-def features_of(plan: Plan):
+def features_of(plan: Plan) -> Any:
     """Columns of the result."""
     from datasets import Features, Image, List, Value
 
