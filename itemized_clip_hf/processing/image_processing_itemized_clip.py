@@ -158,9 +158,9 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
         The preset of a domain (`brain-mri`, `chest-ct`, or the YAML file of one), with changes as keyword arguments.
 
         >>> import itemized_clip_hf
-        >>> processor = itemized_clip_hf.ItemizedCLIPImageProcessor.from_domain("chest-ct", scan_size=[8, 16, 16])
-        >>> processor(np.zeros((4, 20, 20), np.int16))["pixel_values"].shape
-        (1, 1, 1, 8, 16, 16)
+        >>> processor = itemized_clip_hf.ItemizedCLIPImageProcessor.from_domain("remote-sensing", scan_size=[1, 32, 32])
+        >>> processor(np.zeros((40, 48, 3), np.uint8))["pixel_values"].shape
+        (1, 1, 3, 1, 32, 32)
         """
         if domain not in cls.presets:
             known = sorted(cls.presets) or "none: presets come with the installed package itemized-clip-hf"
