@@ -2,12 +2,11 @@
 
 import gzip
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import run_forked
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -23,16 +22,7 @@ ROWS = [
 
 
 def run(*arguments, check=True) -> subprocess.CompletedProcess:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "itemized_clip_cli", "itemize", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    if check:
-        assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    return run_forked("itemize", *arguments, check=check)
 
 
 @pytest.fixture

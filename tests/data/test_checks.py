@@ -1,12 +1,11 @@
 """What `inspect` says of good and bad scans, on generated and real volumes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from forked import run_forked
 from PIL import Image
 
 from itemized_clip_cli import main
@@ -176,10 +175,7 @@ def test_a_mask_is_no_scan(data_folder):
 
 
 def inspect(*arguments):
-    code = "from itemized_clip_cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, "inspect", *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
+    return run_forked("inspect", *arguments, check=False)
 
 
 def test_command(write_volume, tmp_path):

@@ -1,10 +1,9 @@
 """From DICOM to scores, maps and datasets: nothing that is printed or written names the patient."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from forked import run_forked
 
 pytest.importorskip("pydicom")
 pytest.importorskip("datasets")
@@ -36,10 +35,7 @@ def studies(tmp_path_factory):
 
 
 def run(*arguments):
-    code = "from itemized_clip_cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
+    return run_forked(*arguments, check=False)
 
 
 @pytest.mark.parametrize("verb", ["inspect", "predict", "explain", "prepare"])

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from groups import free_port, start
+from groups import free_port, spawn, start
 from ragged_batches import compare, loss_and_gradients, make_batch
 from safetensors.torch import load_file
 from tiny_models import leave_group, tiny_config
@@ -285,4 +284,4 @@ def lora_rank(rank: int, world: int, port: int, folder: str):
 
 @pytest.mark.slow
 def test_two_processes(base, tmp_path):
-    mp.spawn(lora_rank, (2, free_port(), str(tmp_path)), nprocs=2)
+    spawn(lora_rank, (2, free_port(), str(tmp_path)), 2)

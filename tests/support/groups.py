@@ -1,10 +1,22 @@
 """Process groups on one machine (gloo), and batches that are split over them."""
 
+import multiprocessing
 import os
 import socket
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def spawn(function, arguments: tuple, world: int) -> None:
+    """
+    Calls `function(rank, *arguments)` in that many processes and raises what one of them raises.
+
+    They are forked from a process that has imported torch and nothing else, once for all tests of a run.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "itemized_clip_hf.trainer.trainer"])
+    mp.start_processes(function, arguments, nprocs=world, start_method="forkserver")
 
 
 def free_port() -> int:

@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from groups import free_port, start
+from groups import free_port, spawn, start
 from ragged_batches import build, compare, loss_and_gradients, make_batch
 from tiny_models import SUPPORT, leave_group
 from trainers import make_trainer
@@ -150,7 +149,7 @@ def ddp_rank(rank: int, world: int, port: int):
 
 @pytest.mark.slow
 def test_two_processes():
-    mp.spawn(ddp_rank, (2, free_port()), nprocs=2)
+    spawn(ddp_rank, (2, free_port()), 2)
 
 
 @pytest.mark.parametrize(

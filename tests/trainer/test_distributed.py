@@ -5,9 +5,8 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from golden_cases import assert_close, case, names
-from groups import SPLIT, free_port, loss_and_gradients, shared_batch, start
+from groups import SPLIT, free_port, loss_and_gradients, shared_batch, spawn, start
 from tiny_models import leave_group
 
 
@@ -71,7 +70,7 @@ SLOW = ("world3", "rad_world4")
 )
 def test_recorded_worlds(name):
     world = int(name[-1])
-    mp.spawn(replay_rank, (world, free_port(), name), nprocs=world)
+    spawn(replay_rank, (world, free_port(), name), world)
 
 
 def split_rank(rank: int, world: int, port: int):
@@ -98,7 +97,7 @@ def split_rank(rank: int, world: int, port: int):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_mean_over_processes_is_the_whole_batch(world):
-    mp.spawn(split_rank, (world, free_port()), nprocs=world)
+    spawn(split_rank, (world, free_port()), world)
 
 
 def trainer_rank(rank: int, world: int, port: int, folder: str):
@@ -135,7 +134,7 @@ def trainer_rank(rank: int, world: int, port: int, folder: str):
 
 
 def test_trainer_in_two_processes(tmp_path):
-    mp.spawn(trainer_rank, (2, free_port(), str(tmp_path)), nprocs=2)
+    spawn(trainer_rank, (2, free_port(), str(tmp_path)), 2)
 
 
 def test_all_worlds_are_here():

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from golden_cases import assert_close, case, names
-from groups import free_port, start
+from groups import free_port, spawn, start
 from tiny_models import leave_group
 
 from itemized_clip_hf.trainer.losses.functional import contrastive_loss, multi_positive_loss
@@ -91,7 +90,7 @@ def replay_rank(rank: int, world: int, port: int):
 
 
 def test_two_processes():
-    mp.spawn(replay_rank, (2, free_port()), nprocs=2)
+    spawn(replay_rank, (2, free_port()), 2)
 
 
 def test_all_cases_are_here():

@@ -4,8 +4,7 @@ import pytest
 import reference_ranks
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from groups import SPLIT, free_port, loss_and_gradients, shared_batch, start
+from groups import SPLIT, free_port, loss_and_gradients, shared_batch, spawn, start
 from tiny_models import leave_group
 
 WIDTH, HEADS = 8, 2
@@ -122,7 +121,7 @@ def compare_rank(rank: int, world: int, port: int, shapes, names):
 @pytest.mark.parametrize("world", WORLDS)
 def test_sum_over_blocks_is_that_of_loops(world):
     names = ["flair", "mps", "siglip", "itemized_clip"]
-    mp.spawn(compare_rank, (len(WORLDS[world]), free_port(), WORLDS[world], names), nprocs=len(WORLDS[world]))
+    spawn(compare_rank, (len(WORLDS[world]), free_port(), WORLDS[world], names), len(WORLDS[world]))
 
 
 STUDIES = [2, 1, 3]
@@ -168,7 +167,7 @@ def split_rank(rank: int, world: int, port: int):
 
 
 def test_mean_over_unequal_processes_is_the_whole_batch():
-    mp.spawn(split_rank, (3, free_port()), nprocs=3)
+    spawn(split_rank, (3, free_port()), 3)
 
 
 def draw_rank(rank: int, world: int, port: int):
@@ -196,4 +195,4 @@ def draw_rank(rank: int, world: int, port: int):
 
 
 def test_draws_have_the_shapes_of_each_rank():
-    mp.spawn(draw_rank, (2, free_port()), nprocs=2)
+    spawn(draw_rank, (2, free_port()), 2)
