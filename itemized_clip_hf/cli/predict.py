@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 @model_option
 @prompt_option
 @click.option(
-    "--prompts", "prompt_file", type=click.Path(exists=True), help="JSON or YAML file: label -> prompt or prompts."
+    "--prompts",
+    "prompt_file",
+    type=click.Path(exists=True),
+    help="JSON or YAML file: label -> prompts; or text, one a line.",
 )
 @scores_option
 @click.option(

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,9 @@ def prepare_study(
                 name = standard.name or "scan"
                 scans.append(store_scan(scan, standard, name))
                 if thumbnail and "thumbnail" not in facts:
-                    facts["thumbnail"] = _draw_slice(standard.pixel_values.numpy())
+                    facts["thumbnail"] = _draw_slice(
+                        standard.pixel_values.numpy(), load_domain(plan.domain).display_window
+                    )
         except ValueError as error:
             on_skipped(Skipped(row["id"], str(scan.name), "process", str(error)))
     if not scans:
@@ -113,13 +115,13 @@ def _prepare_picture(path: Any, thumbnail: bool, layout: Layout) -> tuple[dict, 
     return {"bytes": data, "path": Path(path).name}, None if shown is None else _encode(shown)
 
 
-def _draw_slice(volume: np.ndarray) -> str:
-    """The middle slice as a small picture."""
+def _draw_slice(volume: np.ndarray, window: Sequence[float] | None) -> str:
+    """The middle slice as a small picture: 8 bits as they are, HU in the window, or from percentile 0.5 to 99.5."""
     from PIL import Image
 
     plane = volume[len(volume) // 2].astype(np.float32)
-    low, high = (0, 255) if volume.dtype == np.uint8 else (-1150, 350)
-    return _encode(Image.fromarray((np.clip((plane - low) / (high - low), 0, 1) * 255).astype(np.uint8)))
+    low, high = (0, 255) if volume.dtype == np.uint8 else window or np.percentile(plane, [0.5, 99.5])
+    return _encode(Image.fromarray((np.clip((plane - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)))
 
 
 def _encode(picture: Any) -> str:
