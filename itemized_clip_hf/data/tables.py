@@ -171,7 +171,5 @@ def _check_header(header: list[str], rows: list[list[str]], name: str) -> dict[i
     }
     repeats = sorted(column for column, count in Counter(places.values()).items() if count > 1)
     if repeats:
-        raise ValueError(
-            f"{name}: the columns {repeats} stand more than once in the first row; name every column once."
-        )
+        raise ValueError(f"{name}: duplicate columns {repeats} in the first row; give every column a name of its own.")
     return places

@@ -132,7 +132,7 @@ def test_other_forms_of_tables(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("id,items,items\n1,a,b\n", r"columns \['items'\] stand more than once"),
+        ("id,items,items\n1,a,b\n", r"duplicate columns \['items'\]"),
         ("id,items\n1,a\n2,a,b\n", "row 3: it has 3 fields"),
         ("id,items\n1\n", "row 2: it has 1 fields"),
         ('id,items\n1,"a\n2,b\n', "no CSV"),

@@ -31,7 +31,7 @@ def test_images_and_labels_by_one_column(tmp_path):
         assert labels == {study: int(name[0]) % 2 for study, name in expected.items()}
     rows.append({**rows[0]})
     (tmp_path / "twice.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(ValueError, match="the id 0 stands more than once"):
+    with pytest.raises(ValueError, match="duplicate id 0"):
         ProtocolStudies(tmp_path / "twice.jsonl", ["0"])
 
 

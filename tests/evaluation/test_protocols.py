@@ -154,7 +154,7 @@ def test_ct_rate(tmp_path):
     with pytest.raises(ValueError, match="no column for .*Interlobular septal thickening"):
         evaluate(protocol, tmp_path, scores, CHEST)
     write_table(table, CT_RATE_COLUMNS, [[f"{name}.nii.gz", *row] for name, row in zip([*ids, ids[3]], [*own, own[0]])])
-    with pytest.raises(ValueError, match=f"1 ids stand more than once.*{ids[3]}"):
+    with pytest.raises(ValueError, match=f"1 duplicate ids.*{ids[3]}"):
         evaluate(protocol, tmp_path, scores, CHEST)
     write_table(table, CT_RATE_COLUMNS, [[f"{name}.nii.gz", *row[:-1], "maybe"] for name, row in zip(ids, own)])
     with pytest.raises(ValueError, match="'maybe', expected 0 or 1"):

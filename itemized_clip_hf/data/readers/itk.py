@@ -77,7 +77,7 @@ class _Header:
                 continue
             name = re.sub(r"\s", "", key.decode("latin-1")).lower()
             if name in self.fields:
-                raise ValueError(f"{self.name} cannot be read: {name[:40]!r} stands more than once in its header.")
+                raise ValueError(f"{self.name} cannot be read: duplicate field {name[:40]!r} in its header.")
             self.fields[name] = value.decode("latin-1").strip()
 
     def numbers(self, name: str, count: int | None, least: float | None = None, whole: bool = False) -> list[float]:

@@ -103,7 +103,7 @@ def read_sources(
     for number, row in enumerate(rows):
         name = str(number if id_column is None or row.get(id_column) in (None, "") else row[id_column])
         if name in sources:
-            raise ValueError(f"{path.name}, row {number}: the id {name!r} stands twice; name another with --id-column.")
+            raise ValueError(f"{path.name}, row {number}: duplicate id {name!r}; name another column with --id-column.")
         place = f"{path.name}, row {number} ({name})"
         parts = [part for column in text_columns for part in _texts(row.get(column), f"{place}, {column}", kind)]
         own = {column: row[column] for column in others if column in row and column not in labels}

@@ -214,12 +214,10 @@ def read_records(
 
 
 def refuse_repeats(names: list[str], where: str) -> None:
-    """Raises where an id stands more than once."""
+    """Raises where there are duplicate ids."""
     repeats = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeats:
-        raise ValueError(
-            f"{where}: {len(repeats)} ids stand more than once, e.g. {repeats[:5]}; every study needs its own."
-        )
+        raise ValueError(f"{where}: {len(repeats)} duplicate ids, e.g. {repeats[:5]}; every study needs its own.")
 
 
 def _datasets():

@@ -47,7 +47,7 @@ class ProtocolStudies:
             for number in range(len(self.records)):
                 study = wanted.get(study_name(self.records.id_of(number)).lower())
                 if study in places:
-                    raise ValueError(f"{path.name}: the id {study} stands more than once.")
+                    raise ValueError(f"{path.name}: duplicate id {study}.")
                 if study is not None:
                     places[study] = number
         else:

@@ -67,7 +67,7 @@ def read_truth(
         id_column: of the tables, where it has an unusual name.
 
     Raises:
-        FileNotFoundError, ValueError: no table or several, a missing column, an id that stands twice, a value that is no label.
+        FileNotFoundError, ValueError: no table or several, a missing column, a duplicate id, a value that is not a label.
     """
     folder = Path(data)
     if labels is not None:

@@ -77,7 +77,7 @@ class Protocol:
         """Raises where a value is of the right type, but none that a protocol can have."""
         where = f"protocol {self.name}"
         if not self.names or len(set(self.names)) < len(self.names) or not all(name.strip() for name in self.names):
-            raise ValueError(f"{where}: its findings or classes are none, blank, or stand twice: {self.names[:5]}.")
+            raise ValueError(f"{where}: its findings or classes are missing, blank, or duplicates: {self.names[:5]}.")
         if self.domain is not None:
             load_domain(self.domain)
         try:

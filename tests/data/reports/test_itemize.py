@@ -399,7 +399,7 @@ def test_captions_need_two_sources():
     [
         ("r.txt", "x", {}, "expected .jsonl"),
         ("r.jsonl", '{"id": 1, "body": "x"}', {}, "none of the columns"),
-        ("r.jsonl", '{"id": 1, "report": "x"}\n{"id": 1, "report": "y"}', {}, "row 1: the id '1' stands twice"),
+        ("r.jsonl", '{"id": 1, "report": "x"}\n{"id": 1, "report": "y"}', {}, "row 1: duplicate id '1'"),
         ("r.jsonl", '{"id": 1, "report": 5}', {}, "row 0 (1), report: expected a string, found int"),
         ("r.jsonl", '{"id": 1, "report": ["x"]}', {}, "--kind captions takes lists"),
         ("r.jsonl", '{"id": 1, "report": "x"', {}, "line 1: no JSON"),

@@ -303,7 +303,7 @@ def test_the_nifti_feature_of_datasets(tmp_path, write_volume):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"id": "a", "items": ["x"]}, {"id": "a", "items": ["y"]}], "1 ids stand more than once, e.g. \\['a'\\]"),
+        ([{"id": "a", "items": ["x"]}, {"id": "a", "items": ["y"]}], "1 duplicate ids, e.g. \\['a'\\]"),
         ([{"id": "b", "items": ["x"]}], "no study .* has both images and items; e.g. 'b' \\(there are no images"),
         ([{"id": "a", "words": "x"}], "no column of items or report texts among \\['id', 'words'\\]"),
         ([{"id": "a", "items": ["x"], "labels": {"mass": "maybe"}}], "study a: the label 'mass' is 'maybe'"),
