@@ -114,9 +114,10 @@ def look_first(command: click.Command) -> click.Command:
 def _look(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
     from itemized_clip_hf.cli import _looks
 
-    look = getattr(_looks, LOOKS[str(parameter.name)])
-    seen = [look(one) for one in (value if isinstance(value, tuple) else (value,)) if one is not None]
-    return value if isinstance(value, tuple) or seen in ([], [None]) else seen[0]
+    for one in value if isinstance(value, tuple) else (value,):
+        if one is not None:
+            getattr(_looks, LOOKS[str(parameter.name)])(one)
+    return value
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict:

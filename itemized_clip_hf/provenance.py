@@ -52,6 +52,15 @@ def hash_file(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def describe_model(model: PreTrainedModel, model_sha256: str, processor_sha256: str) -> dict[str, Any]:
+    """Model and processor as results name them, by what `hash_model` and `hash_processor` gave."""
+    config = model.config
+    return {
+        "model": {"name": str(config.name_or_path or ""), "domain": config.domain, "sha256": model_sha256},
+        "processor": {"sha256": processor_sha256},
+    }
+
+
 def hash_model(model: PreTrainedModel) -> str:
     """SHA-256 of the configuration without `NOT_HASHED`, and of names, shapes and values of all weights."""
     import torch

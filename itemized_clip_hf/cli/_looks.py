@@ -22,15 +22,11 @@ DEVICES = "auto cpu cuda hpu mps mtia npu xla xpu"
 source = require_source
 output = require_writable
 model = require_model
+prompts = read_prompts
 
 
-def domain(name: str) -> str:
-    """A domain of one's own goes by its name from here on."""
-    return load_domain(name).name
-
-
-def prompts(path: str) -> None:
-    read_prompts(path)
+def domain(name: str) -> None:
+    load_domain(name)
 
 
 def code(name: str) -> None:

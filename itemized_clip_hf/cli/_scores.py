@@ -44,7 +44,7 @@ class Scoring:
         prompts: label -> prompts, whose embeddings are averaged.
         target: CSV file; nothing is kept if it is None.
         quantity: what is written, see `evaluation.quantity`.
-        precision: as in `hub.precision`.
+        precision: as in `models.precision`.
         num_workers: threads that read ahead.
     """
 

@@ -18,11 +18,12 @@ from itemized_clip_hf.data.open import Warnings, known_codes, require_usable
 from itemized_clip_hf.data.readers.read import read_file
 from itemized_clip_hf.data.studies.records import Records, read_records
 from itemized_clip_hf.data.studies.training_ids import ids_of
-from itemized_clip_hf.data.study import Scan, Skipped, Study, require_scan_of_list
+from itemized_clip_hf.data.study import Scan, Skipped, Study
 from itemized_clip_hf.data.tables import TABLE_SUFFIXES
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.evaluation.encode import Closed
 from itemized_clip_hf.processing.pictures_itemized_clip import PICTURE_SUFFIXES
+from itemized_clip_hf.processing.scans_itemized_clip import require_single_scans
 from itemized_clip_hf.specs import read_prompts
 
 
@@ -218,7 +219,7 @@ class Opener:
         if picture := only_picture(Path(image), layout):
             return str(picture)
         opened = read_file(image, self.volume_index, layout)
-        require_scan_of_list(opened, images)
+        require_single_scans(opened, images)
         where = study if name is None else f"{study}/{name}"
         if not isinstance(opened, Study):
             return self._check(opened, where)

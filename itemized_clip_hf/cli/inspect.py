@@ -42,13 +42,10 @@ def command(
     from itemized_clip_hf.data.layout import Layout
     from itemized_clip_hf.data.open import known_codes
     from itemized_clip_hf.data.readers.read import read_study
-    from itemized_clip_hf.domains import load_domain
 
     if not (*paths, *inputs):
         raise click.UsageError("name at least one file, folder or list.")
     codes = known_codes(accept)
-    if domain is not None:
-        load_domain(domain)
     rule = Layout.of_domain(domain, layout)
     inspected = _Inspected(verbose, as_json)
     for record in Inputs((*paths, *inputs), rule):

@@ -82,11 +82,12 @@ def command(
 
 def _choose_domain(domain: str | None, recipe: str | None) -> tuple[str, dict[str, Any]]:
     """The domain, and a recipe's changes to its image settings."""
+    from itemized_clip_hf.domains import load_domain
     from itemized_clip_hf.recipes import read_recipe
 
     if recipe is not None:
         loaded = read_recipe(recipe)
-        if domain not in (None, loaded.domain):
+        if domain is not None and load_domain(domain).name != loaded.domain:
             raise ValueError(f"recipe {recipe!r} is for the domain {loaded.domain}, not {domain}.")
         return loaded.domain, loaded.image
     if domain is None:

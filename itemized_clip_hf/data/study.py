@@ -1,7 +1,7 @@
 """A study as it comes from disk: named scans with their geometry."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -142,16 +142,3 @@ def refuse_other_visit(first: Visits, second: Visits) -> None:
                     raise ValueError(
                         f"the images are of several {what}, expected one: give each study a row of its own."
                     )
-
-
-def require_scan_of_list(opened: "Scan | Study", images: Any) -> None:
-    """
-    Raises:
-        ValueError: an entry of a list of several is a folder of several files, which may be another study.
-    """
-    several = isinstance(images, (list, tuple)) and len(images) > 1
-    if several and isinstance(opened, Study) and len(opened.scans) > 1 and not opened.visits:
-        raise ValueError(
-            f"it is a folder of {len(opened.scans)} scans in a list of {len(images)}, where each entry is one scan of a study: "
-            "pass each study by itself, or list its files."
-        )

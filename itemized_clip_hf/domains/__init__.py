@@ -79,7 +79,7 @@ class Domain:
     @property
     def is_shipped(self) -> bool:
         """Whether the package has a domain of this name."""
-        return self.name in shipped_domains()
+        return _is_shipped(self.name)
 
     @property
     def prompts(self) -> dict[str, list[str]]:
@@ -115,7 +115,7 @@ def load_domain(name_or_path: str | os.PathLike[str]) -> Domain:
     name = os.fspath(name_or_path)
     if name.lower().endswith(_SUFFIXES):
         return _load_own(Path(name).absolute())
-    if name in shipped_domains():
+    if _is_shipped(name):
         return _load_shipped(name)
     own = _own_files()
     if name in own:
@@ -126,6 +126,10 @@ def load_domain(name_or_path: str | os.PathLike[str]) -> Domain:
         f"unknown domain {name!r}; known: {available_domains()}, or the path of a YAML file (a model folder brings its own "
         f"as {DOMAIN_FILE}){hint}"
     )
+
+
+def _is_shipped(name: str) -> bool:
+    return Path(name).name == name and (_FOLDER / f"{name}.yaml").is_file()
 
 
 @lru_cache
@@ -162,6 +166,11 @@ def _own_files() -> dict[str, Path]:
 
 
 def _name_of(path: Path) -> str:
+    return _read_name(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _read_name(path: Path, changed: int) -> str:
     content = read_written(path)
     name = content.get("name") if isinstance(content, dict) else None
     return name if isinstance(name, str) else path.stem
@@ -210,7 +219,7 @@ def _merge_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 def save_domain(name: str | None, folder: str | os.PathLike[str]) -> None:
     """Writes a domain of the user's own into a model folder, which is then whole without the user's file."""
-    if name is not None and name not in shipped_domains():
+    if name is not None and not _is_shipped(name):
         text = json.dumps(asdict(load_domain(name)), indent=1) + "\n"
         (Path(folder) / DOMAIN_FILE).write_text(text, encoding="utf-8")
 
@@ -218,7 +227,7 @@ def save_domain(name: str | None, folder: str | os.PathLike[str]) -> None:
 def restore_domain(folder: str | os.PathLike[str]) -> None:
     """Makes the domain known that a model folder brings."""
     path = Path(folder) / DOMAIN_FILE
-    if path.is_file() and _name_of(path) not in shipped_domains():
+    if path.is_file() and not _is_shipped(_name_of(path)):
         load_domain(path)
 
 
@@ -229,7 +238,7 @@ class Presets(Mapping[str, dict[str, Any]]):
         self._part = part
 
     def __getitem__(self, name: str) -> dict[str, Any]:
-        if not name.lower().endswith(_SUFFIXES) and name not in available_domains():
+        if not (name.lower().endswith(_SUFFIXES) or _is_shipped(name) or name in _own_files()):
             raise KeyError(name)
         return self._part(load_domain(name))
 

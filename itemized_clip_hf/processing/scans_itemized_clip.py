@@ -106,16 +106,17 @@ def require_single_scans(opened: Any, images: Any) -> None:
     Refuses a folder of several scans as an entry of a list, where it may be another study than its neighbors.
 
     Args:
-        opened: the study that the entry held.
+        opened: the scan or study that the entry held.
         images: the list.
 
     Raises:
         ValueError: how many scans there are, and the two ways to pass them.
     """
     several = isinstance(images, (list, tuple)) and len(images) > 1
-    if several and len(opened.scans) > 1 and not getattr(opened, "visits", None):
+    scans = getattr(opened, "scans", ())
+    if several and len(scans) > 1 and not getattr(opened, "visits", None):
         raise ValueError(
-            f"an entry of a list of {len(images)} is a folder of {len(opened.scans)} scans, where each is one scan of a study: "
+            f"an entry of a list of {len(images)} is a folder of {len(scans)} scans, where each is one scan of a study: "
             "pass each study by itself, or list its files."
         )
 

@@ -15,6 +15,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from .temporarily import temporarily
 
 
 class HostTensor:
@@ -142,24 +143,8 @@ def cached_encoding(model: ItemizedCLIPModel, micro_batch_size: int, min_texts: 
         min_texts: of such a part.
     """
     towers = CachedTowers(model, micro_batch_size, min_texts)
-    with methods_replaced(model, encode_images=towers.encode_images, get_text_features=towers.get_text_features):
+    with temporarily(model, encode_images=towers.encode_images, get_text_features=towers.get_text_features):
         yield
-
-
-@contextmanager
-def methods_replaced(target: object, **methods: Callable[..., Any]) -> Iterator[None]:
-    """Methods of one object are others inside this context."""
-    before = {name: vars(target)[name] for name in methods if name in vars(target)}
-    for name, method in methods.items():
-        setattr(target, name, method)
-    try:
-        yield
-    finally:
-        for name in methods:
-            if name in before:
-                setattr(target, name, before[name])
-            else:
-                delattr(target, name)
 
 
 class CachedTowers:

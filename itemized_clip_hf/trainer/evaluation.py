@@ -8,8 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from .base import TrainerBase, temporarily
+from .base import TrainerBase
 from .loss_terms import LossTerms
+from .temporarily import temporarily
 
 Evaluator = Callable[..., Mapping[str, float]]
 

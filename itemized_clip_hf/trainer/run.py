@@ -126,8 +126,17 @@ def train_recipe(
             work.
     """
     options = RunOptions(
-        *(data, output, tokenizer, eval_data, resume, items_column, images_column, model_folder),
-        *(init, accept_license, layout),
+        data=data,
+        output=output,
+        tokenizer=tokenizer,
+        eval_data=eval_data,
+        resume=resume,
+        items_column=items_column,
+        images_column=images_column,
+        model_folder=model_folder,
+        init=init,
+        accept_license=accept_license,
+        layout=layout,
     )
     plan = plan_run(recipe, options, overrides)
     parts = build_run(plan)

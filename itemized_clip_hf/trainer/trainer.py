@@ -14,7 +14,6 @@ from ..data.studies.training_ids import ids_of
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .argument_rules import refuse_arguments
-from .base import temporarily
 from .cached import KeepPixelsOnHost, cached_encoding
 from .checkpoints import CheckpointingTrainer
 from .collator import ItemizedCLIPCollator
@@ -36,6 +35,7 @@ from .resident import ResidentPictures
 from .sampler import SeededDataset, SeededSampler
 from .save_by_time import SaveByTime
 from .search import SearchingTrainer
+from .temporarily import temporarily
 from .training_args import ItemizedCLIPTrainingArguments
 
 logger = logging.get_logger(__name__)

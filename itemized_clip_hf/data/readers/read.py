@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ...processing.pictures_itemized_clip import PICTURE_SUFFIXES
+from ...processing.scans_itemized_clip import require_single_scans
 from ..kinds import holds_dicom, holds_study, is_dicom, is_volume, is_zip, volume_suffixes
 from ..layout import Layout, only_study, require_one_scan
 from ..masks import mask_reason
 from ..scan_names import is_called_mask
-from ..study import Scan, Study, require_scan_of_list
+from ..study import Scan, Study
 from . import dicom, reader_of, tensor
 
 
@@ -87,7 +88,7 @@ def read_study(
             ):
                 raise ValueError("a picture, where a volume is expected.")
             opened = read_file(image, volume_index, layout.inside(images)) if isinstance(image, str) else image
-            require_scan_of_list(opened, images)
+            require_single_scans(opened, images)
         except (OSError, ValueError) as error:
             if not skip_unreadable:
                 raise

@@ -16,7 +16,7 @@ from ...data.layout import Layout
 from ...data.studies.storage import check_prepared
 from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
-from ...provenance import hash_json, hash_model, hash_processor, installed_versions
+from ...provenance import describe_model, hash_json, hash_model, hash_processor, installed_versions
 from .. import bootstrap as boot
 from ..encode import Closed
 from ..estimates import Estimate
@@ -288,14 +288,8 @@ def _headline(protocol: Protocol, tables: Mapping[str, TableResult]) -> tuple[st
 
 def _describe_basis(scorer: ProtocolScorer, scored: Scored) -> dict[str, Any]:
     """Model, processor, data, prompts and settings that the figures rest on."""
-    config = scorer.model.config
     return {
-        "model": {
-            "name": str(config.name_or_path or ""),
-            "domain": config.domain,
-            "sha256": scorer.about["model"],
-        },
-        "processor": {"sha256": scorer.about["processor"]},
+        **describe_model(scorer.model, scorer.about["model"], scorer.about["processor"]),
         "data": {
             "studies": len(scored.studies),
             "sha256": hash_images(scored.studies),

@@ -68,9 +68,9 @@ class Protocol:
             raise ValueError(f"protocol {self.name}: it needs either `findings` or `classes`.")
         if self.headline is None:
             self.headline = "auc" if self.findings is not None else "balanced_accuracy" if self.tasks else "top1"
-        strange = sorted({c for members in self.tasks.values() for c in members} - set(self.names))
-        if strange:
-            raise ValueError(f"protocol {self.name}: its tasks name {strange}, which are no classes of it.")
+        unknown = sorted({c for members in self.tasks.values() for c in members} - set(self.names))
+        if unknown:
+            raise ValueError(f"protocol {self.name}: its tasks name {unknown}, which are no classes of it.")
         self._check_values()
 
     def _check_values(self):
@@ -130,9 +130,9 @@ class Protocol:
         sources = [dict(given or {}), self.prompts, own if isinstance(own, dict) else {}]
         if not self.needs_prompts and self.domain is not None:
             sources.append(load_domain(self.domain).prompts)
-        strangers = sorted(set(sources[0]) - set(self.names))
-        if strangers:
-            raise ValueError(f"protocol {self.name} has no {strangers[:5]}; it asks for {self.names}.")
+        unknown = sorted(set(sources[0]) - set(self.names))
+        if unknown:
+            raise ValueError(f"protocol {self.name} has no {unknown[:5]}; it asks for {self.names}.")
         found = {name: next((s[name] for s in sources if s.get(name) is not None), None) for name in self.names}
         missing = [name for name, prompts in found.items() if prompts is None]
         if missing:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
-from ...provenance import hash_file, hash_model, hash_processor, installed_versions
+from ...provenance import describe_model, hash_file, hash_model, hash_processor, installed_versions
 from ..quantity import DEFAULT, describe
 from ..results import TaskResult
 from ..text_table import format_table, null_for_nan
@@ -35,12 +35,7 @@ def run_task(
         result.facts = {"quantity": DEFAULT, **result.facts}
     path = Path(data)
     result.rest |= {
-        "model": {
-            "name": str(model.config.name_or_path or ""),
-            "domain": model.config.domain,
-            "sha256": options.about["model"],
-        },
-        "processor": {"sha256": options.about["processor"]},
+        **describe_model(model, options.about["model"], options.about["processor"]),
         "data": {"name": path.name, "sha256": hash_file(path) if path.is_file() else None},
         "intervals": {
             "level": 0.95,

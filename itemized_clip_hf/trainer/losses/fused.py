@@ -18,7 +18,7 @@ from ...modeling.pooling_itemized_clip import ItemizedCLIPItemPooler, loaded_wei
 from .blocks import Block
 from .columns import Columns
 from .functional import full, full_precision, unit
-from .fused_pass import INPUTS, FusedPass, PassSettings
+from .fused_pass import INPUTS, TERMS, FusedPass, PassSettings
 
 # Scores held at once: few enough for the caches of a CPU, many enough for the cores of a GPU. Where one image has more, its
 # texts are visited in groups, whose gradients are added up in memory: on a CPU few large groups are faster.
@@ -60,19 +60,19 @@ def fused_terms(
     device = image_tokens.device.type
     if torch.is_autocast_enabled(device):
         image_tokens = image_tokens.to(torch.get_autocast_dtype(device))
+    rules = PassSettings(**settings, eps=pooler.layer_norm_k.eps, num_heads=pooler.num_heads)
     total, *terms = _FusedTerms.apply(  # type: ignore[no-untyped-call]  # torch's
         *(image_tokens, query, shift, weight, bias, unit(texts), *output, logit_scale, logit_bias),
         columns,
         token_mask,
-        PassSettings(**settings, eps=pooler.layer_norm_k.eps, num_heads=pooler.num_heads),
+        rules,
         chunk_scores or CHUNK_SCORES.get(device, CHUNK_SCORES["cuda"]),
         chunk_scores or GROUP_SCORES.get(device, GROUP_SCORES["cuda"]),
     )
-    weights = {"ila": settings["ila_weight"], "kta": settings["kta_weight"], "iis": settings["iis_weight"]}
     present = {
         name: term
-        for name, term in zip(weights, terms)
-        if weights[name] and (name != "iis" or columns.local is not None)
+        for name, term in zip(TERMS, terms)
+        if rules.weight(name) and (name != "iis" or columns.local is not None)
     }
     return total, present
 

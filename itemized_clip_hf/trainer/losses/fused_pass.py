@@ -12,6 +12,8 @@ from .functional import full, item_separation_loss, key_tokens, sigmoid_loss, wo
 INPUTS = ("tokens", "query", "shift", "weight", "bias", "texts", "out_weight", "out_bias", "scale", "offset")
 """What gradients are made of: image tokens, projected texts, the pooler's weights, unit texts, scale and bias of the logits."""
 
+TERMS = ("ila", "kta", "iis")
+
 
 @dataclass(frozen=True)
 class PassSettings:
@@ -106,7 +108,7 @@ class FusedPass:
                 for name, x in self.inputs.items()
             }
         self.total = tokens.new_zeros((), dtype=self.dtype)
-        self.terms = {name: tokens.new_zeros((), dtype=self.dtype) for name in ("ila", "kta", "iis")}
+        self.terms = {name: tokens.new_zeros((), dtype=self.dtype) for name in TERMS}
 
     def gradient(self, name: str) -> torch.Tensor | None:
         """Gradient of an input, in its type."""

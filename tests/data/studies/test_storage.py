@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from itemized_clip_cli import main
 from itemized_clip_hf import ItemizedCLIPImageProcessor
 from itemized_clip_hf.data.studies.prepare import Plan
-from itemized_clip_hf.data.studies.prepare.estimate import Estimate, bytes_of_a_scan, count_scans, estimate_size
+from itemized_clip_hf.data.studies.prepare.estimate import SizeEstimate, bytes_of_a_scan, count_scans, estimate_size
 from itemized_clip_hf.data.studies.storage import load_scans, store_scan
 from itemized_clip_hf.data.study import Scan
 from itemized_clip_hf.processing.scans_itemized_clip import ProcessedScan
@@ -95,7 +95,7 @@ def test_many_studies_are_estimated_from_some(tmp_path):
     found = estimate_size(Plan("brain-mri", rows), tmp_path / "not" / "yet")
     assert (found.scans, found.num_bytes) == (4000, 4000 * 48 * 256 * 256) and found.free > 0
     assert str(found).startswith("volumes: 4,000; at most about 12.6 GB before compression")
-    assert "Only 1 MB are free there." in str(Estimate(10, 2_000_000, 1_000_000))
+    assert "Only 1 MB are free there." in str(SizeEstimate(10, 2_000_000, 1_000_000))
 
 
 def test_prepare_says_it_before_it_starts(tmp_path, write_volume, monkeypatch):

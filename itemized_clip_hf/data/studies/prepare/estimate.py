@@ -20,7 +20,7 @@ SAMPLE = 200
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SizeEstimate:
     """
     Args:
         scans: number of volumes or pictures.
@@ -54,7 +54,7 @@ def show_bytes(number: float) -> str:
     return f"{number:,.3g} TB"
 
 
-def estimate_size(plan: Plan, output: str | os.PathLike[str]) -> Estimate:
+def estimate_size(plan: Plan, output: str | os.PathLike[str]) -> SizeEstimate:
     """Size of the result of a plan: scans x voxels x bytes, by the names of files and what one volume of the domain takes."""
     place = Path(output).absolute()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
@@ -64,10 +64,10 @@ def estimate_size(plan: Plan, output: str | os.PathLike[str]) -> Estimate:
     scale = len(plan.rows) / len(rows)
     if plan.pictures:
         sizes = [os.path.getsize(row["images"]) for row in rows if os.path.isfile(str(row["images"]))]
-        return Estimate(len(plan.rows), round(scale * sum(sizes)), free, True)
+        return SizeEstimate(len(plan.rows), round(scale * sum(sizes)), free, True)
     views, size = bytes_of_a_scan(plan.image_processor())
     scans = round(scale * sum(count_scans(row["images"]) for row in rows))
-    return Estimate(scans * views, scans * size, free)
+    return SizeEstimate(scans * views, scans * size, free)
 
 
 def bytes_of_a_scan(processor: ItemizedCLIPImageProcessor) -> tuple[int, int]:
