@@ -84,7 +84,7 @@ def require_usable(
         raise ValueError(f"{report.reason()} ({shell}, in Python accept=[{python}], to use it all the same)")
     warn(report, where or str(subject.name or "a scan"))
     if scan is subject:
-        scan.checked = checked
+        scan.checked, scan.report = checked, report
     return scan
 
 

@@ -1,7 +1,7 @@
 """A study as it comes from disk: named scans with their geometry."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class Scan:
         private_fields: names (never values) of header fields that may identify the patient.
         prepared: it went through `ItemizedCLIPImageProcessor.standardize_scan` already.
         checked: the domain and the accepted codes that `data.open` let it pass with.
+        report: what `data.checks` said of it then, a `Report`.
         visits: see `Study`; None where the file does not say whose it is.
     """
 
@@ -65,6 +66,7 @@ class Scan:
     private_fields: tuple[str, ...] = ()
     prepared: bool = False
     checked: tuple[str | None, frozenset[str]] | None = field(default=None, compare=False, repr=False)
+    report: Any = field(default=None, compare=False, repr=False)
     visits: Visits | None = field(default=None, compare=False, repr=False)
 
     def require_visit_of(self, other: "Scan") -> None:

@@ -1,0 +1,158 @@
+"""One study through the vision tower once; its findings are scored and shown as often as they are asked for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.checks import Report
+from ..evaluation.encode import EncodedStudies, encode_inputs, encode_prompts
+from ..evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs
+from ..evaluation.zero_shot import score_encoded
+from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+from ..processing.scans_itemized_clip import ProcessedScan
+from .maps import attend, require_pooler
+from .result import Finding, StudyResult
+
+
+@dataclass
+class EncodedStudy:
+    """
+    A study after the vision tower.
+
+    Args:
+        study: its id.
+        scans: as the model saw them.
+        encoded: their tokens; a batch of one.
+        mean, std: by which pixels were normalized, one number per channel.
+        reports: of `data.checks`, one per scan that came from a file.
+        notes: what was left out, and why.
+    """
+
+    study: str
+    scans: list[ProcessedScan]
+    encoded: EncodedStudies
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    reports: list[Report] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def encode_study(
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
+    study: Any,
+    study_id: str = "study",
+    on_bad_scan: Callable[[str | None, Exception], Any] | None = None,
+) -> EncodedStudy:
+    """
+    Args:
+        study: anything the processor takes as one study.
+        study_id: how results call it.
+        on_bad_scan: called with the name of a scan that is left out, and why; without it the error is raised.
+
+    Raises:
+        ValueError: the model has no attention to show, or the study cannot be used.
+    """
+    require_pooler(model)
+    notes: list[str] = []
+
+    def leave_out(name: str | None, error: Exception) -> None:
+        if on_bad_scan is None:
+            raise error
+        notes.append(f"{name or 'a scan'} was left out: {error}")
+        on_bad_scan(name, error)
+
+    image_processor = processor.image_processor
+    scans = image_processor.process_study(study, on_error=leave_out)
+    inputs = image_processor.collate([scans], return_tensors="pt").to(model.device)
+    mean, std = tuple(image_processor.image_mean), tuple(image_processor.image_std)
+    return EncodedStudy(study_id, scans, encode_inputs(model, inputs), mean, std, _reports(scans), notes)
+
+
+def _reports(scans: Sequence[ProcessedScan]) -> list[Report]:
+    """What the checks said of each source; the windows of one series share theirs."""
+    sources = {id(scan.source): scan.source for scan in scans}
+    reports = [getattr(source, "report", None) for source in sources.values()]
+    return [report for report in reports if report is not None]
+
+
+@torch.no_grad()
+def explain_encoded(
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
+    study: EncodedStudy,
+    prompts: Mapping[str, Any] | Sequence[str],
+    quantity: str = DEFAULT,
+    about: Mapping[str, Any] | None = None,
+) -> StudyResult:
+    """
+    Scores of findings, and where the model looked for each; only texts pass through a tower.
+
+    Args:
+        study: from `encode_study`, by the same model.
+        prompts: texts, or label -> text or texts, whose embeddings are averaged.
+        quantity: similarity, logit or probability.
+        about: what identifies the result, e.g. `provenance.describe_model`; ready for JSON.
+
+    Raises:
+        ValueError: there are no prompts, or no such quantity.
+    """
+    check_quantity(quantity)
+    if not prompts:
+        raise ValueError("there are no findings to look for: pass texts, or label -> texts.")
+    labels, embeds = encode_prompts(model, processor, prompts)
+    encoded = study.encoded
+    similarities = score_encoded(model, embeds, encoded)
+    pooled = similarities
+    if not normalizes_pool_inputs(quantity):
+        pooled = score_encoded(model, embeds, encoded, normalize_pool_inputs=False)
+    scores = convert(model, pooled, quantity)[0]
+    attention = attend(model, embeds[None], encoded.tokens, encoded.keep_mask)[0].float().cpu().numpy()
+    scan_size = study.scans[0].pixel_values.shape[1:]
+    grid = tuple(n // m for n, m in zip(scan_size, model.config.vision.patch_shape))
+    attention = attention[:, : len(study.scans) * int(np.prod(grid))].reshape(len(labels), len(study.scans), *grid)
+    total = np.maximum(attention.sum(axis=(1, 2, 3, 4), keepdims=True), 1e-12)
+    texts = prompts if isinstance(prompts, Mapping) else {label: label for label in labels}
+    findings = [
+        Finding(
+            label,
+            (texts[label],) if isinstance(texts[label], str) else tuple(texts[label]),
+            float(scores[k]),
+            attention[k].sum(axis=(1, 2, 3)) / total[k, 0, 0, 0, 0],
+            attention[k] / total[k] * attention[k].size,
+        )
+        for k, label in enumerate(labels)
+    ]
+    return StudyResult(
+        study.study,
+        quantity,
+        findings,
+        study.scans,
+        study.mean,
+        study.std,
+        tuple(float(value) for value in similarities[0]),
+        study.reports,
+        list(study.notes),
+        dict(about or {}),
+    )
+
+
+def explain_result(
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
+    study: Any,
+    prompts: Mapping[str, Any] | Sequence[str],
+    study_id: str = "study",
+    quantity: str = DEFAULT,
+    on_bad_scan: Callable[[str | None, Exception], Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> StudyResult:
+    """`encode_study` and `explain_encoded` of one study."""
+    return explain_encoded(
+        model, processor, encode_study(model, processor, study, study_id, on_bad_scan), prompts, quantity, about
+    )
