@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow check bench fuzz clean
+.PHONY: demo test test-slow check bench fuzz servers clean
 
 demo: $(READY)
 	$(BIN)/itemized-clip demo -o demo-output
@@ -34,6 +34,10 @@ bench: $(READY)
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py -o fuzz.jsonl --cases 10000
+
+# What tests of pages and DICOM objects need from Debian; without it they are skipped with a reason.
+servers:
+	apt-get install -y chromium dicom3tools orthanc orthanc-dicomweb
 
 # torch is pinned first and by itself: an unpinned torch would bring gigabytes of GPU libraries to a machine without one.
 $(READY): pyproject.toml constraints.txt
