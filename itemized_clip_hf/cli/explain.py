@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 @model_option
 @prompt_option
 @click.option("-o", "--output", default="heat-maps", show_default=True, type=click.Path(file_okay=False))
+@click.option(
+    "--html",
+    type=click.Path(),
+    help="Also write a report with table and viewer: one HTML file that works from disk; a folder for several studies.",
+)
 @click.option("--nearest", is_flag=True, help="Paint patches as blocks instead of interpolating between them.")
 @scores_option
 @workers_option
@@ -51,6 +56,7 @@ def command(
     model: str,
     prompts: tuple[str, ...],
     output: str,
+    html: str | None,
     nearest: bool,
     scores: str,
     workers: int,
@@ -67,9 +73,11 @@ def command(
 
     Every study gets a folder with one PNG per item and, for scans with geometry, one NIfTI heat map per item and scan, which
     has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean attention of a patch; the score is
-    the one that predict prints (--scores). Scans that are not NIfTI files are written as such, too, for the maps to lie on:
-    voxels and geometry, nothing else of a header. maps.json in the folder says which study and items it is of: a run that was
-    stopped goes on behind the folders that have one when the same command is run again.
+    the one that predict prints (--scores). Scans that are not NIfTI files are written as such, too: voxels and geometry,
+    nothing else of a header. maps.json in the folder says which study and items it is of: a run that was stopped goes on
+    behind the folders that have one when the same command is run again.
+
+    --html also writes the findings in a table beside a viewer of the scans as the model saw them, for a browser.
     """
     from itemized_clip_hf.cli._studies import Inputs, Opener, require_inputs
     from itemized_clip_hf.data.files import hold_output
@@ -78,7 +86,7 @@ def command(
     from itemized_clip_hf.explain.studies import write_study
     from itemized_clip_hf.models.load import load, say_origin
     from itemized_clip_hf.models.precision import weights_dtype, working_precision
-    from itemized_clip_hf.provenance import hash_model, hash_processor
+    from itemized_clip_hf.provenance import describe_model, hash_model, hash_processor
 
     require_inputs(inputs)
     place = Path(output)
@@ -90,12 +98,15 @@ def command(
     rule = Layout.of_processor(processor, layout)
     records = Inputs(inputs, rule)
     order = "nearest" if nearest else "linear"
-    about = [hash_model(loaded), hash_processor(processor), records.fingerprint()[1], volume_index, sorted(accept)]
+    reports = place_reports(html, len(records))
+    hashes = [hash_model(loaded), hash_processor(processor)]
+    about = [*hashes, records.fingerprint()[1], volume_index, sorted(accept)]
     about += [order, *list_choices(layout, precision, scores)]
     opener = Opener(volume_index, loaded.config.domain, accept, rule)
-    studies = list_studies(records, prompts, loaded.config.domain, place, about, opener)
+    studies = list_studies(records, prompts, loaded.config.domain, place, about, opener, reports)
     with working_precision(loaded, precision):
-        write = partial(write_study, loaded, processor, order=order, scores=scores)
+        described = describe_model(loaded, *hashes)
+        write = partial(write_study, loaded, processor, order=order, scores=scores, about=described)
         entries, failed = write_all(in_order(studies, workers), write, say_origin(model))
     print_entries(entries, scores, as_json)
     if failed:
@@ -135,7 +146,13 @@ def list_choices(layout: str | None, precision: str, scores: str) -> list[str]:
 
 
 def list_studies(
-    records: Inputs, prompts: tuple[str, ...], domain: str | None, place: Path, about: list[Any], opener: Opener
+    records: Inputs,
+    prompts: tuple[str, ...],
+    domain: str | None,
+    place: Path,
+    about: list[Any],
+    opener: Opener,
+    reports: Callable[[str], Path | None],
 ) -> Iterator[partial[StudyToExplain]]:
     """What opens each study in its turn: with the prompts, or its own items, or the prompts of the domain."""
     from itemized_clip_hf.cli._studies import choose_prompts
@@ -149,7 +166,27 @@ def list_studies(
         if not items:
             items = [texts[0] for texts in choose_prompts((), None, domain).values()]
         folder = place / unique(file_name(record["id"], "study"), folders)
-        yield partial(StudyToExplain, record, items, folder, hash_json([about, record["id"], items]), opener)
+        made_of = hash_json([about, record["id"], items])
+        yield partial(StudyToExplain, record, items, folder, made_of, opener, reports(folder.name))
+
+
+def place_reports(html: str | None, studies: int) -> Callable[[str], Path | None]:
+    """
+    Where the report of a study goes, by the name of its folder.
+
+    Raises:
+        ValueError: one file is named for several studies.
+    """
+    if html is None:
+        return lambda name: None
+    target = Path(html)
+    if target.suffix.lower() not in (".html", ".htm"):
+        return lambda name: target / f"{name}.html"
+    if studies != 1:
+        raise ValueError(
+            f"--html {html} is one file, there are {studies} studies: name a folder, which gets a file for each."
+        )
+    return lambda name: target
 
 
 def say_bad_scan(study: str, scan: str | None, error: Exception) -> None:

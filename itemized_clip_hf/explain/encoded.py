@@ -4,17 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..data.checks import Report
-from ..evaluation.encode import EncodedStudies, encode_inputs, encode_prompts
+from ..evaluation.encode import EncodedStudies, encode_inputs, encode_prompts, encode_texts
 from ..evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs
 from ..evaluation.zero_shot import score_encoded
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..processing.scans_itemized_clip import ProcessedScan
-from .maps import attend, require_pooler
+from .maps import attend, relate_to_mean, require_pooler
 from .result import Finding, StudyResult
 
 
@@ -103,31 +102,18 @@ def explain_encoded(
         ValueError: there are no prompts, or no such quantity.
     """
     check_quantity(quantity)
-    if not prompts:
-        raise ValueError("there are no findings to look for: pass texts, or label -> texts.")
-    labels, embeds = encode_prompts(model, processor, prompts)
+    labels, texts, embeds = _encode_findings(model, processor, prompts)
     encoded = study.encoded
     similarities = score_encoded(model, embeds, encoded)
     pooled = similarities
     if not normalizes_pool_inputs(quantity):
         pooled = score_encoded(model, embeds, encoded, normalize_pool_inputs=False)
     scores = convert(model, pooled, quantity)[0]
-    attention = attend(model, embeds[None], encoded.tokens, encoded.keep_mask)[0].float().cpu().numpy()
+    attention = attend(model, embeds[None], encoded.tokens, encoded.keep_mask)[0]
     scan_size = study.scans[0].pixel_values.shape[1:]
     grid = tuple(n // m for n, m in zip(scan_size, model.config.vision.patch_shape))
-    attention = attention[:, : len(study.scans) * int(np.prod(grid))].reshape(len(labels), len(study.scans), *grid)
-    total = np.maximum(attention.sum(axis=(1, 2, 3, 4), keepdims=True), 1e-12)
-    texts = prompts if isinstance(prompts, Mapping) else {label: label for label in labels}
-    findings = [
-        Finding(
-            label,
-            (texts[label],) if isinstance(texts[label], str) else tuple(texts[label]),
-            float(scores[k]),
-            attention[k].sum(axis=(1, 2, 3)) / total[k, 0, 0, 0, 0],
-            attention[k] / total[k] * attention[k].size,
-        )
-        for k, label in enumerate(labels)
-    ]
+    relative, shares = relate_to_mean(attention, len(study.scans), grid)
+    findings = [Finding(label, texts[k], float(scores[k]), shares[k], relative[k]) for k, label in enumerate(labels)]
     return StudyResult(
         study.study,
         quantity,
@@ -140,6 +126,21 @@ def explain_encoded(
         list(study.notes),
         dict(about or {}),
     )
+
+
+def _encode_findings(
+    model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor, prompts: Mapping[str, Any] | Sequence[str]
+) -> tuple[list[str], list[tuple[str, ...]], torch.Tensor]:
+    """Labels, texts of each, and embeddings (M, P); a text that is listed twice is two findings."""
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if not prompts:
+        raise ValueError("there are no findings to look for: pass texts, or label -> texts.")
+    if not isinstance(prompts, Mapping):
+        return list(prompts), [(text,) for text in prompts], encode_texts(model, processor, prompts)
+    texts = [(one,) if isinstance(one, str) else tuple(one) for one in prompts.values()]
+    labels, embeds = encode_prompts(model, processor, prompts)
+    return labels, texts, embeds
 
 
 def explain_result(

@@ -265,33 +265,71 @@ def paint_items(
     """
     scan_size = tuple(scans[0].pixel_values.shape[1:])
     grid = tuple(voxels // size for voxels, size in zip(scan_size, patch_size))
-    values = attention.float().cpu().numpy()[:, : len(scans) * int(np.prod(grid))]
-    values = values.reshape(len(items), len(scans), *grid)
-    total = np.maximum(values.sum(axis=(1, 2, 3, 4), keepdims=True), 1e-12)
-    relative = values / total * values[0].size
+    relative, shares = relate_to_mean(attention, len(scans), grid)
     sources = [source_array(scan) for scan in scans]
-    picture = scan_size[0] == 1
     for k, item in enumerate(items):
-        maps = []
-        for n, (scan, source) in enumerate(zip(scans, sources)):
-            shape = (1, *source.shape[:2]) if picture else source.shape
-            painted = token_map_to_source(relative[k, n], scan.to_source, scan_size, shape, order)
-            maps.append(
-                HeatMap(
-                    item=item,
-                    scan_name=scan.name,
-                    values=painted[0] if picture else painted,
-                    affine=getattr(scan.source, "affine", None),
-                    source=source,
-                    share=float(values[k, n].sum() / total[k].item()),
-                    tokens=relative[k, n],
-                    voxel_to_token=source_to_token(scan.to_source, scan_size, grid),
-                    similarity=None if similarities is None else similarities[k],
-                    series=getattr(scan.source, "name", None),
-                    path=getattr(scan.source, "path", None),
-                )
-            )
-        yield maps
+        similarity = None if similarities is None else similarities[k]
+        yield [
+            paint_scan(item, scan, source, relative[k, n], float(shares[k, n]), order, similarity)
+            for n, (scan, source) in enumerate(zip(scans, sources))
+        ]
+
+
+def relate_to_mean(attention: torch.Tensor, scans: int, grid: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Args:
+        attention: (M, L) of the tokens of a study; those of padded scans, behind the real ones, are passed over.
+        scans: number of real ones.
+        grid: tokens of a scan (D, H, W).
+
+    Returns:
+        (M, scans, D, H, W), in units of the mean over the study, and the part of each scan, (M, scans).
+    """
+    values = attention.float().cpu().numpy()[:, : scans * int(np.prod(grid))]
+    values = values.reshape(len(values), scans, *grid)
+    total = np.maximum(values.sum(axis=(1, 2, 3, 4), keepdims=True), 1e-12)
+    shares = np.array([[values[k, n].sum() / total[k].item() for n in range(scans)] for k in range(len(values))])
+    return values / total * values[0].size, shares
+
+
+def paint_scan(
+    item: str,
+    scan: ProcessedScan,
+    source: np.ndarray,
+    tokens: np.ndarray,
+    share: float,
+    order: str = "linear",
+    similarity: float | None = None,
+) -> HeatMap:
+    """
+    The heat map of one item in one scan.
+
+    Args:
+        source: from `source_array`.
+        tokens: (D, H, W), attention in units of the mean over the study.
+        share: part of the item's attention that falls on the scan.
+        order: see `token_map_to_source`.
+        similarity: of the item with the study, for the map to carry.
+    """
+    scan_size = tuple(scan.pixel_values.shape[1:])
+    picture = scan_size[0] == 1
+    to_source: Any = scan.to_source
+    painted = token_map_to_source(
+        tokens, to_source, scan_size, (1, *source.shape[:2]) if picture else source.shape, order
+    )
+    return HeatMap(
+        item=item,
+        scan_name=scan.name,
+        values=painted[0] if picture else painted,
+        affine=getattr(scan.source, "affine", None),
+        source=source,
+        share=share,
+        tokens=tokens,
+        voxel_to_token=source_to_token(to_source, scan_size, tokens.shape),
+        similarity=similarity,
+        series=getattr(scan.source, "name", None),
+        path=getattr(scan.source, "path", None),
+    )
 
 
 def explain_study(

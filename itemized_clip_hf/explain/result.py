@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..data.checks import Report
 from ..evaluation.quantity import DEFAULT, MEANINGS
 from ..processing.scans_itemized_clip import ProcessedScan
-from .maps import HeatMap, paint_items, source_array, source_to_token
+from .maps import HeatMap, paint_scan, source_array, source_to_token
 
 COLUMNS = ("id", "finding", "quantity", "score", "calibrated", "scan", "share", "peak_x_mm", "peak_y_mm", "peak_z_mm")
 """Of `StudyResult.to_csv`."""
@@ -110,10 +110,19 @@ class StudyResult:
     def heat_maps(self, finding: int, order: str = "linear") -> list[HeatMap]:
         """Maps of a finding in the grid of each scan's source; see `explain_items`."""
         chosen = self.findings[finding]
-        patch = tuple(n // m for n, m in zip(self.scans[0].pixel_values.shape[1:], self.grid))
-        flat = torch.from_numpy(chosen.attention.reshape(1, -1))
-        similarities = [self.similarities[finding]] if self.similarities else None
-        maps = next(iter(paint_items(flat, [chosen.label], self.scans, patch, order, similarities)))
+        similarity = self.similarities[finding] if self.similarities else None
+        maps = [
+            paint_scan(
+                chosen.label,
+                scan,
+                source_array(scan),
+                chosen.attention[number],
+                float(chosen.shares[number]),
+                order,
+                similarity,
+            )
+            for number, scan in enumerate(self.scans)
+        ]
         for heat in maps:
             heat.quantity, heat.score = self.quantity, chosen.score
         return maps

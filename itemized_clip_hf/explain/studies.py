@@ -10,8 +10,10 @@ from ..data.readers.nifti import write_nifti
 from ..evaluation.quantity import DEFAULT
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
-from .maps import HeatMap, explain_items, write_map
+from .encoded import explain_result
+from .maps import HeatMap, write_map
 from .plots import plot_item, slug
+from .report import write_report
 
 FILES = ("file", "base")
 """Of an entry of maps.json: its heat map, and the scan that was written for it to lie on."""
@@ -25,12 +27,22 @@ class StudyToExplain:
         record: with `id`, `path` and images.
         folder: of its pictures and maps.
         made_of: hash of all that these depend on.
+        report: HTML file that is to be written, too.
     """
 
-    def __init__(self, record: dict, items: list[str], folder: Path, made_of: str, open_images: Callable[[dict], Any]):
+    def __init__(
+        self,
+        record: dict,
+        items: list[str],
+        folder: Path,
+        made_of: str,
+        open_images: Callable[[dict], Any],
+        report: Path | None = None,
+    ):
         self.name, self.path, self.items, self.folder = record["id"], record["path"], items, folder
+        self.report = report
         self.facts = {"id": self.name, "made_of": made_of}
-        self.known = known_maps(folder, made_of)
+        self.known = known_maps(folder, made_of) if report is None or is_report(report, made_of) else None
         self.images: Any = None
         self.error: Exception | None = None
         if self.known is None:
@@ -47,14 +59,16 @@ def write_study(
     order: str = "linear",
     on_bad_scan: Callable[[str | None, Exception], Any] | None = None,
     scores: str = DEFAULT,
+    about: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Writes pictures and maps of a study, each file whole or not there.
+    Writes pictures, maps and report of a study, each file whole or not there.
 
     Args:
         order: `"linear"` or `"nearest"`, see `token_map_to_source`.
         on_bad_scan: called with the name of a scan that is left out, and why.
         scores: quantity of the score that entries name beside the similarity, see `evaluation.quantity`.
+        about: what identifies model and processor, see `provenance.describe_model`.
 
     Returns:
         Per item and scan: `item`, `scan`, `share`, `similarity`, and the files.
@@ -64,17 +78,22 @@ def write_study(
     """
     if study.error is not None:
         raise study.error
+    about = {**(about or {}), "made_of": study.facts["made_of"]}
+    result = explain_result(model, processor, study.images, study.items, study.name, scores, on_bad_scan, about)
     entries: list[dict[str, Any]] = []
     bases: dict[int, str] = {}
-    study_maps = explain_items(model, processor, study.images, study.items, order, on_bad_scan, scores)
-    for number, maps in enumerate(study_maps):
+    for number, item in enumerate(study.items):
+        maps = result.heat_maps(number, order)
         study.folder.mkdir(parents=True, exist_ok=True)
         if number == 0:
             bases = write_bases(study.folder, maps)
-        start = f"{number:02d}_{slug(study.items[number])}"
+        start = f"{number:02d}_{slug(item)}"
         with whole_file(study.folder / f"{start}.png") as path:
             plot_item(maps, path)
-        entries += _write_item(study, study.items[number], start, maps, bases)
+        entries += _write_item(study, item, start, maps, bases)
+    if study.report is not None:
+        study.report.parent.mkdir(parents=True, exist_ok=True)
+        write_report(study.report, result)
     return entries
 
 
@@ -141,6 +160,14 @@ def known_maps(folder: Path, made_of: str) -> list[dict] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return entries if all(Path(entry[key]).exists() for entry in entries for key in FILES if key in entry) else None
+
+
+def is_report(path: Path, made_of: str) -> bool:
+    """Whether it is the report of that study and those findings, and not what another run left there."""
+    try:
+        return made_of in path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def unique(name: str, used: set[str]) -> str:
