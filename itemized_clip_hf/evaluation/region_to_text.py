@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..explain.maps import require_pooler, source_array, source_to_token, touched_tokens
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
-from .encode import encode_studies, encode_texts
+from .encode import EncodedStudies, encode_studies, encode_texts
 
 Box = Sequence[tuple[int, int]]
 """(start, stop) voxels of every axis of a scan as it came in; (row, column) ranges for a picture."""
@@ -29,7 +29,8 @@ def rank_texts(
 ) -> list[tuple[str, float]]:
     """
     Args:
-        study: anything the processor takes as one study.
+        study: anything the processor takes as one study; or one that is encoded already, from `encode_studies`, which then
+            does not pass through the vision tower again.
         texts: the bank.
         regions: name of a scan -> mask in the scan's own grid, or box. The name of the only scan may be None.
         top: texts to return.
@@ -42,7 +43,7 @@ def rank_texts(
         ValueError: there is no scan of that name, the regions touch no token, or the model has no trained pooler.
     """
     require_pooler(model)
-    (encoded,) = encode_studies(model, processor, [study], 1)
+    encoded = study if isinstance(study, EncodedStudies) else next(encode_studies(model, processor, [study], 1))
     scans = encoded.scans[0]
     names = [scan.name for scan in scans]
     strangers = [name for name in regions if name not in names and not (name is None and len(scans) == 1)]

@@ -90,7 +90,7 @@ def _volumes(result: StudyResult) -> list[dict[str, Any]]:
 def _pack_scan(result: StudyResult, number: int, shrink: int) -> bytes:
     pixels = result.pixels(number)
     affine = result.affine(number)
-    affine = _upright() if affine is None else affine
+    affine = upright() if affine is None else affine
     size = pixels.shape
     smaller = (size[0], *(max(n // shrink, 1) for n in size[1:]))
     if smaller != size:
@@ -107,11 +107,11 @@ def _pack_map(result: StudyResult, finding: int, number: int) -> bytes:
     values = F.interpolate(tensor, finer, mode="trilinear", align_corners=False)[0, 0].numpy()
     affine = result.scans[number].token_affine(finer)
     if affine is None:
-        affine = _upright() @ scaling(result.scans[number].pixel_values.shape[1:], finer)
+        affine = upright() @ scaling(result.scans[number].pixel_values.shape[1:], finer)
     return _nifti(values.astype(np.float32), affine)
 
 
-def _upright() -> np.ndarray:
+def upright() -> np.ndarray:
     """For arrays without geometry: depth upwards, rows backwards, columns to the patient's left, 1 mm each."""
     return np.array([[0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], float)
 

@@ -6,7 +6,7 @@ import torch
 from tiny_models import ITEMS
 
 from itemized_clip_hf.data.study import Scan
-from itemized_clip_hf.evaluation.encode import encode_texts
+from itemized_clip_hf.evaluation.encode import encode_studies, encode_texts
 from itemized_clip_hf.evaluation.grounding import energy_in_mask, patch_curves, swap_margins
 from itemized_clip_hf.evaluation.region_to_text import rank_texts
 from itemized_clip_hf.evaluation.tasks.segmentation import compare_with_mask, mark, mask_on_scan, segment
@@ -116,16 +116,19 @@ def test_region_to_text_by_hand(ready):
     box = [(1, 3), (2, 5), (9, 12)]
     again = rank_texts(model, processor, study(), texts, {"FLAIR": box}, 12, encode_texts(model, processor, texts))
     assert [text for text, _ in again] == [text for text, _ in ranked]
+    (encoded,) = encode_studies(model, processor, [study()])
+    model.vision_model = None  # it is not passed through again
+    assert rank_texts(model, processor, encoded, texts, {"FLAIR": mask}, top=12) == ranked
     with pytest.raises(ValueError, match=r"has no scan \['SWI'\]"):
-        rank_texts(model, processor, study(), texts, {"SWI": mask})
+        rank_texts(model, processor, encoded, texts, {"SWI": mask})
     with pytest.raises(ValueError, match="does not lie in a scan of"):
-        rank_texts(model, processor, study(), texts, {"T1": [(0, 9), (0, 2), (0, 2)]})
+        rank_texts(model, processor, encoded, texts, {"T1": [(0, 9), (0, 2), (0, 2)]})
     model.config.scoring = "global"
     with pytest.raises(ValueError, match="its item pooler is untrained"):
-        rank_texts(model, processor, study(), texts, {"FLAIR": mask})
+        rank_texts(model, processor, encoded, texts, {"FLAIR": mask})
     model.config.scoring = "items"
     with pytest.raises(ValueError, match="touch no token"):
-        rank_texts(model, processor, study(), texts, {"T1": mask & False})
+        rank_texts(model, processor, encoded, texts, {"T1": mask & False})
 
 
 def test_energy_and_swap():

@@ -21,6 +21,9 @@
     return made;
   }
 
+  const tellPage = (place) => { if (window.parent !== window) window.parent.postMessage({ kind: "itemized-clip-place", ...place }, "*"); };
+  if (location.hash === "#embedded") document.documentElement.dataset.embedded = "yes";
+
   function fillHead() {
     document.title = `Findings: ${result.title}`;
     byId("title").textContent = result.title;
@@ -106,6 +109,7 @@
       const alpha = RAMP.map((_, i) => Math.round(64 + 191 * i / (RAMP.length - 1)));
       this.view.addColormap("attention", { R: r, G: g, B: b, A: alpha, I: RAMP.map((_, i) => Math.round(255 * i / (RAMP.length - 1))) });
       this.view.onLocationChange = (place) => tell(this, place);
+      this.canvas.addEventListener("click", () => tellPage({ scan: this.scan, mm: this.mm() }));
       return this;
     }
     async show(scan) {
@@ -164,6 +168,10 @@
     }
     async start() {
       this.canvas.addEventListener("mousemove", (event) => this.point(event));
+      this.canvas.addEventListener("click", (event) => {
+        const place = this.placeOf(event);
+        if (place) tellPage({ scan: this.scan, row: place[0], column: place[1] });
+      });
       return this;
     }
     async show(scan) {
@@ -199,14 +207,18 @@
       pen.drawImage(fine, 0, 0, width, height);
       pen.globalAlpha = 1;
     }
-    point(event) {
-      const map = result.scans[this.scan].maps[state.finding];
+    placeOf(event) {
       const box = this.canvas.getBoundingClientRect();
       const side = Math.min(box.width / this.canvas.width, box.height / this.canvas.height);
       const x = (event.clientX - box.left - (box.width - side * this.canvas.width) / 2) / side / this.canvas.width;
       const y = (event.clientY - box.top - (box.height - side * this.canvas.height) / 2) / side / this.canvas.height;
-      if (x < 0 || y < 0 || x >= 1 || y >= 1) return;
-      const value = interpolate(map, y * map.length - 0.5, x * map[0].length - 0.5);
+      return x < 0 || y < 0 || x >= 1 || y >= 1 ? null : [y, x];
+    }
+    point(event) {
+      const place = this.placeOf(event);
+      if (!place) return;
+      const map = result.scans[this.scan].maps[state.finding];
+      const value = interpolate(map, place[0] * map.length - 0.5, place[1] * map[0].length - 0.5);
       byId("place").textContent = `attention ${value.toFixed(2)}`;
     }
     setView() {}
