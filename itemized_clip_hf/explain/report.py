@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ import torch
 from torch.nn import functional as F
 
 from ..data.files import whole_file
-from ..processing.geometry_itemized_clip import scaling
+from ..processing.geometry_itemized_clip import axis_spacing, reorient, scaling
 from ..version import __version__
 from .result import StudyResult
 
 VIEWER = "niivue-0.69.0.umd.js"
-"""NiiVue, BSD-2-Clause, licence beside it; it is written into every report of volumes."""
+"""NiiVue, BSD-2-Clause, its license beside it; it is written into every report of volumes."""
+SCRIPTS = ("maps.js", "panels.js", "montage.js", "report.js")
 MAX_BYTES = 8 << 20
 """Of all scans in a report, compressed; in-plane resolution is halved until they fit."""
-FINER = 2
-"""Steps that a token is divided into, along each axis, before the viewer interpolates."""
+MAX_FINER = 7
+"""Steps at most that the page divides a token into, along each axis; always odd, so that centers of tokens stay."""
+AXES = "LPS"
+"""Directions in which the axes of a packed scan run."""
 
 
 def write_report(path: str | os.PathLike[str], result: StudyResult, title: str | None = None) -> Path:
@@ -51,7 +55,7 @@ def report_html(result: StudyResult, title: str | None = None) -> str:
     parts = {
         "STYLE": (folder / "report.css").read_text(encoding="utf-8"),
         "VIEWER": "" if result.is_picture else (folder / VIEWER).read_text(encoding="utf-8"),
-        "SCRIPT": (folder / "report.js").read_text(encoding="utf-8"),
+        "SCRIPT": "".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "CONTENT": content.replace("<", "\\u003c"),  # nothing that a name holds ends the script
     }
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -64,56 +68,90 @@ def _content(result: StudyResult) -> dict[str, Any]:
     described = result.to_dict()
     described["version"] = __version__
     described["picture"] = result.is_picture
+    described["grid"] = list(result.grid)
     described["scans"] = _pictures(result) if result.is_picture else _volumes(result)
     for number, finding in enumerate(described["findings"]):
-        finding["highest"] = float(result.findings[number].attention.max())
+        attention = result.findings[number].attention
+        finding["highest"] = float(attention.max())
+        for n, scan in enumerate(finding["scans"]):
+            scan["tokens"] = _text(np.ascontiguousarray(attention[n], dtype="<f4").tobytes())
     return described
 
 
+@dataclass
+class _Packed:
+    """A scan as the page holds it: 8 bit, its axes towards left, back and head; `affine`: its indices -> mm in RAS+ space."""
+
+    array: np.ndarray
+    affine: np.ndarray
+    to_scan: np.ndarray
+
+    def content(self) -> bytes:
+        return _nifti(self.array, self.affine)
+
+
 def _volumes(result: StudyResult) -> list[dict[str, Any]]:
-    packed: list[bytes] = []
     for shrink in (1, 2, 4):
         packed = [_pack_scan(result, number, shrink) for number in range(len(result.scans))]
-        if sum(map(len, packed)) <= MAX_BYTES:
+        contents = [one.content() for one in packed]
+        if sum(map(len, contents)) <= MAX_BYTES:
             break
-    return [
-        {
-            "name": result.scan_names[number],
-            "geometry": result.affine(number) is not None,
-            "volume": _text(packed[number]),
-            "maps": [_text(_pack_map(result, k, number)) for k in range(len(result.findings))],
-        }
-        for number in range(len(result.scans))
-    ]
+    return [_describe(result, number, packed[number], contents[number]) for number in range(len(packed))]
 
 
-def _pack_scan(result: StudyResult, number: int, shrink: int) -> bytes:
-    pixels = result.pixels(number)
+def _describe(result: StudyResult, number: int, packed: _Packed, content: bytes) -> dict[str, Any]:
+    scan_size = result.scans[number].pixel_values.shape[1:]
+    voxel_to_token = np.linalg.inv(scaling(scan_size, result.grid)) @ packed.to_scan
+    token_to_voxel = np.linalg.inv(voxel_to_token)
+    finer = [_finer(size // tokens) for size, tokens in zip(scan_size, result.grid)]
+    fine_grid = tuple(count * steps for count, steps in zip(result.grid, finer))
+    peaks = []
+    for finding in result.findings:
+        tokens = finding.attention[number]
+        peaks.append((token_to_voxel @ [*np.unravel_index(tokens.argmax(), tokens.shape), 1.0])[:3].tolist())
+    overlay = _nifti(np.zeros(fine_grid, np.float32), _affine(result, number) @ scaling(scan_size, fine_grid))
+    return {
+        "name": result.scan_names[number],
+        "geometry": result.affine(number) is not None,
+        "volume": _text(content),
+        "overlay": _text(overlay),
+        "white": int(max(np.percentile(packed.array[packed.array > 0], 99.5), 64)) if packed.array.any() else 255,
+        "size": list(packed.array.shape),
+        "spacing": axis_spacing(packed.affine).tolist(),
+        "finer": finer,
+        "voxel_to_token": voxel_to_token[:3].tolist(),
+        "mm_to_token": (voxel_to_token @ np.linalg.inv(packed.affine))[:3].tolist(),
+        "peaks": peaks,
+    }
+
+
+def _finer(voxels: int) -> int:
+    """Steps of a token that has that many voxels along an axis."""
+    return max(min(voxels, MAX_FINER) - (min(voxels, MAX_FINER) + 1) % 2, 1)
+
+
+def _affine(result: StudyResult, number: int) -> np.ndarray:
+    """Of `pixels`, with `upright` for arrays without geometry."""
     affine = result.affine(number)
-    affine = upright() if affine is None else affine
-    size = pixels.shape
-    smaller = (size[0], *(max(n // shrink, 1) for n in size[1:]))
-    if smaller != size:
-        tensor = torch.from_numpy(pixels)[None, None].float()
-        pixels = F.interpolate(tensor, smaller, mode="area")[0, 0].round().to(torch.uint8).numpy()
-        affine = affine @ scaling(size, smaller)
-    return _nifti(pixels, affine)
-
-
-def _pack_map(result: StudyResult, finding: int, number: int) -> bytes:
-    tokens = result.findings[finding].attention[number]
-    finer = tuple(n * FINER for n in tokens.shape)
-    tensor = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.float32))[None, None]
-    values = F.interpolate(tensor, finer, mode="trilinear", align_corners=False)[0, 0].numpy()
-    affine = result.scans[number].token_affine(finer)
-    if affine is None:
-        affine = upright() @ scaling(result.scans[number].pixel_values.shape[1:], finer)
-    return _nifti(values.astype(np.float32), affine)
+    return upright() if affine is None else affine
 
 
 def upright() -> np.ndarray:
     """For arrays without geometry: depth upwards, rows backwards, columns to the patient's left, 1 mm each."""
     return np.array([[0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], float)
+
+
+def _pack_scan(result: StudyResult, number: int, shrink: int) -> _Packed:
+    pixels = result.pixels(number)
+    size = pixels.shape
+    smaller = (size[0], *(max(n // shrink, 1) for n in size[1:]))
+    if smaller != size:
+        tensor = torch.from_numpy(pixels)[None, None].float()
+        pixels = F.interpolate(tensor, smaller, mode="area")[0, 0].round().to(torch.uint8).numpy()
+    to_scan = scaling(size, smaller)
+    affine = _affine(result, number)
+    array, transform = reorient(pixels, affine @ to_scan, AXES)
+    return _Packed(array, affine @ to_scan @ transform, to_scan @ transform)
 
 
 def _nifti(array: np.ndarray, affine: np.ndarray) -> bytes:
@@ -132,8 +170,7 @@ def _pictures(result: StudyResult) -> list[dict[str, Any]]:
     for number in range(len(result.scans)):
         stream = io.BytesIO()
         Image.fromarray(result.pixels(number)).save(stream, "PNG")
-        maps = [one.attention[number, 0].round(3).tolist() for one in result.findings]
-        entries.append({"name": result.scan_names[number], "image": _text(stream.getvalue()), "maps": maps})
+        entries.append({"name": result.scan_names[number], "image": _text(stream.getvalue())})
     return entries
 
 
