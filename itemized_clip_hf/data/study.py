@@ -54,6 +54,9 @@ class Scan:
         checked: the domain and the accepted codes that `data.open` let it pass with.
         report: what `data.checks` said of it then, a `Report`.
         visits: see `Study`; None where the file does not say whose it is.
+        instances: of each slice the SOPInstanceUID of the DICOM image that it was read from, and its frame, from 0 on; by them
+            the images are found again. Not for logs or results: they are numbers of a patient's images.
+        place: keeps the temporary folder that it was read from, where there is one, as long as the scan is there.
     """
 
     array: np.ndarray
@@ -68,6 +71,8 @@ class Scan:
     checked: tuple[str | None, frozenset[str]] | None = field(default=None, compare=False, repr=False)
     report: Any = field(default=None, compare=False, repr=False)
     visits: Visits | None = field(default=None, compare=False, repr=False)
+    instances: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
+    place: Any = field(default=None, compare=False, repr=False)
 
     def require_visit_of(self, other: "Scan") -> None:
         """

@@ -131,6 +131,8 @@ def _refuse_other_kinds(header: Any) -> None:
     modality = str(header.get("Modality", ""))
     if "Secondary Capture" in sop_class or "SCREEN SAVE" in kind:
         raise UnusableFileError("it is a secondary capture (a picture of a screen or a report)")
+    if "Parametric Map" in sop_class:  # whose modality may be that of the images it was made of
+        raise UnusableFileError("it is a parametric map (a result, as heat maps are)")
     if modality not in MODALITIES:
         shown = modality if modality in _OTHER_MODALITIES else "unknown"
         raise UnusableFileError(f"its modality is {shown}, expected one of {', '.join(MODALITIES)}")

@@ -49,7 +49,9 @@ def build_scan(slices: list[Slice], skipped: Counter[tuple[str, str]], name: str
     _note_rescale(readable, modality, history, notes)
     volume, affine = place_slices(np.stack(planes), readable, modality, history, notes)
     lps_to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return Scan(volume, lps_to_ras @ affine, modality=modality, history=history, notes=notes)
+    instances = tuple((str(one.file.header.get("SOPInstanceUID") or ""), one.frame) for one in readable)
+    affine = lps_to_ras @ affine
+    return Scan(volume, affine, modality=modality, history=history, notes=notes, instances=instances)
 
 
 def _read_planes(

@@ -20,7 +20,7 @@ from .series import split_series
 from .slices import Slice, list_slices, short_number
 from .stack import build_scan
 
-_NOISY_LOGGERS = ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")
+_NOISY_LOGGERS = ("pydicom", "highdicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")
 
 
 def read_dicom(path: str | os.PathLike) -> Study:

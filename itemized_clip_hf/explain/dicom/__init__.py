@@ -1,0 +1,5 @@
+"""Results as DICOM objects in the study that they are of, a file per object; highdicom is imported when they are written."""
+
+from .write import write_dicom
+
+__all__ = ["write_dicom"]
