@@ -167,8 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.signed_in = authorization is not None
         if authorization not in (None, f"Bearer {self.hub.token}"):
             raise HubError(401, "Invalid credentials in Authorization header")
+        place = url.path.replace("/api/spaces/", "/api/models/spaces/", 1)  # a Space is kept as spaces/ORG/NAME
         for methods, pattern, answer in _ROUTES:
-            match = re.fullmatch(pattern, url.path)
+            match = re.fullmatch(pattern, place)
             if match and self.command in methods:
                 return answer(self, **{name: unquote(value or "") for name, value in match.groupdict().items()})
         raise HubError(404, f"No such endpoint: {self.command} {url.path}")
@@ -200,9 +201,11 @@ class _Handler(BaseHTTPRequestHandler):
     def create_repo(self):
         self._require_token()
         asked = json.loads(self.body)
-        if asked.get("type", "model") != "model":
-            raise HubError(400, "This hub holds models only.")
+        kind = asked.get("type", "model")
+        if kind not in ("model", "space") or (kind == "space" and asked.get("sdk") != "gradio"):
+            raise HubError(400, "This hub holds models, and Spaces with gradio, only.")
         repo_id = f"{asked.get('organization') or self.hub.user}/{asked['name']}"
+        repo_id = f"spaces/{repo_id}" if kind == "space" else repo_id
         url = f"{self.hub.endpoint}/{repo_id}"
         if repo_id in self.hub.repos:
             raise HubError(409, "You already created this model repo", url=url)
@@ -331,7 +334,7 @@ def _entry(files: dict[str, StoredFile], path: str) -> dict | None:
     return {"type": "directory", "path": path, "size": 0, "oid": oid} if inside else None
 
 
-_REPO, _REVISION = r"(?P<repo_id>[^/]+(?:/[^/]+)?)", r"(?P<revision>[^/]+)"
+_REPO, _REVISION = r"(?P<repo_id>(?:spaces/)?[^/]+(?:/[^/]+)?)", r"(?P<revision>[^/]+)"
 _ROUTES = [
     (("GET",), "/api/whoami-v2", _Handler.whoami),
     (("POST",), "/api/repos/create", _Handler.create_repo),
