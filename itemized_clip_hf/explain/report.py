@@ -1,22 +1,20 @@
 """A result as one HTML file that works from disk: findings beside a viewer of the scans with the heat map over them."""
 
 import base64
-import gzip
 import io
 import json
 import os
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from ..data.files import whole_file
-from ..processing.geometry_itemized_clip import axis_spacing, reorient, scaling
+from ..processing.geometry_itemized_clip import axis_spacing, scaling
 from ..version import __version__
+from .packed import PackedScan, affine_of, nifti_bytes, pack_scan, steps_of_tokens
+from .packed import upright as upright
 from .result import StudyResult
 
 VIEWER = "niivue-0.69.0.umd.js"
@@ -24,10 +22,6 @@ VIEWER = "niivue-0.69.0.umd.js"
 SCRIPTS = ("maps.js", "panels.js", "montage.js", "report.js")
 MAX_BYTES = 8 << 20
 """Of all scans in a report, compressed; in-plane resolution is halved until they fit."""
-MAX_FINER = 7
-"""Steps at most that the page divides a token into, along each axis; always odd, so that centers of tokens stay."""
-AXES = "LPS"
-"""Directions in which the axes of a packed scan run."""
 
 
 def write_report(path: str | os.PathLike[str], result: StudyResult, title: str | None = None) -> Path:
@@ -78,38 +72,26 @@ def _content(result: StudyResult) -> dict[str, Any]:
     return described
 
 
-@dataclass
-class _Packed:
-    """A scan as the page holds it: 8 bit, its axes towards left, back and head; `affine`: its indices -> mm in RAS+ space."""
-
-    array: np.ndarray
-    affine: np.ndarray
-    to_scan: np.ndarray
-
-    def content(self) -> bytes:
-        return _nifti(self.array, self.affine)
-
-
 def _volumes(result: StudyResult) -> list[dict[str, Any]]:
     for shrink in (1, 2, 4):
-        packed = [_pack_scan(result, number, shrink) for number in range(len(result.scans))]
+        packed = [pack_scan(result, number, shrink) for number in range(len(result.scans))]
         contents = [one.content() for one in packed]
         if sum(map(len, contents)) <= MAX_BYTES:
             break
     return [_describe(result, number, packed[number], contents[number]) for number in range(len(packed))]
 
 
-def _describe(result: StudyResult, number: int, packed: _Packed, content: bytes) -> dict[str, Any]:
+def _describe(result: StudyResult, number: int, packed: PackedScan, content: bytes) -> dict[str, Any]:
     scan_size = result.scans[number].pixel_values.shape[1:]
     voxel_to_token = np.linalg.inv(scaling(scan_size, result.grid)) @ packed.to_scan
     token_to_voxel = np.linalg.inv(voxel_to_token)
-    finer = [_finer(size // tokens) for size, tokens in zip(scan_size, result.grid)]
+    finer = steps_of_tokens(scan_size, result.grid)
     fine_grid = tuple(count * steps for count, steps in zip(result.grid, finer))
     peaks = []
     for finding in result.findings:
         tokens = finding.attention[number]
         peaks.append((token_to_voxel @ [*np.unravel_index(tokens.argmax(), tokens.shape), 1.0])[:3].tolist())
-    overlay = _nifti(np.zeros(fine_grid, np.float32), _affine(result, number) @ scaling(scan_size, fine_grid))
+    overlay = nifti_bytes(np.zeros(fine_grid, np.float32), affine_of(result, number) @ scaling(scan_size, fine_grid))
     return {
         "name": result.scan_names[number],
         "geometry": result.affine(number) is not None,
@@ -123,44 +105,6 @@ def _describe(result: StudyResult, number: int, packed: _Packed, content: bytes)
         "mm_to_token": (voxel_to_token @ np.linalg.inv(packed.affine))[:3].tolist(),
         "peaks": peaks,
     }
-
-
-def _finer(voxels: int) -> int:
-    """Steps of a token that has that many voxels along an axis."""
-    return max(min(voxels, MAX_FINER) - (min(voxels, MAX_FINER) + 1) % 2, 1)
-
-
-def _affine(result: StudyResult, number: int) -> np.ndarray:
-    """Of `pixels`, with `upright` for arrays without geometry."""
-    affine = result.affine(number)
-    return upright() if affine is None else affine
-
-
-def upright() -> np.ndarray:
-    """For arrays without geometry: depth upwards, rows backwards, columns to the patient's left, 1 mm each."""
-    return np.array([[0, 0, -1, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], float)
-
-
-def _pack_scan(result: StudyResult, number: int, shrink: int) -> _Packed:
-    pixels = result.pixels(number)
-    size = pixels.shape
-    smaller = (size[0], *(max(n // shrink, 1) for n in size[1:]))
-    if smaller != size:
-        tensor = torch.from_numpy(pixels)[None, None].float()
-        pixels = F.interpolate(tensor, smaller, mode="area")[0, 0].round().to(torch.uint8).numpy()
-    to_scan = scaling(size, smaller)
-    affine = _affine(result, number)
-    array, transform = reorient(pixels, affine @ to_scan, AXES)
-    return _Packed(array, affine @ to_scan @ transform, to_scan @ transform)
-
-
-def _nifti(array: np.ndarray, affine: np.ndarray) -> bytes:
-    try:
-        import nibabel
-    except ImportError:
-        raise ImportError("reports of volumes need nibabel: pip install 'itemized-clip-hf[volumes]'.") from None
-    image: Any = nibabel.Nifti1Image  # untyped
-    return gzip.compress(image(array, affine).to_bytes(), 6, mtime=0)
 
 
 def _pictures(result: StudyResult) -> list[dict[str, Any]]:
