@@ -89,6 +89,7 @@ LOOKS = {
     "into": "model",
     "labels": "label_table",
     "model": "model",
+    "models": "named_model",
     "output": "output",
     "paths": "source",
     "prompt_file": "prompts",

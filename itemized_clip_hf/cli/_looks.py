@@ -13,7 +13,7 @@ from itemized_clip_hf.data.files import require_source, require_writable
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.evaluation.protocols import find_protocol
 from itemized_clip_hf.evaluation.tasks import available_tasks
-from itemized_clip_hf.models.names import require_model
+from itemized_clip_hf.models.names import require_model, split_name
 from itemized_clip_hf.recipes import read_recipe
 from itemized_clip_hf.specs import read_prompts
 
@@ -31,6 +31,11 @@ def domain(name: str) -> None:
 
 def code(name: str) -> None:
     known_codes([name])
+
+
+def named_model(entry: str) -> None:
+    """`MODEL` or `NAME=MODEL`."""
+    require_model(split_name(entry)[1])
 
 
 def label_table(entry: str) -> None:

@@ -16,6 +16,23 @@ def is_adapter_folder(folder: str | Path) -> bool:
     return (Path(folder) / ADAPTER_CONFIG).exists() and not (Path(folder) / "config.json").exists()
 
 
+def split_name(entry: str) -> tuple[str, str]:
+    """
+    `NAME=MODEL` in its parts; a model without a name is called by the last part of its own.
+
+    >>> split_name("brain=org/brain-mri")
+    ('brain', 'org/brain-mri')
+    >>> split_name("org/brain-mri@v1")
+    ('brain-mri@v1', 'org/brain-mri@v1')
+    """
+    name, found, model = entry.partition("=")
+    if not found or Path(entry).exists():
+        return Path(entry).name or entry, entry
+    if not name or not model:
+        raise ValueError(f"{entry!r}: expected NAME=MODEL, a name and a folder or name of the Hub.")
+    return name, model
+
+
 def split_revision(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """
     `org/name@revision` in its parts; what is a folder, and `untrained:DOMAIN`, has none.

@@ -101,11 +101,16 @@
     linking = false;
   }
 
-  async function showAll() {
-    await panels[0]?.show(state.scan, state.finding);
-    await panels[1]?.show(state.beside, state.finding);
-    mark();
-    document.documentElement.dataset.shown = `${state.finding}:${state.scan}`;
+  let shown = Promise.resolve();
+
+  function showAll() {  // one after the other: what is asked for last stays
+    shown = shown.then(async () => {
+      await panels[0]?.show(state.scan, state.finding);
+      await panels[1]?.show(state.beside, state.finding);
+      mark();
+      document.documentElement.dataset.shown = `${state.finding}:${state.scan}`;
+    });
+    return shown;
   }
 
   async function chooseFinding(k) {
@@ -169,6 +174,11 @@
       });
     }
     document.addEventListener("keydown", press, true);
+    window.addEventListener("message", ({ source, data }) => {  // of the page that the report is part of
+      if (source !== window.parent || data?.kind !== "itemized-clip-finding" || !result.findings[data.finding]) return;
+      if (document.documentElement.dataset.ready) chooseFinding(data.finding);
+      else state.finding = data.finding;
+    });
   }
 
   function press(event) {
