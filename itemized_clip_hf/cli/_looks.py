@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from itemized_clip_hf.data.codes import known_codes
+from itemized_clip_hf.data.dicomweb import is_study_url, split_study_url
 from itemized_clip_hf.data.files import require_source, require_writable
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.evaluation.protocols import find_protocol
@@ -19,10 +20,17 @@ from itemized_clip_hf.specs import read_prompts
 
 DEVICES = "auto cpu cuda hpu mps mtia npu xla xpu"
 
-source = require_source
 output = require_writable
 model = require_model
 prompts = read_prompts
+
+
+def source(path: str) -> None:
+    """A file, a folder, a pattern, or the address of a study on a DICOMweb server."""
+    if is_study_url(path):
+        split_study_url(path)
+    else:
+        require_source(path)
 
 
 def domain(name: str) -> None:

@@ -25,9 +25,11 @@ from itemized_clip_cli import (
     volume_option,
     workers_option,
 )
+from itemized_clip_hf.cli._dicom import dicom_options
 
 if TYPE_CHECKING:
     from itemized_clip_hf.cli._studies import Inputs, Opener
+    from itemized_clip_hf.explain.dicom import DicomOutput
     from itemized_clip_hf.explain.studies import StudyToExplain
 
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     type=click.Path(),
     help="Also write a report with table and viewer: one HTML file that works from disk; a folder for several studies.",
 )
+@dicom_options
 @click.option("--nearest", is_flag=True, help="Paint patches as blocks instead of interpolating between them.")
 @scores_option
 @workers_option
@@ -57,6 +60,7 @@ def command(
     prompts: tuple[str, ...],
     output: str,
     html: str | None,
+    dicom: DicomOutput | None,
     nearest: bool,
     scores: str,
     workers: int,
@@ -77,22 +81,19 @@ def command(
     nothing else of a header. maps.json in the folder says which study and items it is of: a run that was stopped goes on
     behind the folders that have one when the same command is run again.
 
-    --html also writes the findings in a table beside a viewer of the scans as the model saw them, for a browser.
+    --html also writes the findings in a table beside a viewer of the scans as the model saw them, for a browser; --dicom
+    writes them as DICOM objects that a PACS takes.
     """
     from itemized_clip_hf.cli._studies import Inputs, Opener, require_inputs
-    from itemized_clip_hf.data.files import hold_output
     from itemized_clip_hf.data.layout import Layout
     from itemized_clip_hf.evaluation.encode import in_order
     from itemized_clip_hf.explain.studies import write_study
     from itemized_clip_hf.models.load import load, say_origin
     from itemized_clip_hf.models.precision import weights_dtype, working_precision
-    from itemized_clip_hf.provenance import describe_for_others, hash_model, hash_processor
+    from itemized_clip_hf.provenance import describe_model, hash_model, hash_processor
 
     require_inputs(inputs)
-    place = Path(output)
-    place.mkdir(parents=True, exist_ok=True)
-    click.get_current_context().with_resource(hold_output(place))
-    say_what_stays(place)
+    place = hold_place(output)
     loaded, processor = load(model, device, tokenizer, dtype=weights_dtype(precision))
     processor.image_processor.accept = accept
     rule = Layout.of_processor(processor, layout)
@@ -101,16 +102,28 @@ def command(
     reports = place_reports(html, len(records))
     hashes = [hash_model(loaded), hash_processor(processor)]
     about = [*hashes, records.fingerprint()[1], volume_index, sorted(accept)]
-    about += [order, *list_choices(layout, precision, scores)]
+    about += [order, *list_choices(layout, precision, scores), *(dicom.settings() if dicom else [])]
     opener = Opener(volume_index, loaded.config.domain, accept, rule)
-    studies = list_studies(records, prompts, loaded.config.domain, place, about, opener, reports)
+    studies = list_studies(records, prompts, loaded.config.domain, place, about, opener, reports, dicom)
     with working_precision(loaded, precision):
-        described = describe_for_others(loaded, *hashes)
-        write = partial(write_study, loaded, processor, order=order, scores=scores, about=described)
+        write = partial(
+            write_study, loaded, processor, order=order, scores=scores, about=describe_model(loaded, *hashes)
+        )
         entries, failed = write_all(in_order(studies, workers), write, say_origin(model))
     print_entries(entries, scores, as_json)
     if failed:
         raise click.ClickException(f"{failed} studies could not be explained")
+
+
+def hold_place(output: str) -> Path:
+    """The folder of all studies, made, and kept from other processes until the verb ends."""
+    from itemized_clip_hf.data.files import hold_output
+
+    place = Path(output)
+    place.mkdir(parents=True, exist_ok=True)
+    click.get_current_context().with_resource(hold_output(place))
+    say_what_stays(place)
+    return place
 
 
 def write_all(
@@ -153,6 +166,7 @@ def list_studies(
     about: list[Any],
     opener: Opener,
     reports: Callable[[str], Path | None],
+    dicom: DicomOutput | None = None,
 ) -> Iterator[partial[StudyToExplain]]:
     """What opens each study in its turn: with the prompts, or its own items, or the prompts of the domain."""
     from itemized_clip_hf.cli._studies import choose_prompts
@@ -161,13 +175,14 @@ def list_studies(
     from itemized_clip_hf.provenance import hash_json
 
     folders: set[str] = set()
-    for record in records:
+    for number, record in enumerate(records):
         items = list(prompts) or record.get("items")
         if not items:
             items = [texts[0] for texts in choose_prompts((), None, domain).values()]
         folder = place / unique(file_name(record["id"], "study"), folders)
         made_of = hash_json([about, record["id"], items])
-        yield partial(StudyToExplain, record, items, folder, made_of, opener, reports(folder.name))
+        objects = dicom.of_study(folder.name, number) if dicom else None
+        yield partial(StudyToExplain, record, items, folder, made_of, opener, reports(folder.name), objects)
 
 
 def place_reports(html: str | None, studies: int) -> Callable[[str], Path | None]:

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from ..processing.pictures_itemized_clip import open_picture
 from .checks import Report, check_scan
 from .codes import REFUSALS, known_codes
+from .dicomweb import is_study_url
 from .layout import Layout, only_picture
 from .study import Scan, Study
 
@@ -99,7 +100,7 @@ def open_image(
     What an image processor is given -> a checked scan, or a study whose scans are checked when their turn comes.
 
     Args:
-        source: a path, or a scan in memory. Arrays and pictures pass as they are.
+        source: a path or the address of a study, or a scan in memory. Arrays and pictures pass as they are.
         domain, accept: see `require_usable`.
         layout: what the files of a folder are, `"study"` or `"cohort"`, where it cannot be told.
         settings: of the image processor, by which studies have one scan or several; the domain's if None.
@@ -109,7 +110,9 @@ def open_image(
     """
     from .readers.read import read_file
 
-    if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
+    if is_study_url(source):
+        opened: Any = read_file(source)
+    elif isinstance(source, (str, bytes)) or hasattr(source, "__fspath__"):
         rule = Layout.of_domain(domain, layout) if settings is None else Layout.of_settings(settings, layout)
         place = Path(os.fsdecode(source))
         if picture := only_picture(place, rule):

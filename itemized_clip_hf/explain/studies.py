@@ -10,6 +10,7 @@ from ..data.readers.nifti import write_nifti
 from ..evaluation.quantity import DEFAULT
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+from .dicom.output import DicomOutput
 from .encoded import explain_result
 from .maps import HeatMap, write_map
 from .plots import plot_item, slug
@@ -28,6 +29,7 @@ class StudyToExplain:
         folder: of its pictures and maps.
         made_of: hash of all that these depend on.
         report: HTML file that is to be written, too.
+        dicom: DICOM objects that are to be written, too.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class StudyToExplain:
         made_of: str,
         open_images: Callable[[dict], Any],
         report: Path | None = None,
+        dicom: DicomOutput | None = None,
     ):
         self.name, self.path, self.items, self.folder = record["id"], record["path"], items, folder
-        self.report = report
+        self.report, self.dicom = report, dicom
         self.facts = {"id": self.name, "made_of": made_of}
-        self.known = known_maps(folder, made_of) if report is None or is_report(report, made_of) else None
+        whole = (report is None or is_report(report, made_of)) and (dicom is None or dicom.is_written())
+        self.known = known_maps(folder, made_of) if whole else None
         self.images: Any = None
         self.error: Exception | None = None
         if self.known is None:
@@ -62,7 +66,7 @@ def write_study(
     about: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Writes pictures, maps, report, result.json and result.csv of a study, each file whole or not there.
+    Writes pictures, maps and report of a study, each file whole or not there.
 
     Args:
         order: `"linear"` or `"nearest"`, see `token_map_to_source`.
@@ -91,11 +95,11 @@ def write_study(
         with whole_file(study.folder / f"{start}.png") as path:
             plot_item(maps, path)
         entries += _write_item(study, item, start, maps, bases)
-    write_text(study.folder / "result.json", json.dumps(result.to_dict(), indent=1) + "\n")
-    write_text(study.folder / "result.csv", result.to_csv())
     if study.report is not None:
         study.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(study.report, result)
+    if study.dicom is not None:
+        study.dicom.write(result)
     return entries
 
 

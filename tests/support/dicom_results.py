@@ -30,6 +30,17 @@ def explain(study, prompts=ITEMS[:1], domain="brain-mri", seed=0, **settings):
     return explain_result(model, processor, study, prompts, about=about, on_bad_scan=lambda name, error: None)
 
 
+def draw_quickly(monkeypatch) -> None:
+    """Pictures of one color in place of montages, which take longer than all the rest of a study."""
+    from PIL import Image
+
+    def draw(maps, path, **settings):
+        Image.new("RGB", (32, 16), "red").save(path, format="png")
+
+    monkeypatch.setattr("itemized_clip_hf.explain.dicom.secondary_capture.plot_item", draw)
+    monkeypatch.setattr("itemized_clip_hf.explain.studies.plot_item", draw)
+
+
 def frames_to_ras(dataset) -> list[np.ndarray]:
     """Of each frame (4, 3): (row, column, 1) @ it is RAS mm, by PS3.3 C.7.6.2.1.1."""
     shared = dataset.SharedFunctionalGroupsSequence[0]

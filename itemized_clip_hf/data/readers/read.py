@@ -8,6 +8,7 @@ from typing import Any
 
 from ...processing.pictures_itemized_clip import PICTURE_SUFFIXES
 from ...processing.scans_itemized_clip import require_single_scans
+from ..dicomweb import is_study_url, open_study_url
 from ..kinds import holds_dicom, holds_study, is_dicom, is_volume, is_zip, volume_suffixes
 from ..layout import Layout, only_study, require_one_scan
 from ..masks import mask_reason
@@ -21,7 +22,8 @@ def read_file(path: str | os.PathLike, volume_index: int | None = None, layout: 
     A file as a scan, or a folder or DICOM zip as a study.
 
     Args:
-        path: NIfTI, NRRD, MHA, `.pt`, `.npy` or `.npz` file; DICOM folder, zip or file; folder of volume files.
+        path: NIfTI, NRRD, MHA, `.pt`, `.npy` or `.npz` file; DICOM folder, zip or file; folder of volume files; address of a
+            study on a DICOMweb server, `http(s)://HOST/.../studies/UID`.
         volume_index: which volume of a 4-D file to take.
         layout: how files of a folder make studies; those of a study with several scans if None.
 
@@ -29,6 +31,8 @@ def read_file(path: str | os.PathLike, volume_index: int | None = None, layout: 
         FileNotFoundError, ValueError: with what was found and what to do. A mask (few values, all of them integers) is refused,
             and a folder of several studies.
     """
+    if is_study_url(path):
+        return open_study_url(str(path))
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}.")

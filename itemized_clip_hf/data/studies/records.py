@@ -11,6 +11,7 @@ from typing import Any
 
 from ...processing.pictures_itemized_clip import open_picture
 from ..cells import as_items
+from ..dicomweb import is_study_url, split_study_url
 from ..kinds import study_name
 from ..layout import Layout, list_studies
 from ..study import Scan
@@ -153,6 +154,8 @@ class Records:
             return [self._open(image) for image in images]
         if isinstance(images, bytes):
             return open_picture(io.BytesIO(images))
+        if is_study_url(images):
+            return images
         if isinstance(images, (str, os.PathLike)):
             path = Path(images)
             return str(path if path.is_absolute() or self.folder is None else self.folder / path)
@@ -183,9 +186,11 @@ def read_records(
         source: a `.jsonl`, `.csv`, `.tsv` or `.parquet` file or a glob of them; a `train.json` of the reference (study ->
             fields, items under `report`) with a folder of images per study beside it; a saved or prepared `datasets` folder; a
             folder of studies (each a folder or zip), of pictures, or of one folder of pictures per class; one study's folder;
-            one image file.
+            one image file; the address of a study on a DICOMweb server, `http(s)://HOST/.../studies/UID`, whose id is its UID.
         layout: what a study is in a folder, see `layout.Layout`; of studies with several scans if None.
     """
+    if is_study_url(source):
+        return Records([{"id": split_study_url(str(source))[1], "images": source}])
     path = Path(source)
     columns = {"items_column": items_column, "images_column": images_column, "id_column": id_column}
     if not path.exists() and any(character in str(source) for character in "*?["):

@@ -45,7 +45,7 @@ def write_dicom(
         ImportError: highdicom or pydicom is not installed.
         ValueError: the study was not read from DICOM images, these are gone, or the result does not name its model.
     """
-    _require_highdicom()
+    require_highdicom()
     from ...data.readers.dicom.study import quiet
     from .author import Author
     from .source import read_sources, set_identity
@@ -106,7 +106,11 @@ def _objects(
                 yield name, source, partial(make_segmentation, heat, source, threshold=threshold, **settings)
 
 
-def _require_highdicom() -> None:
+def require_highdicom() -> None:
+    """
+    Raises:
+        ImportError: highdicom is not installed; with the name of the extra.
+    """
     try:
         import highdicom  # noqa: F401  only whether it is there
     except ImportError:

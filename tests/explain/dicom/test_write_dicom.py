@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from dicom_files import PATIENT, SECRETS, make_enhanced, make_grid, make_series, make_uid, save, zip_folder
-from dicom_results import assert_lies_on, errors_of, explain
+from dicom_results import assert_lies_on, draw_quickly, errors_of, explain
 from tiny_models import DATA, ITEMS
 
 pydicom = pytest.importorskip("pydicom")
@@ -34,14 +34,8 @@ SERIES = {
 @pytest.fixture(autouse=True)
 def quick_pictures(request, monkeypatch):
     """Drawing takes longer than all the rest; one test looks at the pictures."""
-    if request.node.name.startswith("test_pictures"):
-        return
-    from PIL import Image
-
-    def draw(maps, path):
-        Image.new("RGB", (32, 16), "red").save(path)
-
-    monkeypatch.setattr("itemized_clip_hf.explain.dicom.secondary_capture.plot_item", draw)
+    if not request.node.name.startswith("test_pictures"):
+        draw_quickly(monkeypatch)
 
 
 def series(grid, **fields):
