@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow check bench fuzz servers clean
+.PHONY: demo test test-slow check bench fuzz servers picture clean
 
 demo: $(READY)
 	$(BIN)/itemized-clip demo -o demo-output
@@ -34,6 +34,10 @@ bench: $(READY)
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py -o fuzz.jsonl --cases 10000
+
+# The picture of the report in README.md, from what `make demo` wrote.
+picture: $(READY)
+	$(BIN)/python docs/pictures/make_report.py --demo demo-output
 
 # What tests of pages and DICOM objects need from Debian; without it they are skipped with a reason.
 servers:

@@ -61,6 +61,15 @@ def describe_model(model: PreTrainedModel, model_sha256: str, processor_sha256: 
     }
 
 
+def describe_for_others(model: PreTrainedModel, model_sha256: str, processor_sha256: str) -> dict[str, Any]:
+    """`describe_model` for what is sent to others: of a folder its own name alone, since those above may name people."""
+    described = describe_model(model, model_sha256, processor_sha256)
+    name = described["model"]["name"]
+    if Path(name).exists():
+        described["model"]["name"] = Path(name).resolve().name
+    return described
+
+
 def hash_model(model: PreTrainedModel) -> str:
     """SHA-256 of the configuration without `NOT_HASHED`, and of names, shapes and values of all weights."""
     import torch

@@ -50,3 +50,11 @@ def test_a_package_that_is_not_installed_has_no_version():
     versions = provenance.installed_versions(("python", "torch", "no-such-package"))
     assert list(versions) == ["itemized-clip-hf", "python", "torch", "no-such-package"]
     assert versions["torch"] == torch.__version__ and versions["no-such-package"] is None
+
+
+def test_what_is_sent_to_others_names_no_folder_above_the_model(make_model, tmp_path):
+    model = make_model()
+    model.config._name_or_path = str(tmp_path)
+    assert provenance.describe_for_others(model, "a", "b")["model"]["name"] == tmp_path.name
+    model.config._name_or_path = "org/model"
+    assert provenance.describe_for_others(model, "a", "b")["model"]["name"] == "org/model"

@@ -90,7 +90,7 @@ def command(
     from itemized_clip_hf.explain.studies import write_study
     from itemized_clip_hf.models.load import load, say_origin
     from itemized_clip_hf.models.precision import weights_dtype, working_precision
-    from itemized_clip_hf.provenance import describe_model, hash_model, hash_processor
+    from itemized_clip_hf.provenance import describe_for_others, hash_model, hash_processor
 
     require_inputs(inputs)
     place = hold_place(output)
@@ -106,9 +106,8 @@ def command(
     opener = Opener(volume_index, loaded.config.domain, accept, rule)
     studies = list_studies(records, prompts, loaded.config.domain, place, about, opener, reports, dicom)
     with working_precision(loaded, precision):
-        write = partial(
-            write_study, loaded, processor, order=order, scores=scores, about=describe_model(loaded, *hashes)
-        )
+        described = describe_for_others(loaded, *hashes)
+        write = partial(write_study, loaded, processor, order=order, scores=scores, about=described)
         entries, failed = write_all(in_order(studies, workers), write, say_origin(model))
     print_entries(entries, scores, as_json)
     if failed:

@@ -66,7 +66,7 @@ def write_study(
     about: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Writes pictures, maps and report of a study, each file whole or not there.
+    Writes pictures, maps, report, result.json and result.csv of a study, each file whole or not there.
 
     Args:
         order: `"linear"` or `"nearest"`, see `token_map_to_source`.
@@ -95,6 +95,8 @@ def write_study(
         with whole_file(study.folder / f"{start}.png") as path:
             plot_item(maps, path)
         entries += _write_item(study, item, start, maps, bases)
+    write_text(study.folder / "result.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    write_text(study.folder / "result.csv", result.to_csv())
     if study.report is not None:
         study.report.parent.mkdir(parents=True, exist_ok=True)
         write_report(study.report, result)

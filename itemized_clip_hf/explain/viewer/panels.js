@@ -11,7 +11,7 @@ class VolumePanel {
   }
   async start() {
     this.view = new niivue.Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [0.4, 0.8, 1, 0.8], crosshairWidth: 1, crosshairGap: 8, show3Dcrosshair: true,
+      backColor: [0, 0, 0, 1], crosshairColor: [0.4, 0.8, 1, 0.8], crosshairWidth: 0.35, crosshairWidthUnit: "percent", crosshairGap: 4, show3Dcrosshair: true,
       dragAndDropEnabled: false, loadingText: "", isResizeCanvas: true, fontMinPx: 14, fontSizeScaling: 0.6, logLevel: "error",
       multiplanarShowRender: 1, isRadiologicalConvention: true,
     });

@@ -21,11 +21,13 @@
     byId("quantity").textContent = result.quantity;
     byId("meaning").textContent = `${result.quantity}: ${result.meaning}. Attribution: ${result.attribution}.`;
     for (const note of result.notes) element("li", note, byId("notes"));
-    for (const check of result.checks) {
-      for (const problem of check.problems) {
-        if (problem.level !== "note") element("li", `${check.scan ?? "study"}: ${problem.level} [${problem.code}] ${problem.found}: ${problem.advice}`, byId("notes"));
-      }
+    const said = new Map();
+    for (const check of result.checks) for (const problem of check.problems) {
+      if (problem.level === "note") continue;
+      const words = `${problem.level} [${problem.code}] ${problem.found}: ${problem.advice}`;
+      said.set(words, [...(said.get(words) ?? []), check.scan ?? "study"]);
     }
+    for (const [words, scans] of said) element("li", `${scans.join(", ")}: ${words}`, byId("notes"));
     const passed = result.checks.filter((check) => check.verdict === "ok").length;
     if (passed) element("li", `${passed} of ${result.checks.length} scans passed the checks without a remark.`, byId("notes"));
   }
