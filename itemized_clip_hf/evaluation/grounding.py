@@ -1,15 +1,16 @@
 """Whether a model looks where the finding is: heat maps against masks, and what the score does without what it looked at."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
+from ..explain.attribution import ATTENTION, attribute
 from ..explain.maps import HeatMap
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from .encode import EncodedStudies, encode_inputs
-from .tasks.items import item_attention
 from .zero_shot import score_encoded
 
 
@@ -84,7 +85,7 @@ class PatchCurves:
 
     Args:
         shares: (steps + 1,) of the patches that are changed.
-        deletion: (steps + 1,) TCSim with the patches of highest attention blanked, from none to all of them.
+        deletion: (steps + 1,) TCSim with the patches of highest attribution blanked, from none to all of them.
         insertion: (steps + 1,) TCSim with only these patches shown.
         random_deletion, random_insertion: the same in a random order.
     """
@@ -110,6 +111,7 @@ def patch_curves(
     steps: int = 10,
     seed: int = 0,
     normalize_pool_inputs: bool = True,
+    attribution: str = ATTENTION,
 ) -> PatchCurves:
     """
     Deletion and insertion in the input: patches are blanked before the vision tower, so that no other token knows of them.
@@ -119,31 +121,71 @@ def patch_curves(
         item_embed: (P,).
         steps: of equal numbers of patches.
         seed: of the random order.
+        attribution: what the order of the patches is by, a name of `explain.attribution.ATTRIBUTIONS`.
     """
     pixels = inputs["pixel_values"]
-    whole = encode_inputs(model, inputs)
-    attention = item_attention(model, item_embed[None, None], whole)[0, 0]
-    real = torch.ones_like(attention, dtype=torch.bool) if whole.token_mask is None else whole.token_mask[0]
-    places = real.nonzero()[:, 0]
-    generator = torch.Generator().manual_seed(seed)
-    orders = {
-        "": places[attention[places].argsort(descending=True, stable=True)],
-        "random_": places[torch.randperm(len(places), generator=generator).to(places.device)],
-    }
     # The mean of each scan and channel is what a blanked patch shows.
     blank = pixels.mean(dim=(-3, -2, -1) if pixels.ndim == 6 else (-2, -1), keepdim=True)
+
+    def score(shown: torch.Tensor) -> np.ndarray:
+        spread = [_spread(row, model.config.vision.patch_shape, pixels) for row in shown]
+        return _score_changed(model, inputs, item_embed, spread, blank, normalize_pool_inputs)
+
+    return _play_curves(model, encode_inputs(model, inputs), item_embed, score, steps, seed, attribution)
+
+
+@torch.no_grad()
+def token_curves(
+    model: ItemizedCLIPModel,
+    studies: EncodedStudies,
+    item_embed: torch.Tensor,
+    steps: int = 10,
+    seed: int = 0,
+    normalize_pool_inputs: bool = True,
+    attribution: str = ATTENTION,
+) -> PatchCurves:
+    """
+    Deletion and insertion in the item pooler: the item may no longer attend to tokens, which stay as the vision tower made
+    them. What is left of a finding in its neighbours' tokens counts for these.
+
+    Args:
+        studies: one study after the vision tower.
+        item_embed, steps, seed, attribution: as in `patch_curves`.
+    """
+    item, tokens = item_embed[None, None], studies.tokens
+    if normalize_pool_inputs:
+        item, tokens = F.normalize(item, dim=-1), F.normalize(tokens, dim=-1)
+
+    def score(shown: torch.Tensor) -> np.ndarray:
+        pooled = model.item_pooler(item.expand(-1, len(shown), -1), tokens, shown[None, None])
+        return F.cosine_similarity(pooled.float(), item.float(), dim=-1, eps=1e-6)[0].cpu().numpy()
+
+    return _play_curves(model, studies, item_embed, score, steps, seed, attribution)
+
+
+def _play_curves(
+    model: ItemizedCLIPModel,
+    studies: EncodedStudies,
+    item_embed: torch.Tensor,
+    score: Callable[[torch.Tensor], np.ndarray],
+    steps: int,
+    seed: int,
+    attribution: str,
+) -> PatchCurves:
+    """The four curves; `score`: which tokens are shown, (n, L), -> scores (n,)."""
+    values = attribute(model, item_embed[None, None], studies.tokens, studies.keep_mask, attribution)[0, 0]
+    real = torch.ones_like(values, dtype=torch.bool) if studies.token_mask is None else studies.token_mask[0]
+    places = real.nonzero()[:, 0]
+    shuffled = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(seed)).to(places.device)]
+    # Equal values, such as the zeros of tokens that speak against the item, follow each other at random.
+    orders = {"": shuffled[values[shuffled].argsort(descending=True, stable=True)], "random_": shuffled}
     edges = np.linspace(0, len(places), steps + 1).round().astype(int)
     curves = {}
     for start, order in orders.items():
-        for kind in ("deletion", "insertion"):
-            changed = []
-            for edge in edges:
-                shown = real.clone()
-                if kind == "insertion":
-                    shown[:] = False
-                shown[order[:edge]] = kind == "insertion"
-                changed.append(_spread(shown, model.config.vision.patch_shape, pixels))
-            curves[f"{start}{kind}"] = _score_changed(model, inputs, item_embed, changed, blank, normalize_pool_inputs)
+        taken = torch.zeros(len(edges), len(real), dtype=torch.bool, device=real.device)
+        for row, edge in zip(taken, edges):
+            row[order[:edge]] = True
+        curves[f"{start}deletion"], curves[f"{start}insertion"] = score(real & ~taken), score(taken)
     return PatchCurves(edges / len(places), **curves)
 
 

@@ -13,7 +13,8 @@ from ..evaluation.zero_shot import score_encoded
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..processing.scans_itemized_clip import ProcessedScan
-from .maps import attend, relate_to_mean, require_pooler
+from .attribution import ATTENTION, attribute, check_attribution, require_pooler
+from .maps import relate_to_mean
 from .result import Finding, StudyResult
 
 
@@ -88,6 +89,7 @@ def explain_encoded(
     prompts: Mapping[str, Any] | Sequence[str],
     quantity: str = DEFAULT,
     about: Mapping[str, Any] | None = None,
+    attribution: str = ATTENTION,
 ) -> StudyResult:
     """
     Scores of findings, and where the model looked for each; only texts pass through a tower.
@@ -97,11 +99,13 @@ def explain_encoded(
         prompts: texts, or label -> text or texts, whose embeddings are averaged.
         quantity: similarity, logit or probability.
         about: what identifies the result, e.g. `provenance.describe_model`; ready for JSON.
+        attribution: what heat maps show, a name of `explain.attribution.ATTRIBUTIONS`.
 
     Raises:
-        ValueError: there are no prompts, or no such quantity.
+        ValueError: there are no prompts, or no such quantity or attribution.
     """
     check_quantity(quantity)
+    check_attribution(attribution)
     labels, texts, embeds = _encode_findings(model, processor, prompts)
     encoded = study.encoded
     similarities = score_encoded(model, embeds, encoded)
@@ -109,7 +113,7 @@ def explain_encoded(
     if not normalizes_pool_inputs(quantity):
         pooled = score_encoded(model, embeds, encoded, normalize_pool_inputs=False)
     scores = convert(model, pooled, quantity)[0]
-    attention = attend(model, embeds[None], encoded.tokens, encoded.keep_mask)[0]
+    attention = attribute(model, embeds[None], encoded.tokens, encoded.keep_mask, attribution)[0]
     scan_size = study.scans[0].pixel_values.shape[1:]
     grid = tuple(n // m for n, m in zip(scan_size, model.config.vision.patch_shape))
     relative, shares = relate_to_mean(attention, len(study.scans), grid)
@@ -125,6 +129,7 @@ def explain_encoded(
         study.reports,
         list(study.notes),
         dict(about or {}),
+        attribution,
     )
 
 
@@ -152,8 +157,9 @@ def explain_result(
     quantity: str = DEFAULT,
     on_bad_scan: Callable[[str | None, Exception], Any] | None = None,
     about: Mapping[str, Any] | None = None,
+    attribution: str = ATTENTION,
 ) -> StudyResult:
     """`encode_study` and `explain_encoded` of one study."""
-    return explain_encoded(
-        model, processor, encode_study(model, processor, study, study_id, on_bad_scan), prompts, quantity, about
-    )
+    check_attribution(attribution)
+    encoded = encode_study(model, processor, study, study_id, on_bad_scan)
+    return explain_encoded(model, processor, encoded, prompts, quantity, about, attribution)

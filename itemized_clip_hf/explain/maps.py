@@ -17,6 +17,8 @@ from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.geometry_itemized_clip import scaling
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..processing.scans_itemized_clip import ProcessedScan
+from .attribution import ATTENTION, attribute, check_attribution
+from .attribution import require_pooler as require_pooler
 
 
 @dataclass(repr=False)
@@ -38,6 +40,8 @@ class HeatMap:
         series: name of the source, without a window; None for arrays.
         path: file or folder that the source was read from, where it is known.
         quantity, score: the score that was asked for, see `evaluation.quantity`; the similarity by default.
+        attribution: what the values are, a name of `explain.attribution.ATTRIBUTIONS`; what is said of attention here holds
+            for it.
     """
 
     item: str
@@ -53,6 +57,7 @@ class HeatMap:
     path: str | None = None
     quantity: str = DEFAULT
     score: float | None = None
+    attribution: str = ATTENTION
 
     def __repr__(self) -> str:
         score = "" if self.score is None else f", {self.quantity} {self.score:.3f}"
@@ -162,15 +167,6 @@ def token_map_to_source(
     return painted
 
 
-def require_pooler(model: ItemizedCLIPModel) -> None:
-    """Raises for a model whose pooler was not trained: its attention would show nothing but its random start."""
-    if model.config.scoring == "global":
-        raise ValueError(
-            "this model was trained by an objective of global embeddings (scoring: global): its item pooler is untrained and "
-            "has no attention to show. Objectives itemized_clip and flair train it."
-        )
-
-
 @torch.no_grad()
 def attention_maps(
     model: ItemizedCLIPModel,
@@ -212,6 +208,7 @@ def explain_items(
     order: str = "linear",
     on_bad_scan: Callable[[str | None, Exception], Any] | None = None,
     scores: str = DEFAULT,
+    attribution: str = ATTENTION,
 ) -> Iterator[list[HeatMap]]:
     """
     Heat maps of one study, item by item: a list with one map per scan.
@@ -222,11 +219,13 @@ def explain_items(
         order: `"linear"` or `"nearest"`, see `token_map_to_source`.
         on_bad_scan: called with the name of a scan that is left out, and why; without it the error is raised.
         scores: quantity of the score that the maps carry beside the similarity, see `evaluation.quantity`.
+        attribution: what the maps show, a name of `explain.attribution.ATTRIBUTIONS`.
 
     Raises:
-        ValueError: there is no such quantity, or the model's pooler is untrained.
+        ValueError: there is no such quantity or attribution, or the model's pooler is untrained.
     """
     check_quantity(scores)
+    check_attribution(attribution)
     image_processor = processor.image_processor
     scans = image_processor.process_study(study, on_error=on_bad_scan)
     inputs = image_processor.collate([scans], return_tensors="pt").to(model.device)
@@ -234,7 +233,7 @@ def explain_items(
     with torch.no_grad():
         item_embeds = encode_texts(model, processor, items)
         study_tokens = encode_inputs(model, inputs)
-        attention = attend(model, item_embeds[None], study_tokens.tokens, study_tokens.keep_mask)[0]
+        attention = attribute(model, item_embeds[None], study_tokens.tokens, study_tokens.keep_mask, attribution)[0]
     similarities = score_encoded(model, item_embeds, study_tokens)
     pooled = similarities
     if not normalizes_pool_inputs(scores):
@@ -243,7 +242,7 @@ def explain_items(
     patch_size = model.config.vision.patch_shape
     for number, maps in enumerate(paint_items(attention, items, scans, patch_size, order, similarities[0].tolist())):
         for heat in maps:
-            heat.quantity, heat.score = scores, quantities[number]
+            heat.quantity, heat.score, heat.attribution = scores, quantities[number], attribution
         yield maps
 
 
@@ -333,10 +332,16 @@ def paint_scan(
 
 
 def explain_study(
-    model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor, study: Any, items: list[str], order: str = "linear"
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
+    study: Any,
+    items: list[str],
+    order: str = "linear",
+    attribution: str = ATTENTION,
 ) -> list[HeatMap]:
     """All heat maps of one study, those of the first item first; `explain_items` needs less memory."""
-    return [heat for maps in explain_items(model, processor, study, items, order) for heat in maps]
+    found = explain_items(model, processor, study, items, order, attribution=attribution)
+    return [heat for maps in found for heat in maps]
 
 
 def source_array(scan: ProcessedScan) -> np.ndarray:

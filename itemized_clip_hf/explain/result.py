@@ -58,7 +58,7 @@ class StudyResult:
         reports: of `data.checks`, per scan that came from a file, in the order of the scans.
         notes: what was left out, for people.
         about: model, processor and whatever else identifies the result, ready for JSON.
-        attribution: how the attention of the findings was made.
+        attribution: what the attention of the findings is, a name of `explain.attribution.ATTRIBUTIONS`.
     """
 
     study: str
@@ -124,7 +124,7 @@ class StudyResult:
             for number, scan in enumerate(self.scans)
         ]
         for heat in maps:
-            heat.quantity, heat.score = self.quantity, chosen.score
+            heat.quantity, heat.score, heat.attribution = self.quantity, chosen.score, self.attribution
         return maps
 
     def peak(self, finding: int, scan: int) -> np.ndarray:

@@ -91,18 +91,27 @@ class ItemizedCLIPItemPooler(nn.Module):
         """
         mask = None if keep_mask is None else F.pad(keep_mask.bool(), (0, 1), value=True)
         pooled = F.scaled_dot_product_attention(query, F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1)), mask)
-        return self._merge_heads(pooled)
+        return self.merge(pooled)
 
     def attend_with_map(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, keep_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `attend`, and the attention map (B, T, L): mean over heads, without the extra slot."""
+        attention = self.weigh(query, key, keep_mask)
+        return self.merge(attention.to(value.dtype) @ value), attention.mean(1)
+
+    def weigh(self, query: torch.Tensor, key: torch.Tensor, keep_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Attention (B, heads, T, L) without the extra slot, so that its rows sum to less than 1; at least float32."""
         scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5
         scores = scores if scores.dtype == torch.float64 else scores.float()
         if keep_mask is not None:
             scores = scores.masked_fill(~keep_mask.bool(), float("-inf"))
-        attention = F.softmax(F.pad(scores, (0, 1)), dim=-1)[..., :-1]
-        return self._merge_heads(attention.to(value.dtype) @ value), attention.mean(1)
+        return F.softmax(F.pad(scores, (0, 1)), dim=-1)[..., :-1]
+
+    def merge(self, heads: torch.Tensor) -> torch.Tensor:
+        """What each head gathered, (B, heads, T, d), through the output projection: (B, T, P)."""
+        pooled: torch.Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))
+        return pooled
 
     @overload
     def forward(
@@ -149,7 +158,3 @@ class ItemizedCLIPItemPooler(nn.Module):
 
     def _split_heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
-
-    def _merge_heads(self, x: torch.Tensor) -> torch.Tensor:
-        pooled: torch.Tensor = self.out_proj(x.transpose(1, 2).flatten(2))
-        return pooled
