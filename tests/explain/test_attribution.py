@@ -118,7 +118,9 @@ def test_occlusion_is_the_fall_of_the_score_without_the_token(case):
     for (b, m), item, own in each(case):
         whole = cosine(item, pooled_by_hand(pooler, item, own)[2])
         without = [cosine(item, pooled_by_hand(pooler, item, np.delete(own, t, 0))[2]) for t in range(len(own))]
-        np.testing.assert_allclose(values[b, m, : len(own)].detach().numpy(), np.maximum(whole - np.array(without), 0), atol=1e-5)
+        np.testing.assert_allclose(
+            values[b, m, : len(own)].detach().numpy(), np.maximum(whole - np.array(without), 0), atol=1e-5
+        )
 
 
 def test_the_score_does_not_know_the_length_of_a_token(case):
@@ -187,7 +189,9 @@ def test_every_method_in_maps_and_results(ready):
             np.testing.assert_allclose(finding.attention, results[name], rtol=1e-4, atol=1e-5)
             assert finding.shares.sum() == pytest.approx(1, abs=1e-5)
             assert finding.attention.mean() == pytest.approx(1, abs=1e-5)
-    assert all(np.abs(results["attention"] - results[name]).max() > 1e-3 for name in ATTRIBUTIONS if name != "attention")
+    assert all(
+        np.abs(results["attention"] - results[name]).max() > 1e-3 for name in ATTRIBUTIONS if name != "attention"
+    )
     plain = explain_study(model, processor, study, ITEMS[:2])
     assert plain[0].attribution == "attention"
     np.testing.assert_array_equal(np.stack([heat.tokens for heat in plain[2:]]), results["attention"])
