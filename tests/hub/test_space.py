@@ -4,10 +4,14 @@ import ast
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from groups import free_port
 from loopback_hub import LoopbackHub
 
 from itemized_clip_cli import main
@@ -90,3 +94,46 @@ def test_a_space_goes_to_the_hub(model_folder, tmp_path):
         assert "scores.csv" not in repo.files
         assert repo.files["app.py"] == (place / "app.py").read_bytes()
         assert f"{hub.endpoint}/spaces/org/brain-app" in done.stdout
+
+
+def answer_of(place, python: str, environment: dict[str, str]) -> str:
+    """The page that the Space's own app serves, started as the Hub starts it."""
+    port = free_port()
+    settings = {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
+    running = subprocess.Popen(
+        [python, "app.py"], cwd=place, env={**environment, **settings}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        for _ in range(600):
+            assert running.poll() is None, running.stdout.read().decode()[-3000:]
+            try:
+                with urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                    return answer.read().decode()
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError("it did not answer within two minutes")
+    finally:
+        running.kill()
+        running.wait()
+
+
+def test_it_answers(model_folder, tmp_path):
+    place = write_space(tmp_path / "space", str(model_folder), "Brain MRI here", "mit")
+    package = str(Path(__file__).parents[2])
+    assert "Brain MRI here" in answer_of(place, sys.executable, {**os.environ, "PYTHONPATH": package})
+
+
+@pytest.mark.slow
+def test_it_needs_nothing_but_its_requirements(model_folder, tmp_path):
+    """A new environment with a wheel of the package, and what the Space asks for."""
+    root = Path(__file__).parents[2]
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(root)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    place = write_space(tmp_path / "space", str(model_folder), "Brain MRI here", "mit", wheel)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    pins = ["-c", str(root / "constraints.txt")]  # the Space resolves freely; here torch has to be the one without CUDA
+    subprocess.run([python, "-m", "pip", "install", "-q", *pins, "-r", "requirements.txt"], cwd=place, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    assert "Brain MRI here" in answer_of(place, python, environment)
