@@ -31,6 +31,7 @@ for package in ("nibabel", "sklearn", "datasets", "matplotlib", "peft"):
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+VIEWING = BLOCK.findall((ROOT / "docs" / "viewing.md").read_text())
 README = [(kind, text) for kind, text in BLOCK.findall((ROOT / "README.md").read_text())]
 CARDS = {path.stem: BLOCK.findall(path.read_text()) for path in sorted((ROOT / "hub_cards").glob("*.md"))}
 VOLUME = {"scan_size": [8, 16, 16]}
@@ -147,6 +148,7 @@ def readme_folder(tmp_path, small, tokenizer_file, monkeypatch):
         write_model(folder / name, domain, tokenizer_file)
     for name in ("T1", "FLAIR"):
         write_scan(folder / "demo-output" / "study" / f"{name}.nii.gz")
+        write_scan(folder / "demo-output" / "studies" / "d0" / f"{name}.nii.gz")
     images = {name: f"study/{name}.nii.gz" for name in ("T1", "FLAIR")}
     lines = [json.dumps({"id": f"d{n}", "images": images, "items": ITEMS[:3]}) for n in range(3)]
     (folder / "demo-output" / "studies.jsonl").write_text("\n".join(lines))
@@ -245,6 +247,7 @@ def test_every_block_of_the_readme(readme_folder, monkeypatch):
     monkeypatch.setattr(
         "itemized_clip_hf.hub.push.run_load_test", lambda folder: None
     )  # processes know no small domains
+    monkeypatch.setattr("itemized_clip_hf.app.serve.serve", lambda *_: None)  # it would wait for visitors
     kinds = []
     names: dict = {}
     for kind, text in README:
@@ -260,6 +263,22 @@ def test_every_block_of_the_readme(readme_folder, monkeypatch):
     assert {"README.md", "card.yaml", "model.safetensors"} <= {path.name for path in Path("brain-mri-model").iterdir()}
     assert json.loads(Path("out/ct-rate.json").read_text())["headline"]["value"] is not None
     assert any(Path("maps").rglob("*.nii.gz")) and Path("merged-model/config.json").exists()
+
+
+def test_every_block_of_viewing(readme_folder, monkeypatch, tokenizer_file):
+    monkeypatch.setattr("itemized_clip_hf.app.serve.serve", lambda *_: None)
+    write_model(readme_folder / "org" / "itemizedclip-brain-mri", "brain-mri", tokenizer_file)
+    names: dict = {}
+    for kind, text in VIEWING:
+        if kind == "python":
+            exec(compile(text, "viewing.md", "exec"), names)
+        else:
+            for words in commands_of(text):
+                run_line(words)
+    told = json.loads(next(Path("maps").rglob("result.json")).read_text())
+    for key in re.findall(r"^\| `(.+?)` \|", (ROOT / "docs" / "viewing.md").read_text(), re.MULTILINE):
+        assert set(key.split("`, `")) <= set(told), key
+    assert Path("report.html").stat().st_size > 2_000_000 and Path("my-space/app.py").exists()
 
 
 def run_line(words: list[str]) -> None:
