@@ -54,7 +54,7 @@ def frames_to_ras(dataset) -> list[np.ndarray]:
 
 
 def assert_lies_on(dataset, values: np.ndarray, nifti) -> None:
-    """Every frame lies on a slice of a NIfTI volume, within 0.1 mm at its corners, and holds what stands there."""
+    """Every frame lies on a slice of a NIfTI volume, within 0.1 mm at its corners, and holds what stands there (some of it)."""
     inverse = np.linalg.inv(nifti.affine)
     volume = np.asarray(nifti.dataobj)
     rows, columns = values.shape[1:]
@@ -67,9 +67,10 @@ def assert_lies_on(dataset, values: np.ndarray, nifti) -> None:
         slices = set(nearest[:, 2])  # the third axis of our NIfTI files runs through the slices
         assert len(slices) == 1 and not slices & seen
         seen |= slices
-        indices = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), [1], indexing="ij"), -1)[:, :, 0]
+        chosen = [np.arange(0, size, 1 + size // 64) for size in (rows, columns)]
+        indices = np.stack(np.meshgrid(*chosen, [1], indexing="ij"), -1)[:, :, 0]
         places = np.rint(indices @ matrix @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)
-        np.testing.assert_allclose(frame, volume[tuple(places.reshape(-1, 3).T)].reshape(rows, columns), rtol=1e-6)
+        np.testing.assert_allclose(frame[np.ix_(*chosen)], volume[tuple(np.moveaxis(places, -1, 0))], rtol=1e-6)
     assert len(seen) == volume.shape[2]
 
 

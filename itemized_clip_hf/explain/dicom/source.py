@@ -15,7 +15,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import generate_uid
 from pydicom.valuerep import DS
 
-from ...data.readers.dicom.files import list_files
+from ...data.readers.dicom.files import DicomFile, list_files
 from ...data.readers.dicom.header import read_header
 from ...data.readers.dicom.slices import Slice, list_slices
 from ...data.readers.dicom.study import quiet
@@ -99,9 +99,10 @@ def read_sources(result: StudyResult, anonymous: bool = False) -> list[SourceSer
         )
     paths = dict.fromkeys(scan.path for scan in sources.values())
     wanted = {uid for scan in sources.values() for uid, _ in scan.instances}
+    named = {scan.instances[0][0] for scan in sources.values()}
     found: dict[str, tuple[list[Slice], dict[str, str]]] = {}
     for path in paths:
-        found |= _find(Path(str(path)), wanted)
+        found |= _find(Path(str(path)), wanted, named)
     rename = _renamer() if anonymous else str
     series = {key: _series(scan, found, rename, anonymous) for key, scan in sources.items()}
     return [series[id(scan.source)] for scan in result.scans]
@@ -139,8 +140,8 @@ def _renamer() -> Callable[[Any], str]:
     return rename
 
 
-def _find(path: Path, wanted: set[str]) -> dict[str, tuple[list[Slice], dict[str, str]]]:
-    """SOPInstanceUID -> slices of the image and whose it is, of the wanted ones below a folder or in a zip."""
+def _find(path: Path, wanted: set[str], named: set[str]) -> dict[str, tuple[list[Slice], dict[str, str]]]:
+    """SOPInstanceUID -> slices of the wanted images below a folder or in a zip, and whose they are where that is asked for."""
     found: dict[str, tuple[list[Slice], dict[str, str]]] = {}
     if not path.exists():
         return found
@@ -151,14 +152,15 @@ def _find(path: Path, wanted: set[str]) -> dict[str, tuple[list[Slice], dict[str
                 read_header(file)
                 uid = str(file.header.get("SOPInstanceUID") or "")
                 if uid in wanted and uid not in found:
-                    found[uid] = list_slices(file.header, file), _identity(file.read(file.pixels_at))
+                    found[uid] = list_slices(file.header, file), _identity(file) if uid in named else {}
     return found
 
 
-def _identity(data: bytes) -> dict[str, str]:
+def _identity(file: DicomFile) -> dict[str, str]:
     """Patient and study of an image, decoded."""
     tags: list[Any] = ["SpecificCharacterSet", *REQUIRED, *OPTIONAL]
-    header = pydicom.dcmread(BytesIO(data), specific_tags=tags, stop_before_pixels=True, force=True)
+    data = BytesIO(file.read(file.pixels_at))
+    header = pydicom.dcmread(data, specific_tags=tags, stop_before_pixels=True, force=True)
     identity = {name: _text(header.get(name)).strip(" \0") for name in (*REQUIRED, *OPTIONAL)}
     return {
         name: value

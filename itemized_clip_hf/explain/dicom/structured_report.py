@@ -57,17 +57,16 @@ def make_structured_report(result: StudyResult, sources: list[SourceSeries], aut
 def _group(result: StudyResult, number: int, sources: list[SourceSeries], author: Author) -> Any:
     """One finding: its code and text, the algorithm, the score and the shares."""
     finding = result.findings[number]
-    strongest = finding.strongest_scan
-    measurements = [
-        _measurement(own_code(result.quantity), finding.score, _point(result, number, strongest), sources[strongest])
-    ]
     series: dict[int, list[int]] = {}  # the windows of one series are looked at together
     for scan, source in enumerate(sources):
         series.setdefault(id(source), []).append(scan)
-    for scans in series.values():
-        best = max(scans, key=lambda scan: finding.shares[scan])
+    shares = {max(scans, key=lambda scan: finding.shares[scan]): scans for scans in series.values()}
+    points = {scan: _point(result, number, scan) for scan in {finding.strongest_scan, *shares}}
+    strongest = finding.strongest_scan
+    measurements = [_measurement(own_code(result.quantity), finding.score, points[strongest], sources[strongest])]
+    for best, scans in shares.items():
         share = float(sum(finding.shares[scan] for scan in scans))
-        measurements.append(_measurement(own_code("share"), share, _point(result, number, best), sources[best]))
+        measurements.append(_measurement(own_code("share"), share, points[best], sources[best]))
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=UID(), identifier=plain_text(finding.label)),
         finding_category=own_code("finding"),

@@ -307,3 +307,26 @@ def test_real_studies(name, domain, threshold, tmp_path):
         frames = segments.pixel_array
         assert frames.sum() == (heat.values >= threshold).sum() > 0
     assert highdicom.sr.srread(paths[0]).content.get_image_measurement_groups()
+
+
+def test_images_without_a_frame_of_reference_get_a_fresh_one(tmp_path):
+    save(make_series(make_grid(**SMALL), "MR", FrameOfReferenceUID=None), tmp_path / "study")
+    paths = write_dicom(tmp_path / "out", explain(tmp_path / "study"))
+    (written,) = of_class(paths, "ParametricMapStorage")
+    assert written.FrameOfReferenceUID in pydicom.dcmread(paths[0]).to_json() and not errors_of(paths)
+
+
+def test_echoes_in_one_series_refer_to_their_own_images(tmp_path):
+    """Two scans of one series lie in one place: each is referred to by its own images."""
+    grid = make_grid(**SMALL)
+    uid = make_uid()
+    for echo in ("10", "80"):
+        files = series(grid, SeriesInstanceUID=uid, EchoTime=echo)
+        save(files, tmp_path / "study" / echo)
+    result = explain(tmp_path / "study")
+    maps = of_class(write_dicom(tmp_path / "out", result), "ParametricMapStorage")
+    assert len(maps) == 2
+    for scan, written in zip(result.scans, maps):
+        echo = scan.name.rsplit("TE", 1)[1]
+        expected = {pydicom.dcmread(path).SOPInstanceUID for path in (tmp_path / "study" / echo).iterdir()}
+        assert {one.ReferencedSOPInstanceUID for one in written.SourceImageSequence} == expected
