@@ -55,3 +55,31 @@ def test_intervals_over_seeds_and_images():
     alone = 196 * (share * (1 - share) / 500) ** 0.5  # images alone, one seed, in percent
     assert 0.4 * alone < half < 1.3 * alone
     assert found["by_seed"]["mean_rank"] == [round(float(np.mean(row)), 3) for row in ranks]
+
+
+def test_table_of_attributions():
+    """The documented table is the measured one, and the method that results show beats raw attention in every column."""
+    from itemized_clip_hf.explain.attribution import ATTRIBUTIONS, BEST
+
+    attribution = pytest.importorskip("attribution")
+    document = json.loads(attribution.RESULTS.read_text())
+    assert table_between(attribution.DOCS, attribution.MARK) == attribution.table_rows(document)
+    for figure in document["figures"].values():
+        assert list(figure["methods"]) == list(ATTRIBUTIONS)
+        low, high = figure["methods"][BEST]["interval_of_difference"]
+        assert low > 0 if figure["better"] == "higher" else high < 0
+
+
+def test_differences_of_attributions_are_paired():
+    attribution = pytest.importorskip("attribution")
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 1, 40)
+    base[:3] = np.nan
+    run = {"attention": {c: base for c in attribution.COLUMNS}, "other": {c: base + 0.1 for c in attribution.COLUMNS}}
+    for figure in attribution.summarize([run, run], resamples=100).values():
+        assert figure["studies"] == 74
+        other = figure["methods"]["other"]
+        assert other["difference"] == pytest.approx(0.1) and other["interval_of_difference"] == pytest.approx(
+            (0.1, 0.1)
+        )
+        assert other["interval"][1] - other["interval"][0] > 0.2

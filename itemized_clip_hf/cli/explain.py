@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     help="Also write a report with table and viewer: one HTML file that works from disk; a folder for several studies.",
 )
 @dicom_options
+@click.option(
+    "--attribution",
+    help="What maps show: attention (where the model looks), contribution (what each patch adds to the score), "
+    "gradient-weighted or occlusion. Without it: contribution with --html, else attention.",
+)
 @click.option("--nearest", is_flag=True, help="Paint patches as blocks instead of interpolating between them.")
 @scores_option
 @workers_option
@@ -61,6 +66,7 @@ def command(
     output: str,
     html: str | None,
     dicom: DicomOutput | None,
+    attribution: str | None,
     nearest: bool,
     scores: str,
     workers: int,
@@ -76,7 +82,7 @@ def command(
     Write heat maps of items.
 
     Every study gets a folder with one PNG per item and, for scans with geometry, one NIfTI heat map per item and scan, which
-    has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean attention of a patch; the score is
+    has the scan's own affine and shape and overlays it in any viewer. Its unit is the mean of a patch; the score is
     the one that predict prints (--scores). Scans that are not NIfTI files are written as such, too: voxels and geometry,
     nothing else of a header. maps.json in the folder says which study and items it is of: a run that was stopped goes on
     behind the folders that have one when the same command is run again.
@@ -93,6 +99,7 @@ def command(
     from itemized_clip_hf.provenance import describe_for_others, hash_model, hash_processor
 
     require_inputs(inputs)
+    shown = choose_attribution(attribution, html)
     place = hold_place(output)
     loaded, processor = load(model, device, tokenizer, dtype=weights_dtype(precision))
     processor.image_processor.accept = accept
@@ -102,12 +109,12 @@ def command(
     reports = place_reports(html, len(records))
     hashes = [hash_model(loaded), hash_processor(processor)]
     about = [*hashes, records.fingerprint()[1], volume_index, sorted(accept)]
-    about += [order, *list_choices(layout, precision, scores), *(dicom.settings() if dicom else [])]
+    about += [order, *list_choices(layout, precision, scores, shown), *(dicom.settings() if dicom else [])]
     opener = Opener(volume_index, loaded.config.domain, accept, rule)
     studies = list_studies(records, prompts, loaded.config.domain, place, about, opener, reports, dicom)
     with working_precision(loaded, precision):
         described = describe_for_others(loaded, *hashes)
-        write = partial(write_study, loaded, processor, order=order, scores=scores, about=described)
+        write = partial(write_study, loaded, processor, order=order, scores=scores, about=described, attribution=shown)
         entries, failed = write_all(in_order(studies, workers), write, say_origin(model))
     print_entries(entries, scores, as_json)
     if failed:
@@ -151,9 +158,17 @@ def write_all(
     return entries, failed
 
 
-def list_choices(layout: str | None, precision: str, scores: str) -> list[str]:
+def choose_attribution(name: str | None, html: str | None) -> str:
+    """The one that is named, or what a report shows best; the maps of a run are those of its report."""
+    from itemized_clip_hf.explain.attribution import ATTENTION, BEST, check_attribution
+
+    return check_attribution(name or (BEST if html else ATTENTION))
+
+
+def list_choices(layout: str | None, precision: str, scores: str, attribution: str) -> list[str]:
     """Choices that differ from what always was: the others are not named, so that folders of earlier versions go on."""
     named = [layout or "", "bf16" if precision == "bf16" else "", "" if scores == "similarity" else scores]
+    named.append("" if attribution == "attention" else attribution)
     return [choice for choice in named if choice]
 
 

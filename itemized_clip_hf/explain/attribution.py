@@ -31,6 +31,8 @@ ATTRIBUTIONS: dict[str, Attribution] = {}
 """Name -> method."""
 
 ATTENTION = "attention"
+BEST = "contribution"
+"""Of the methods in `benchmarks/attribution.py`: what results and reports show unless told otherwise."""
 TOKENS_AT_ONCE = 1024
 """Tokens that `by_occlusion` leaves out, each by itself, in one pass."""
 

@@ -13,7 +13,7 @@ from ..evaluation.zero_shot import score_encoded
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..processing.scans_itemized_clip import ProcessedScan
-from .attribution import ATTENTION, attribute, check_attribution, require_pooler
+from .attribution import BEST, attribute, check_attribution, require_pooler
 from .maps import relate_to_mean
 from .result import Finding, StudyResult
 
@@ -89,7 +89,7 @@ def explain_encoded(
     prompts: Mapping[str, Any] | Sequence[str],
     quantity: str = DEFAULT,
     about: Mapping[str, Any] | None = None,
-    attribution: str = ATTENTION,
+    attribution: str = BEST,
 ) -> StudyResult:
     """
     Scores of findings, and where the model looked for each; only texts pass through a tower.
@@ -157,7 +157,7 @@ def explain_result(
     quantity: str = DEFAULT,
     on_bad_scan: Callable[[str | None, Exception], Any] | None = None,
     about: Mapping[str, Any] | None = None,
-    attribution: str = ATTENTION,
+    attribution: str = BEST,
 ) -> StudyResult:
     """`encode_study` and `explain_encoded` of one study."""
     check_attribution(attribution)

@@ -62,7 +62,8 @@ class HeatMap:
     def __repr__(self) -> str:
         score = "" if self.score is None else f", {self.quantity} {self.score:.3f}"
         shape = " x ".join(map(str, self.values.shape))
-        return f"HeatMap({self.item!r}, scan {self.scan_name!r}, {shape}, {self.share:.0%} of the attention{score})"
+        what = self.attribution
+        return f"HeatMap({self.item!r}, scan {self.scan_name!r}, {shape}, {self.share:.0%} of the {what}{score})"
 
     def touched_tokens(self, mask: np.ndarray) -> np.ndarray:
         """Tokens (D, H, W) that hold at least one voxel of a mask in the source's grid."""
@@ -72,7 +73,8 @@ class HeatMap:
 def write_map(path: str | os.PathLike, heat: HeatMap) -> None:
     """A heat map as NIfTI in the space of its scan, with its unit and range in the header."""
     highest = max(float(heat.values.max()), 1.0)
-    write_nifti(path, heat.values, heat.affine, "attention / mean attention of a patch", (0.0, highest))
+    unit = f"{heat.attribution} / mean {heat.attribution} of a patch"
+    write_nifti(path, heat.values, heat.affine, unit, (0.0, highest))
 
 
 def touched_tokens(mask: np.ndarray, voxel_to_token: np.ndarray, grid: Sequence[int]) -> np.ndarray:

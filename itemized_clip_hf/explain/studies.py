@@ -10,6 +10,7 @@ from ..data.readers.nifti import write_nifti
 from ..evaluation.quantity import DEFAULT
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+from .attribution import ATTENTION
 from .dicom.output import DicomOutput
 from .encoded import explain_result
 from .maps import HeatMap, write_map
@@ -64,6 +65,7 @@ def write_study(
     on_bad_scan: Callable[[str | None, Exception], Any] | None = None,
     scores: str = DEFAULT,
     about: dict[str, Any] | None = None,
+    attribution: str = ATTENTION,
 ) -> list[dict[str, Any]]:
     """
     Writes pictures, maps, report, result.json and result.csv of a study, each file whole or not there.
@@ -73,6 +75,7 @@ def write_study(
         on_bad_scan: called with the name of a scan that is left out, and why.
         scores: quantity of the score that entries name beside the similarity, see `evaluation.quantity`.
         about: what identifies model and processor, see `provenance.describe_model`.
+        attribution: what maps, pictures and report show, a name of `explain.attribution.ATTRIBUTIONS`.
 
     Returns:
         Per item and scan: `item`, `scan`, `share`, `similarity`, and the files.
@@ -83,7 +86,9 @@ def write_study(
     if study.error is not None:
         raise study.error
     about = {**(about or {}), "made_of": study.facts["made_of"]}
-    result = explain_result(model, processor, study.images, study.items, study.name, scores, on_bad_scan, about)
+    result = explain_result(
+        model, processor, study.images, study.items, study.name, scores, on_bad_scan, about, attribution
+    )
     entries: list[dict[str, Any]] = []
     bases: dict[int, str] = {}
     for number, item in enumerate(study.items):
@@ -116,6 +121,8 @@ def _write_item(
         entry["similarity"] = heat.similarity
         if heat.quantity != DEFAULT:
             entry |= {"score": heat.score, "quantity": heat.quantity}
+        if heat.attribution != ATTENTION:
+            entry["attribution"] = heat.attribution
         if heat.affine is not None:
             scan = unique(file_name(heat.scan_name or f"scan-{index}", "scan"), names)
             target = study.folder / f"{start}__{scan}.nii.gz"

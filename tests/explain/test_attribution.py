@@ -12,7 +12,7 @@ from itemized_clip_hf.evaluation.grounding import patch_curves, token_curves
 from itemized_clip_hf.explain import attribution as module
 from itemized_clip_hf.explain.attribution import ATTRIBUTIONS, attribute, contributions
 from itemized_clip_hf.explain.encoded import explain_result
-from itemized_clip_hf.explain.maps import attend, explain_study
+from itemized_clip_hf.explain.maps import attend, explain_study, write_map
 from itemized_clip_hf.modeling.pooling_itemized_clip import ItemizedCLIPItemPooler
 
 P, H, L = 12, 3, 7
@@ -252,3 +252,27 @@ def test_the_order_of_blanked_patches_is_that_of_the_method(ready):
     assert by["attention"].deletion[1] != by["occlusion"].deletion[1]
     assert by["attention"].deletion[0] == pytest.approx(by["occlusion"].deletion[0], abs=1e-6)
     np.testing.assert_array_equal(by["attention"].random_deletion, by["occlusion"].random_deletion)
+
+
+def test_a_result_shows_the_best_method_and_names_it(ready, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    model, processor, study = ready
+    result = explain_result(model, processor, study, ITEMS[:1])
+    assert result.attribution == module.BEST != "attention"
+    heat = result.heat_maps(0)[0]
+    assert f"of the {module.BEST}" in repr(heat)
+    heat.affine = np.eye(4)
+    write_map(tmp_path / "map.nii.gz", heat)
+    assert b"contribution / mean contribution" in nibabel.load(tmp_path / "map.nii.gz").header["descrip"].tobytes()
+
+
+def test_the_verb_shows_what_it_is_asked_for():
+    """Maps without a report stay attention; a choice changes what a folder is of, attention does not."""
+    from itemized_clip_hf.cli.explain import choose_attribution, list_choices
+
+    assert choose_attribution(None, None) == "attention" and choose_attribution(None, "x.html") == module.BEST
+    assert choose_attribution("occlusion", "x.html") == "occlusion"
+    with pytest.raises(ValueError, match="unknown attribution"):
+        choose_attribution("ocluson", None)
+    assert list_choices(None, "fp32", "similarity", "attention") == []
+    assert list_choices(None, "fp32", "similarity", "occlusion") == ["occlusion"]

@@ -31,7 +31,9 @@ def test_scores_and_maps_are_those_of_predict_and_explain(make_model, processor,
     model = make_model()
     for quantity in ("similarity", "logit"):
         result = explain_result(model, processor, study, ITEMS[:3], "one", quantity)
-        for number, maps in enumerate(explain_items(model, processor, study, ITEMS[:3], scores=quantity)):
+        for number, maps in enumerate(
+            explain_items(model, processor, study, ITEMS[:3], scores=quantity, attribution="contribution")
+        ):
             own = result.heat_maps(number)
             assert [heat.scan_name for heat in own] == result.scan_names == ["AX_T1", "AX_T2"]
             for mine, theirs in zip(own, maps):

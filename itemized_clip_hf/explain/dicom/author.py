@@ -27,8 +27,9 @@ MEANINGS = {
     "similarity": "Cosine similarity of study and finding",
     "logit": "Logit of the finding",
     "probability": "Sigmoid of the logit, not calibrated",
-    "share": "Share of the attention on the series",
+    "share": "Share of the attribution on the series",
     "attention": "Attention over mean attention",
+    "attribution": "Attribution of the score to a place over mean attribution",
     "finding": "Finding looked for by an algorithm",
 }
 """Our own codes -> what they mean."""

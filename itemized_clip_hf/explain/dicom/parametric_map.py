@@ -24,14 +24,15 @@ def make_parametric_map(heat: HeatMap, source: SourceSeries, author: Author, **n
     assert heat.affine is not None  # scans of DICOM files have one
     values = np.ascontiguousarray(heat.values, np.float32)
     highest = max(float(values.max()), 1.0)
+    kind = "attention" if heat.attribution == "attention" else "attribution"
     mapping = RealWorldValueMapping(
-        lut_label="attention",
-        lut_explanation="Attention over mean attention of the study",
+        lut_label=kind,
+        lut_explanation=f"{heat.attribution.capitalize()} over mean {heat.attribution} of the study",
         unit=codes.UCUM.NoUnits,
         value_range=(0.0, highest),
         slope=1.0,
         intercept=0.0,
-        quantity_definition=own_code("attention"),
+        quantity_definition=own_code(kind),
     )
     made = ParametricMap(
         source_images=source.images,
@@ -39,10 +40,10 @@ def make_parametric_map(heat: HeatMap, source: SourceSeries, author: Author, **n
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[VOILUTTransformation(window_center=highest / 2, window_width=highest)],
-        content_label="ATTENTION",
+        content_label=kind.upper(),
         content_description=short_text(heat.item),
         content_qualification="RESEARCH",
-        series_description=short_text(f"Attention, {heat.scan_name}"),
+        series_description=short_text(f"{heat.attribution.capitalize()}, {heat.scan_name}"),
         coding_schemes=coding_schemes(),
         **describe_planes(heat.affine, values.shape),
         **author.equipment,

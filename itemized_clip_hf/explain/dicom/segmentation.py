@@ -32,16 +32,18 @@ def make_segmentation(heat: HeatMap, source: SourceSeries, author: Author, thres
         tracking_id=plain_text(heat.item),
     )
     segment.SegmentDescription = (
-        f"Attention at least {threshold:g} times its mean; research only, not a lesion's extent"
+        f"{heat.attribution.capitalize()} at least {threshold:g} times its mean; research only, not a lesion's extent"
     )
     return Segmentation(
         source_images=source.images,
         pixel_array=heat.values >= threshold,
         segmentation_type="BINARY",
         segment_descriptions=[segment],
-        content_label="ATTENTION",
+        content_label="ATTENTION" if heat.attribution == "attention" else "ATTRIBUTION",
         content_description=short_text(heat.item),
-        series_description=short_text(f"Attention from {threshold:g} times mean, {heat.scan_name}"),
+        series_description=short_text(
+            f"{heat.attribution.capitalize()} from {threshold:g} times mean, {heat.scan_name}"
+        ),
         coding_schemes=coding_schemes(),
         **describe_planes(heat.affine, heat.values.shape),
         **author.equipment,

@@ -14,7 +14,7 @@ async function drawMontage(parent, result, finding, lowest, highest) {
     const canvas = element("canvas", undefined, figure);
     const caption = element("figcaption", undefined, figure);
     const where = await (result.picture ? drawPicture : drawSlice)(canvas, result, finding, n, lowest, highest);
-    caption.textContent = `${result.scans[n].name}, ${Math.round(100 * one.scans[n].share)} % of the attention${where}`;
+    caption.textContent = `${result.scans[n].name}, ${Math.round(100 * one.scans[n].share)} % of the ${result.attribution}${where}`;
   }
 }
 

@@ -79,6 +79,7 @@
   }
 
   function drawRamp() {
+    byId("unit").textContent = `times the mean ${result.attribution} of a patch`;
     const pen = byId("ramp").getContext("2d");
     for (let x = 0; x < 200; x++) {
       pen.fillStyle = `rgb(${color(x / 199).join(",")})`;
@@ -95,7 +96,7 @@
     const mm = place?.mm && Array.from(place.mm).slice(0, 3);
     const attention = mm ? panel.attentionAt(mm) : place?.attention;
     if (scan.geometry && mm) words.push(`${mm.map((x) => x.toFixed(1)).join(", ")} mm (RAS)`);
-    if (typeof attention === "number") words.push(`attention ${attention.toFixed(2)}`);
+    if (typeof attention === "number") words.push(`${result.attribution} ${attention.toFixed(2)}`);
     byId("place").textContent = words.join(" \u00b7 ");
     if (result.picture || linking || panels.length < 2) return;
     linking = true;
