@@ -88,12 +88,16 @@ def command(
     The app listens on this machine alone unless --host says otherwise, calls no other host, and deletes what was uploaded
     when a tab is closed and when it ends (Ctrl-C).
     """
+    from itemized_clip_hf.models.names import split_name
+
+    named = list(map(split_name, models))
+    if len({name for name, _ in named}) < len(named):
+        raise click.UsageError("more than one model is given the same name: write NAME=MODEL.")
+    secret = read_password(password, password_file)
     from itemized_clip_hf.app.page import build_app
     from itemized_clip_hf.app.serve import LOOPBACK, serve
     from itemized_clip_hf.app.settings import AppSettings, Limits
-    from itemized_clip_hf.models.names import split_name
 
-    secret = read_password(password, password_file)
     if secret is None and host not in LOOPBACK:
         click.echo(f"note: everybody who can reach {host} can use the app: no password is set", err=True)
     limits = Limits(
@@ -106,7 +110,7 @@ def command(
         idle_minutes=idle_minutes,
     )
     settings = AppSettings(title, folder, dicomweb, secret, limits, device, tokenizer)
-    app = build_app(dict(map(split_name, models)), settings)
+    app = build_app(dict(named), settings)
     serve(app, host, port, click.echo)
 
 
