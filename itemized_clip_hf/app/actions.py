@@ -4,7 +4,6 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +82,38 @@ def fetch_dicomweb(
     Raises:
         OSError, ValueError: the server does not answer or has no such study, or it cannot be read.
     """
-    fetch_study = import_module("itemized_clip_hf.data.dicomweb").fetch_study
+    from ..data.dicomweb import fetch_study
+
     clear_study(session, slot)
     folder = session.new_folder(slot)
     place = fetch_study(url, uid.strip(), folder, auth, limits.files, limits.unpacked_mb << 20)
     opened = _open(session, slot, place, model)
     opened.name = uid.strip()
     return opened
+
+
+def store_results(session: Session, url: str) -> int:
+    """
+    Sends the results of the current study, as DICOM objects, to the DICOMweb service that the app's settings name.
+
+    Returns:
+        the number of objects stored.
+
+    Raises:
+        ImportError: names the extra that is missing.
+        OSError, ValueError: nothing was scored, the study is not of DICOM files, or the server refuses.
+    """
+    from ..data.dicomweb import send
+    from ..explain.dicom import write_dicom
+
+    result = session.slots["current"].result
+    if result is None:
+        raise ValueError("run the findings first: there are no results to store.")
+    folder = session.new_folder("stored")
+    try:
+        return send(url, write_dicom(folder, result))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear_study(session: Session, slot: str) -> None:

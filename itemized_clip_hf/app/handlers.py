@@ -207,7 +207,15 @@ class Handlers:
         )
         done = message(f"{len(results['current'].findings)} findings scored.", "done")
         column = gr.update(visible="prior" in results)
-        return [done, *ready, result_table(results), links, *frames, column, message(HINT, "note")]
+        can_store = self.settings.dicomweb is not None and session.slots["current"].opened.from_dicom
+        hint, store = message(HINT, "note"), gr.update(visible=can_store)
+        return [done, *ready, result_table(results), links, *frames, column, hint, store]
+
+    def store(self, request: gr.Request) -> str:
+        """Sends the results of the current study to the DICOMweb service."""
+        session, url = self._session(request), self.settings.dicomweb or ""
+        count, wrong = self._try(session, lambda: actions.store_results(session, url))
+        return message(wrong) if count is None else message(f"{count} DICOM objects stored on the server.", "done")
 
     def describe(self, slot: str) -> Callable[..., str]:
         """The texts that describe a place best, which was clicked in the viewer of a study."""
@@ -237,5 +245,5 @@ def refusing_codes(reports: Sequence[Report]) -> set[str]:
 
 
 def nothing_found() -> list[Any]:
-    """Table, files, two viewers, the column of the second, and texts of a place, all empty."""
-    return ["", "", "", "", gr.update(visible=False), ""]
+    """Table, files, two viewers, the column of the second, texts of a place, and the button that stores: all empty."""
+    return ["", "", "", "", gr.update(visible=False), "", gr.update(visible=False)]

@@ -157,6 +157,7 @@ class Page:
         """Right: table, files, viewers, texts of a place."""
         self.table = gr.HTML(elem_id="results", js_on_load=CHOOSE)
         self.links = gr.HTML(elem_id="files")
+        self.store = gr.Button("Store the results on the DICOMweb server", size="sm", visible=False)
         with gr.Row():
             self.viewers = {}
             for slot in SLOTS:
@@ -170,7 +171,7 @@ class Page:
     def _listen(self) -> None:
         """Which event asks for what."""
         handlers, chosen = self.handlers, [self.model, self.accept]
-        found = [self.table, self.links, *self.viewers.values(), self.prior_column, self.texts]
+        found = [self.table, self.links, *self.viewers.values(), self.prior_column, self.texts, self.store]
         studies = [*(self.inputs[slot]["verdict"] for slot in SLOTS), self.accept, *found]
         for slot in SLOTS:
             own = self.inputs[slot]
@@ -210,5 +211,6 @@ class Page:
             concurrency_limit=1,
             api_visibility="private",
         )
+        self.store.click(handlers.store, None, self.status, api_visibility="private")
         self.cancel.click(handlers.cancel, None, self.status, queue=False, api_visibility="private")
         self.blocks.unload(handlers.end)

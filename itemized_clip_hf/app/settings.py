@@ -16,7 +16,7 @@ class AppSettings:
     Args:
         title: of the page.
         folder: of studies on the server that everybody who sees the page may choose from; none without it.
-        dicomweb: address of a DICOMweb service that studies can be fetched from; none without it.
+        dicomweb: address of a DICOMweb service that studies can be fetched from, and results stored on; none without it.
         password: that the page asks for; nobody is asked without it.
         limits: sizes, numbers and times.
         device, tokenizer: of models that are loaded by name, see `models.load.load`.
@@ -33,5 +33,10 @@ class AppSettings:
     def __post_init__(self):
         if self.folder is not None and not Path(self.folder).is_dir():
             raise FileNotFoundError(f"there is no folder of studies {self.folder}.")
+        if self.dicomweb is not None:
+            from ..data.dicomweb import check_service, require_client
+
+            check_service(self.dicomweb)
+            require_client()
         if self.password is not None and not self.password:
             raise ValueError("the password is empty.")

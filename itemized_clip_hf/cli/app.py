@@ -25,7 +25,7 @@ PASSWORD = "ITEMIZED_CLIP_APP_PASSWORD"
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Studies on this machine that everybody who sees the page may choose from.",
 )
-@click.option("--dicomweb", metavar="URL", help="A DICOMweb service that studies can be fetched from by their UID.")
+@click.option("--dicomweb", metavar="URL", help="A DICOMweb service to fetch studies from, and store results on.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is all of them.")
 @click.option("--port", default=7860, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
 @click.option("--title", default="ItemizedCLIP", show_default=True, help="Heading of the page.")

@@ -314,6 +314,53 @@ def test_a_folder_of_studies(models, sessions, session, tmp_path):
     assert (folder / "s1" / "AX_T1.nii.gz").exists(), "the server's studies stay"
 
 
+def test_a_study_of_a_server_and_its_results(models, sessions, session, tmp_path):
+    """Sent to Orthanc, fetched by the app, scored, and the results stored beside it."""
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
+    pytest.importorskip("dicomweb_client")
+    from dicom_files import STUDY_UID, make_grid, make_series, save
+    from orthanc import orthanc
+
+    from itemized_clip_hf.data.dicomweb import send
+    from itemized_clip_hf.explain.dicom import write_dicom
+
+    model = models["brain"]
+    sent = save(make_series(make_grid("oblique", slices=14, size=(40, 44), distance=6.0), "MR"), tmp_path / "sent")
+    with orthanc(tmp_path / "server") as url:
+        send(url, sorted(sent.iterdir()))
+        opened = actions.fetch_dicomweb(session, "current", url, f" {STUDY_UID} ", model, LIMITS)
+        assert opened.from_dicom and opened.name == STUDY_UID
+        with pytest.raises(ValueError, match="run the findings first"):
+            actions.store_results(session, url)
+        result = actions.run(session, model, QUESTION, LIMITS)["current"]
+        count = actions.store_results(session, url)
+        assert count == len(write_dicom(tmp_path / "again", result))
+        again = sessions.of("somebody else")
+        actions.fetch_dicomweb(again, "current", url, STUDY_UID, model, LIMITS)
+        stored = read_all(url)
+        with pytest.raises(ValueError, match="no study|not a|expected"):
+            actions.fetch_dicomweb(again, "current", url, "../1.2.3", model, LIMITS)
+    originals = {str(pydicom.dcmread(path).SOPInstanceUID) for path in sent.iterdir()}
+    assert len(stored) == len(originals) + count and {one.StudyInstanceUID for one in stored} == {STUDY_UID}
+    (report,) = [one for one in stored if one.Modality == "SR"]
+    cited = {
+        str(image.ReferencedSOPInstanceUID)
+        for study in report.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for image in series.ReferencedSOPSequence
+    }
+    assert originals & cited and cited <= {str(one.SOPInstanceUID) for one in stored}
+
+
+def read_all(url):
+    """All objects of the server's study, as it gives them back."""
+    from dicom_files import STUDY_UID
+    from dicomweb_client.api import DICOMwebClient
+
+    return DICOMwebClient(url).retrieve_study(STUDY_UID)
+
+
 def test_html_of_people_and_files_is_text(models, sessions, session):
     nasty = "<img src=x onerror=alert(1)>"
     model = models["brain"]

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from apps import free_port
 from click.testing import CliRunner
+from groups import free_port
 
 from itemized_clip_cli import main
 from itemized_clip_hf.models.names import split_name

@@ -1,6 +1,5 @@
 """Apps with tiny models, and studies to give to them."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from dicom_files import make_grid, make_series, save, zip_folder
+from groups import free_port
 from tiny_models import ITEMS, tiny_config
 
 AFFINE = np.array([[-4.0, 0, 0, 90], [0, 4.0, 0, -100], [0, 0, 8.0, -40], [0, 0, 0, 1]])
@@ -70,12 +70,6 @@ def write_picture(path: Path, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(path)
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 @contextmanager
