@@ -127,6 +127,7 @@ def test_it_answers(model_folder, tmp_path):
 def test_it_needs_nothing_but_its_requirements(model_folder, tmp_path):
     """A new environment with a wheel of the package, and what the Space asks for."""
     root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(root)]
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -134,6 +135,7 @@ def test_it_needs_nothing_but_its_requirements(model_folder, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     pins = ["-c", str(root / "constraints.txt")]  # the Space resolves freely; here torch has to be the one without CUDA
-    subprocess.run([python, "-m", "pip", "install", "-q", *pins, "-r", "requirements.txt"], cwd=place, check=True)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", *pins, "-r", "requirements.txt"], cwd=place, env=environment, check=True
+    )
     assert "Brain MRI here" in answer_of(place, python, environment)
