@@ -162,3 +162,62 @@ def test_a_report_of_other_findings_is_not_taken_for_it(model_folder, write_volu
 def test_the_viewer_has_its_license():
     folder = Path("itemized_clip_hf/explain/viewer")
     assert "BSD 2-Clause" in (folder / "niivue-LICENSE.txt").read_text()
+
+
+@pytest.fixture
+def model_of_full_size_scans(tokenizer):
+    """Brain MRI as it is preprocessed for the published models; the towers are small."""
+    import torch
+
+    from itemized_clip_hf import ItemizedCLIPConfig, ItemizedCLIPModel, ItemizedCLIPProcessor
+    from itemized_clip_hf.domains import load_domain
+
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    vision = {**load_domain("brain-mri").architecture["vision_config"], **sizes, "attention_scopes": ["scan", "study"]}
+    names = {"scan_name_hidden_size": 16, "scan_name_num_heads": 2, "scan_name_intermediate_size": 16}
+    text = {"model_type": "bert", "vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 24}
+    config = ItemizedCLIPConfig(
+        domain="brain-mri",
+        projection_dim=32,
+        num_pooler_heads=2,
+        vision_config={**vision, **names, "scan_name_num_layers": 1},
+        text_config=text,
+    )
+    torch.manual_seed(0)
+    model = ItemizedCLIPModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model, ItemizedCLIPProcessor.from_domain("brain-mri", tokenizer=tokenizer)
+
+
+@pytest.mark.slow
+def test_a_real_study_in_a_browser(model_of_full_size_scans, data_folder, tmp_path):
+    """Oblique series of different fields of view; a study of ten of them is below 15 MB."""
+    result = explain_result(*model_of_full_size_scans, str(data_folder / "volumes" / "mri_tcga_fg_6692"), ITEMS[:3])
+    path = write_report(tmp_path / "report.html", result)
+    with open_browser() as browser:
+        page = browser.new_page(viewport={"width": 1100, "height": 800})
+        page.set_default_timeout(180_000)
+        requests = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-ready=yes]")
+        page.select_option("#view", "axial")  # the rendering is slow without a GPU
+        for k in range(3):
+            page.click(f'tr[data-finding="{k}"]')
+            for scan in range(len(result.scans)):
+                page.select_option("#scan", str(scan))
+                page.wait_for_function(f"document.documentElement.dataset.shown === '{k}:{scan}'")
+                page.click("#maximum")
+                heat = result.heat_maps(k)[scan]
+                maximum = heat.affine @ [*np.unravel_index(heat.values.argmax(), heat.values.shape), 1]
+                np.testing.assert_allclose(page.evaluate("report.panels[0].mm()"), maximum[:3], atol=1)
+        assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    result.scans.extend((result.scans * 2)[:6])
+    for finding in result.findings:
+        for name in ("shares", "attention"):
+            values = getattr(finding, name)
+            object.__setattr__(finding, name, np.concatenate([values, values, values])[:10])
+    assert write_report(tmp_path / "ten.html", result).stat().st_size < 15e6
