@@ -74,6 +74,12 @@ class Scan:
     instances: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
     place: Any = field(default=None, compare=False, repr=False)
 
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks: slices through the body; None where matplotlib is missing."""
+        from ..explain.plots import scan_png
+
+        return scan_png(self)
+
     def require_visit_of(self, other: "Scan") -> None:
         """
         Raises:

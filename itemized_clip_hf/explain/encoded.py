@@ -14,7 +14,7 @@ from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..processing.scans_itemized_clip import ProcessedScan
 from .attribution import BEST, attribute, check_attribution, require_pooler
-from .maps import relate_to_mean
+from .maps import display_window, relate_to_mean
 from .result import Finding, StudyResult
 
 
@@ -30,6 +30,7 @@ class EncodedStudy:
         mean, std: by which pixels were normalized, one number per channel.
         reports: of `data.checks`, one per scan that came from a file.
         notes: what was left out, and why.
+        windows: HU that pictures of each scan show; None: by its percentiles.
     """
 
     study: str
@@ -39,6 +40,7 @@ class EncodedStudy:
     std: tuple[float, ...]
     reports: list[Report] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    windows: tuple[tuple[float, float] | None, ...] = ()
 
 
 @torch.no_grad()
@@ -71,7 +73,8 @@ def encode_study(
     scans = image_processor.process_study(study, on_error=leave_out)
     inputs = image_processor.collate([scans], return_tensors="pt").to(model.device)
     mean, std = tuple(image_processor.image_mean), tuple(image_processor.image_std)
-    return EncodedStudy(study_id, scans, encode_inputs(model, inputs), mean, std, _reports(scans), notes)
+    windows = tuple(display_window(image_processor, scan) for scan in scans)
+    return EncodedStudy(study_id, scans, encode_inputs(model, inputs), mean, std, _reports(scans), notes, windows)
 
 
 def _reports(scans: Sequence[ProcessedScan]) -> list[Report]:
@@ -130,6 +133,7 @@ def explain_encoded(
         list(study.notes),
         dict(about or {}),
         attribution,
+        study.windows,
     )
 
 

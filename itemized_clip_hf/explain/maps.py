@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ..data.readers.nifti import write_nifti
+from ..domains import available_domains, load_domain
 from ..evaluation.encode import encode_inputs, encode_texts
 from ..evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs
 from ..evaluation.zero_shot import score_encoded
@@ -42,6 +43,7 @@ class HeatMap:
         quantity, score: the score that was asked for, see `evaluation.quantity`; the similarity by default.
         attribution: what the values are, a name of `explain.attribution.ATTRIBUTIONS`; what is said of attention here holds
             for it.
+        window: HU that pictures show black and white; None: by the percentiles of the tissue.
     """
 
     item: str
@@ -58,6 +60,13 @@ class HeatMap:
     quantity: str = DEFAULT
     score: float | None = None
     attribution: str = ATTENTION
+    window: tuple[float, float] | None = None
+
+    def _repr_png_(self) -> bytes | None:
+        """For notebooks: slices with the map on top; None where matplotlib is missing."""
+        from .plots import item_png
+
+        return item_png([self])
 
     def __repr__(self) -> str:
         score = "" if self.score is None else f", {self.quantity} {self.score:.3f}"
@@ -242,8 +251,10 @@ def explain_items(
         pooled = score_encoded(model, item_embeds, study_tokens, normalize_pool_inputs=False)
     quantities = convert(model, pooled, scores)[0].tolist()
     patch_size = model.config.vision.patch_shape
+    windows = [display_window(image_processor, scan) for scan in scans]
     for number, maps in enumerate(paint_items(attention, items, scans, patch_size, order, similarities[0].tolist())):
-        for heat in maps:
+        for heat, window in zip(maps, windows):
+            heat.window = window
             heat.quantity, heat.score, heat.attribution = scores, quantities[number], attribution
         yield maps
 
@@ -344,6 +355,18 @@ def explain_study(
     """All heat maps of one study, those of the first item first; `explain_items` needs less memory."""
     found = explain_items(model, processor, study, items, order, attribution=attribution)
     return [heat for maps in found for heat in maps]
+
+
+def display_window(image_processor: Any, scan: ProcessedScan) -> tuple[float, float] | None:
+    """HU that pictures of a scan show: of its own window, or those of the domain; None where neither has any."""
+    if source_array(scan).dtype == np.uint8:  # it shows a window already
+        return None
+    windows = dict(image_processor.windows or {})
+    named = [limits for name, limits in windows.items() if name and (scan.name or "").endswith(name)]
+    domain = image_processor.domain
+    shown = load_domain(domain).display_window if domain in available_domains() else None
+    limits = (named or [shown or windows.get("")])[0]
+    return None if limits is None else (float(limits[0]), float(limits[1]))
 
 
 def source_array(scan: ProcessedScan) -> np.ndarray:

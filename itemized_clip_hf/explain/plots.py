@@ -1,17 +1,21 @@
 """Pictures of heat maps: slices of every scan with the map on top."""
 
+import io
 import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .figures import new_figure, save_figure
 from .maps import HeatMap
 from .views import View, find_body
+
+if TYPE_CHECKING:
+    from ..data.study import Scan
 
 MOST_ROWS = 8
 """Scans of one picture; others are named below."""
@@ -82,7 +86,8 @@ class Row:
 
 def choose_slices(body: np.ndarray, heat: np.ndarray, count: int) -> list[int]:
     """
-    Numbers of the slices to show: the hottest one, and others where the body and the heat are.
+    Numbers of the slices to show: those with the highest places, which are not all neighbours; evenly spaced ones through the
+    body where there is no heat.
 
     Args:
         body: area of the body in each slice.
@@ -90,36 +95,40 @@ def choose_slices(body: np.ndarray, heat: np.ndarray, count: int) -> list[int]:
     """
     if len(body) <= count:
         return list(range(len(body)))
-    weight = body / max(body.sum(), 1e-9) + heat / max(heat.sum(), 1e-9)
-    weight[body < 0.2 * body.max()] = 0
-    passed = np.cumsum(weight) / max(weight.sum(), 1e-9)
-    chosen = {int(np.searchsorted(passed, (number + 0.5) / count)) for number in range(count)}
-    chosen = {min(number, len(body) - 1) for number in chosen}
-    peak = int((heat * (weight > 0)).argmax())
-    if weight[peak] > 0 and heat[peak] > 0 and peak not in chosen:
-        if len(chosen) == count:
-            chosen.remove(min(chosen, key=lambda number: abs(number - peak)))
-        chosen.add(peak)
-    return sorted(chosen)
+    inside = np.where(body < 0.2 * body.max(), 0, body)
+    apart = max(int((inside > 0).sum()) // (3 * count), 1)
+    chosen: list[int] = []
+    for number in np.argsort(-heat, kind="stable").tolist():
+        if heat[number] > 0 and inside[number] > 0 and all(abs(number - other) >= apart for other in chosen):
+            chosen.append(number)
+    passed = np.cumsum(inside) / max(inside.sum(), 1e-9)
+    spread = [min(int(np.searchsorted(passed, (number + 0.5) / count)), len(body) - 1) for number in range(count)]
+    for number in spread:  # where less than all slices are hot, they are seen in their surroundings
+        if all(abs(number - other) >= apart for other in chosen):
+            chosen.append(number)
+    return sorted(chosen[:count])
 
 
 def plot_item(
     maps: list[HeatMap],
-    path: str | Path,
+    path: str | Path | io.BytesIO,
     masks: Sequence[np.ndarray | None] | None = None,
     num_slices: int = 6,
+    highest: float | None = None,
 ) -> None:
     """
-    One picture of one item: a row of slices per scan, colored where the attention is above its mean.
+    One picture of one item: a row per scan of the slices with the highest places, colored where the attention (or what else the
+    maps show) is above its mean.
 
     Opacity follows the attention, which is shown within the body only; what falls on air is named below, as are scans that get
     little. The maps themselves stay as they are.
 
     Args:
         maps: of the same item, one per scan.
-        path: of the PNG.
+        path: of the PNG, or a stream.
         masks: known extent of the finding in each scan, drawn as an outline.
         num_slices: at most, of each scan.
+        highest: value at which the colors end, so that pictures of several items compare; what this one needs if None.
     """
     drawn = chosen_scans([heat.share for heat in maps])
     rows = [
@@ -128,7 +137,56 @@ def plot_item(
         else volume_row(maps[index], None if masks is None else masks[index], num_slices)
         for index in drawn
     ]
-    _draw(rows, maps[0], _remarks(maps, rows, drawn), path)
+    lines = [f"similarity {maps[0].similarity:.3f}"] if maps[0].similarity is not None else []
+    end = max(float(row.heat.max()) for row in rows) if highest is None else highest
+    _draw(rows, maps[0].item, lines, _remarks(maps, rows, drawn), path, (end, f"{maps[0].attribution}, times its mean"))
+
+
+def plot_scan(scan: "Scan", path: str | Path | io.BytesIO, num_slices: int = 6) -> None:
+    """
+    Slices of a scan through the body, as `plot_item` shows them, without heat.
+
+    Raises:
+        ValueError: it is not a volume (D, H, W).
+    """
+    volume = np.asarray(scan.array)
+    if volume.ndim != 3:
+        raise ValueError(f"the scan has the shape {volume.shape}, expected a volume (D, H, W).")
+    view = View.of(volume.shape, scan.affine)
+    slices = view.slices(volume)
+    body = find_body(slices, view.pixel)
+    nothing = np.zeros(slices.shape, np.float32)
+    chosen = choose_slices(body.mean(axis=(1, 2)), nothing[:, 0, 0], num_slices)
+    row = Row(
+        "",
+        slices,
+        nothing,
+        [(number, view.name_slice(number), False) for number in chosen],
+        display_limits(slices[body]),
+        aspect=view.aspect,
+        sides=view.sides,
+    )
+    _draw([row], ", ".join(filter(None, (_readable(scan.name), view.plane))), [], [], path)
+
+
+def item_png(maps: list[HeatMap]) -> bytes | None:
+    """`plot_item` for a notebook; None where matplotlib is missing."""
+    stream = io.BytesIO()
+    try:
+        plot_item(maps, stream)
+    except ImportError:
+        return None
+    return stream.getvalue()
+
+
+def scan_png(scan: "Scan") -> bytes | None:
+    """`plot_scan` for a notebook; None where matplotlib is missing or it is not a volume."""
+    stream = io.BytesIO()
+    try:
+        plot_scan(scan, stream)
+    except (ImportError, ValueError):
+        return None
+    return stream.getvalue()
 
 
 def chosen_scans(shares: list[float]) -> list[int]:
@@ -151,7 +209,7 @@ def volume_row(heat: HeatMap, mask: np.ndarray | None, num_slices: int) -> Row:
         slices,
         shown,
         [(number, view.name_slice(number), True) for number in chosen],
-        display_limits(slices[body]),
+        heat.window or display_limits(slices[body]),
         aspect=view.aspect,
         sides=view.sides,
         outline=None if mask is None else view.slices(mask),
@@ -180,43 +238,58 @@ def display_limits(values: np.ndarray) -> tuple[float, float]:
     return float(black), float(max(white, black + 1e-6))
 
 
+def _readable(name: str | None) -> str:
+    return (name or "scan").replace("_", " ")
+
+
 def _label(heat: HeatMap, plane: str) -> str:
-    name = "\n".join(textwrap.wrap(heat.scan_name or "scan", 17)[:3])
-    return "\n".join(filter(None, (name, f"{heat.share:.0%} of attention", plane)))
+    name = "\n".join(textwrap.wrap(_readable(heat.scan_name), 17)[:3])
+    window = "" if heat.window is None else "{:g} to {:g} HU".format(*heat.window)
+    what = "\n".join(textwrap.wrap(f"{heat.share:.0%} of {heat.attribution}", 22))
+    return "\n".join(filter(None, (name, what, plane, window)))
 
 
 def _remarks(maps: list[HeatMap], rows: list[Row], drawn: list[int]) -> list[str]:
     """What the slices do not show."""
     remarks = []
     highest = max(float(heat.tokens.max()) for heat in maps)
-    if highest < 1.5:
-        remarks.append(f"Nearly even attention: no place stands out (at most {highest:.2f} times the mean).")
+    what = maps[0].attribution
+    if highest == 0:
+        remarks.append("No place speaks for it.")
+    elif highest < 1.5:
+        remarks.append(f"Nearly even {what}: no place stands out (at most {highest:.2f} times the mean).")
     outside = sum(maps[index].share * row.outside for index, row in zip(drawn, rows))
     if outside >= 0.01:
-        remarks.append(f"{outside:.0%} of the attention is on air around the body, where it is not drawn.")
+        remarks.append(f"{outside:.0%} of the {what} is on air around the body, where it is not drawn.")
     others = [heat for index, heat in enumerate(maps) if index not in drawn]
     if others:
-        listed = ", ".join(f"{heat.scan_name or 'scan'} {heat.share:.0%}" for heat in others[:12])
+        listed = ", ".join(f"{_readable(heat.scan_name)} {heat.share:.0%}" for heat in others[:12])
         remarks.append(f"Not drawn, for their little share: {listed}{', ...' if len(others) > 12 else ''}.")
     return remarks
 
 
-def _draw(rows: list[Row], heat: HeatMap, remarks: list[str], path: str | Path) -> None:
+def _draw(
+    rows: list[Row],
+    name: str,
+    facts: list[str],
+    remarks: list[str],
+    path: str | Path | io.BytesIO,
+    scale: tuple[float, str] | None = None,
+) -> None:
+    """`scale`: where the colors end, and what they show."""
     from matplotlib.cm import ScalarMappable
 
     label = LABEL if any(row.label for row in rows) else GAP
-    width = label + max(len(row.panels) * (row.width + GAP) for row in rows) + BAR
+    width = label + max(len(row.panels) * (row.width + GAP) for row in rows) + (BAR if scale else GAP)
     characters = int(12 * width)
-    title = textwrap.wrap(heat.item, int(0.8 * characters))[:4]
-    if heat.similarity is not None:
-        title.append(f"similarity {heat.similarity:.3f}")
+    title = [*textwrap.wrap(name, int(0.8 * characters))[:4], *facts]
     lines = [line for remark in remarks for line in textwrap.wrap(remark, characters)]
     top, bottom = LINE * (len(title) + 1), LINE * (len(lines) + 0.5)
     height = top + bottom + sum(row.height + LINE for row in rows)
     figure = new_figure(width, height)
     figure.text(GAP / width, 1 - 0.5 * LINE / height, "\n".join(title), va="top", fontsize=10)
     figure.text(GAP / width, 0.3 * LINE / height, "\n".join(lines), va="bottom", fontsize=8)
-    mappable = ScalarMappable(*heat_colors(max(float(row.heat.max()) for row in rows)))
+    mappable = ScalarMappable(*heat_colors(scale[0] if scale else 1))
     down = top
     for row in rows:
         down += row.height + LINE
@@ -226,11 +299,15 @@ def _draw(rows: list[Row], heat: HeatMap, remarks: list[str], path: str | Path) 
             left = label + column * (row.width + GAP)
             axis = figure.add_axes((left / width, 1 - down / height, row.width / width, row.height / height))
             _draw_panel(axis, row, panel, mappable)
-    body = height - top - bottom - LINE
-    place = ((width - BAR + 0.12) / width, 1 - (top + LINE + 0.5 * body + 0.5 * min(body, 3)) / height)
-    bar = figure.add_axes((*place, 0.15 / width, min(body, 3) / height), facecolor="0.35")
-    _draw_bar(figure, bar, mappable)
-    save_figure(figure, path)
+    if scale:
+        body = height - top - bottom - LINE
+        place = ((width - BAR + 0.12) / width, 1 - (top + LINE + 0.5 * body + 0.5 * min(body, 3)) / height)
+        bar = figure.add_axes((*place, 0.15 / width, min(body, 3) / height), facecolor="0.35")
+        _draw_bar(figure, bar, mappable, scale[1])
+    if isinstance(path, io.BytesIO):
+        figure.savefig(path, format="png")
+    else:
+        save_figure(figure, path)
 
 
 def _draw_panel(axis: Any, row: Row, panel: tuple[int, str, bool], mappable: Any) -> None:
@@ -268,12 +345,12 @@ def heat_colors(highest: float) -> tuple[Any, Any]:
     from matplotlib.colors import ListedColormap, LogNorm
 
     table = colormaps["inferno"](np.linspace(0.4, 1, 256))
-    table[:, 3] = OPACITY * np.linspace(0, 1, 256)
+    table[:, 3] = OPACITY * np.linspace(0, 1, 256) ** 1.5  # around the mean the scan stays gray
     colors = ListedColormap(table, name="heat").with_extremes(under=(0, 0, 0, 0), bad=(0, 0, 0, 0))
     return LogNorm(1, max(highest, LOWEST_TOP)), colors
 
 
-def _draw_bar(figure: Any, axis: Any, mappable: Any) -> None:
+def _draw_bar(figure: Any, axis: Any, mappable: Any, label: str) -> None:
     from matplotlib.ticker import NullLocator
 
     bar = figure.colorbar(mappable, cax=axis)
@@ -282,4 +359,4 @@ def _draw_bar(figure: Any, axis: Any, mappable: Any) -> None:
     bar.ax.yaxis.set_major_formatter("{x:g}")
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.tick_params(labelsize=7)
-    bar.set_label("attention, times its mean", fontsize=7)
+    bar.set_label(label, fontsize=7)

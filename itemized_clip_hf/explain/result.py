@@ -59,6 +59,7 @@ class StudyResult:
         notes: what was left out, for people.
         about: model, processor and whatever else identifies the result, ready for JSON.
         attribution: what the attention of the findings is, a name of `explain.attribution.ATTRIBUTIONS`.
+        windows: HU that pictures of each scan show, None: by its percentiles; of all if empty.
     """
 
     study: str
@@ -72,6 +73,7 @@ class StudyResult:
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     attribution: str = "attention"
+    windows: tuple[tuple[float, float] | None, ...] = ()
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{one.label!r} {one.score:.3f}" for one in self.findings[:4])
@@ -123,7 +125,8 @@ class StudyResult:
             )
             for number, scan in enumerate(self.scans)
         ]
-        for heat in maps:
+        for heat, window in zip(maps, self.windows or [None] * len(maps)):
+            heat.window = window
             heat.quantity, heat.score, heat.attribution = self.quantity, chosen.score, self.attribution
         return maps
 

@@ -91,6 +91,7 @@ def write_study(
     )
     entries: list[dict[str, Any]] = []
     bases: dict[int, str] = {}
+    highest = max((float(finding.attention.max()) for finding in result.findings), default=None)
     for number, item in enumerate(study.items):
         maps = result.heat_maps(number, order)
         study.folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def write_study(
             bases = write_bases(study.folder, maps)
         start = f"{number:02d}_{slug(item)}"
         with whole_file(study.folder / f"{start}.png") as path:
-            plot_item(maps, path)
+            plot_item(maps, path, highest=highest)
         entries += _write_item(study, item, start, maps, bases)
     write_text(study.folder / "result.json", json.dumps(result.to_dict(), indent=1) + "\n")
     write_text(study.folder / "result.csv", result.to_csv())

@@ -1,5 +1,6 @@
 """Pictures of heat maps: what is colored, what is chosen and what is said."""
 
+import io
 import re
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from itemized_clip_hf.data.study import Scan
 from itemized_clip_hf.explain import plots
 from itemized_clip_hf.explain.maps import HeatMap
 from itemized_clip_hf.explain.plots import choose_slices, chosen_scans, picture_row, plot_item, volume_row
@@ -100,6 +103,69 @@ def test_slices_where_body_and_heat_are():
     assert len(spread) == 4 and min(spread) >= 4 and max(spread) <= 10
     assert choose_slices(np.ones(3), np.zeros(3), 6) == [0, 1, 2]
     assert choose_slices(np.zeros(9), np.zeros(9), 3)
+
+
+def test_the_hottest_slices_are_shown():
+    body, heat = np.ones(60), np.zeros(60)
+    body[:5] = 0
+    heat[[3, 20, 21, 22, 40, 58]] = 9, 5, 6, 5, 3, 1  # the first on air
+    assert {21, 40, 58} <= set(choose_slices(body, heat, 4)) and len(choose_slices(body, heat, 4)) == 4
+    assert choose_slices(body, heat, 2) == [21, 40]  # not two neighbours of one place
+    rest = choose_slices(body, heat, 6)
+    assert len(rest) == 6 and 3 not in rest and max(np.diff(rest)) < 30
+
+
+def test_one_scale_for_the_pictures_of_a_study(monkeypatch, tmp_path):
+    scales = []
+    monkeypatch.setattr(plots, "heat_colors", lambda top, made=plots.heat_colors: scales.append(top) or made(top))
+    values = np.ones(SHAPE, np.float32)
+    values[5, 20, 20] = 9
+    plot_item([heat_map(values)], tmp_path / "own.png")
+    plot_item([heat_map(values)], tmp_path / "shared.png", highest=40)
+    assert scales == [9, 40]
+
+
+def test_maps_say_what_they_show(drawn):
+    heat = heat_map(np.zeros(SHAPE, np.float32), name="ct_hu_BoneWindow")
+    heat.attribution, heat.window = "contribution", (-800, 2000)
+    text, _ = drawn([heat])
+    for part in (
+        "No place speaks for it.",
+        "ct hu BoneWindow\n100% of contribution\naxial\n-800 to 2000 HU",
+        "contribution, times",
+    ):
+        assert part in text, text
+    assert volume_row(heat, None, 3).limits == (-800, 2000)
+
+
+def test_notebooks_get_pictures(monkeypatch):
+    heat = heat_map(np.ones(SHAPE, np.float32))
+    scan = Scan(heat.source, AFFINE, "FLAIR")
+    for thing in (heat, scan, Scan(heat.source, None)):
+        width, height = Image.open(io.BytesIO(thing._repr_png_())).size
+        assert width > 1000 and height > 200
+    assert Scan(np.zeros((2, 3, 4, 5)), None)._repr_png_() is None
+
+    def missing(*size):
+        raise ImportError("pictures need matplotlib")
+
+    monkeypatch.setattr(plots, "new_figure", missing)
+    assert heat._repr_png_() is None and scan._repr_png_() is None
+
+
+def test_windows_of_pictures():
+    """Of the scan's own window, of the domain, or none; an 8-bit array shows one already."""
+    from itemized_clip_hf.explain.maps import display_window
+    from itemized_clip_hf.processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
+    from itemized_clip_hf.processing.scans_itemized_clip import ProcessedScan
+
+    def shown(domain, name=None, dtype=np.int16):
+        scan = ProcessedScan(name, torch.zeros(1, 2, 4, 4), np.eye(4), Scan(np.zeros((2, 4, 4), dtype), AFFINE))
+        return display_window(ItemizedCLIPImageProcessor.from_domain(domain), scan)
+
+    assert shown("chest-ct") == (-1150, 350) and shown("chest-ct", dtype=np.uint8) is None
+    assert shown("head-ct", "AX_BoneWindow") == (-800, 2000) and shown("head-ct", "BrainWindow") == (0, 80)
+    assert shown("brain-mri", "T1") is None
 
 
 def test_scans_that_get_little_are_not_drawn():
