@@ -96,7 +96,7 @@ def choose_slices(body: np.ndarray, heat: np.ndarray, count: int) -> list[int]:
     if len(body) <= count:
         return list(range(len(body)))
     inside = np.where(body < 0.2 * body.max(), 0, body)
-    apart = max(int((inside > 0).sum()) // (3 * count), 1)
+    apart = max(int((inside > 0).sum()) // (2 * count), 1)
     chosen: list[int] = []
     for number in np.argsort(-heat, kind="stable").tolist():
         if heat[number] > 0 and inside[number] > 0 and all(abs(number - other) >= apart for other in chosen):
