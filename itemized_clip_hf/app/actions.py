@@ -20,7 +20,7 @@ from ..explain.result import StudyResult
 from .limits import Limits, check_texts
 from .models import AppModel, watched
 from .session import Session, Sessions
-from .studies import OpenedStudy, Verdict, accepting, inspect_study, list_folder, open_study, tokens_of
+from .studies import OpenedStudy, Verdict, accepting, inspect_study, list_folder, open_study, require_kind, tokens_of
 from .uploads import take_files
 
 Progress = Callable[[float, str], None]
@@ -140,9 +140,17 @@ def _open(session: Session, slot: str, place: Path, model: AppModel) -> OpenedSt
 
 
 def verdict_of(session: Session, slot: str, model: AppModel, accept: Collection[str] = ()) -> Verdict | None:
-    """What the checks say of a study for a model, scan by scan; None where there is no study."""
+    """
+    What the checks say of a study for a model, scan by scan; None where there is no study.
+
+    Raises:
+        ValueError: the model does not take such a study at all.
+    """
     opened = session.slots[slot].opened
-    return None if opened is None else inspect_study(opened, model.domain, accept)
+    if opened is None:
+        return None
+    require_kind(opened, model.processor)
+    return inspect_study(opened, model.domain, accept)
 
 
 def read_findings(text: str, model: AppModel, limits: Limits) -> dict[str, list[str]]:
@@ -242,6 +250,7 @@ def _encode(
     key = (model.name, accept)
     if key in slot.encoded:
         return slot.encoded[key]
+    require_kind(slot.opened, model.processor)
     verdict = inspect_study(slot.opened, model.domain, accept)
     if not verdict.usable:
         reasons = "; ".join(map(str, verdict.refused[:3]))

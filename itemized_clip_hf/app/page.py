@@ -20,7 +20,7 @@ from .settings import AppSettings
 from .style import CHOOSE, LISTEN, STYLE
 from .tables import NOTICE
 
-TITLES = {"current": "Study", "prior": "Prior study, to compare with"}
+TITLES = {"current": "Study", "prior": "Prior study"}
 
 
 def build_app(models: Mapping[str, Given], settings: AppSettings | None = None) -> gr.Blocks:
@@ -104,7 +104,7 @@ class Page:
         names = list(self.models)
         self.model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
         self._study("current")
-        with gr.Accordion(TITLES["prior"], open=False):
+        with gr.Accordion("Prior study, to compare with", open=False):
             self._study("prior")
         self.accept = gr.CheckboxGroup(
             [], label="Use scans in spite of", visible=False, info="Codes of the checks above that refuse scans."
@@ -121,7 +121,7 @@ class Page:
         with gr.Row():
             self.run = gr.Button("Run", variant="primary")
             self.cancel = gr.Button("Cancel", interactive=False)
-        self.status = gr.HTML(elem_id="status")
+        self.status = gr.HTML(elem_id="status", min_height=64)
         with gr.Accordion("Texts that a place is compared with", open=False):
             self.bank = gr.Textbox(
                 label="Texts, one per line",
@@ -139,7 +139,7 @@ class Page:
             with gr.Tabs():
                 with gr.Tab("Upload"):
                     own["files"] = gr.File(
-                        label=f"{TITLES[slot]}: NIfTI files, a DICOM zip, or a picture",
+                        label=f"{TITLES[slot]}: NIfTI, DICOM zip, picture",
                         file_count="multiple",
                         height=150,
                         elem_id=f"files-{slot}",
@@ -161,11 +161,11 @@ class Page:
         with gr.Row():
             self.viewers = {}
             for slot in SLOTS:
-                with gr.Column(scale=4, min_width=360, visible=slot == "current") as column:
+                with gr.Column(scale=3, min_width=360, visible=slot == "current") as column:
                     self.viewers[slot] = gr.HTML(elem_id=f"viewer-{slot}", js_on_load=LISTEN)
                 if slot == "prior":
                     self.prior_column = column
-            with gr.Column(scale=1, min_width=220):
+            with gr.Column(scale=1, min_width=260):
                 self.texts = gr.HTML(elem_id="texts")
 
     def _listen(self) -> None:
@@ -207,6 +207,7 @@ class Page:
             handlers.run,
             [self.findings, self.quantity, *chosen],
             [*buttons, *found],
+            show_progress_on=self.status,
             concurrency_id="model",
             concurrency_limit=1,
             api_visibility="private",

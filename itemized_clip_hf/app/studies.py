@@ -84,6 +84,16 @@ def open_study(place: Path, processor: ItemizedCLIPProcessor) -> OpenedStudy:
     return OpenedStudy(name, study, place, from_dicom)
 
 
+def require_kind(opened: OpenedStudy, processor: ItemizedCLIPProcessor) -> None:
+    """
+    Raises:
+        ValueError: the study is volumes, where the model takes pictures, or the other way round.
+    """
+    if opened.is_picture != layout_of(processor).pictures:
+        found, expected = ("a picture", "volumes") if opened.is_picture else ("volumes", "a picture")
+        raise ValueError(f"the study is {found}, but the chosen model takes {expected}: upload another study.")
+
+
 def layout_of(processor: ItemizedCLIPProcessor) -> Layout:
     """Files of an upload are one study, where the domain's studies have several scans."""
     rule = Layout.of_processor(processor)

@@ -14,6 +14,7 @@ STYLE = """
 .ic-scores td:first-child, .ic-scores th:first-child { padding-left: 0.6rem !important; }
 .ic-score i { display: block; height: 4px; margin-top: 3px; background: #fdba74; border-radius: 2px; }
 .ic-table td { font-variant-numeric: tabular-nums; }
+.ic-table td:first-child { min-width: 5rem; }
 .ic-badge { display: inline-block; border-radius: 0.6rem; padding: 0 0.5rem; font-size: 0.8rem; color: #fff; }
 .ic-badge.ic-ok { background: #15803d; }
 .ic-badge.ic-warn { background: #b45309; }

@@ -82,7 +82,8 @@ def _result_row(number: int, current: StudyResult, prior: StudyResult | None, ch
         sign = "up" if change > 0 else "down" if change < 0 else "same"
         cells += [f"{before:.3f}", f'<span class="ic-{sign}">{change:+.3f}</span>']
     most = finding.strongest_scan
-    cells.append(f"{escape(current.scan_names[most])} ({finding.shares[most]:.0%})")
+    strongest = f"{escape(current.scan_names[most])} ({finding.shares[most]:.0%})"
+    cells.append(strongest if finding.shares[most] > 0 else "nowhere")
     shown = "".join(f"<td{' class=ic-score' if n == 1 else ''}>{cell}</td>" for n, cell in enumerate(cells))
     title = escape("; ".join(finding.prompts))
     return (

@@ -157,6 +157,9 @@ def test_pictures(models, sessions, session):
     assert len(actions.describe_place(session, "current", place, "a\nb", models, LIMITS)) == 2
     offered = offer_files(session, "current")
     assert set(offered) == {"HTML report", "JSON", "CSV"}
+    for ask in (actions.verdict_of, lambda tab, _, other: actions.run(tab, other, QUESTION, LIMITS)):
+        with pytest.raises(ValueError, match="the study is a picture, but the chosen model takes volumes"):
+            ask(session, "current", models["brain"])
     with pytest.raises(ValueError, match="takes one picture at a time"):
         upload(sessions, session, model, *(write_picture(sessions.uploads / f"{n}.png", n) for n in range(2)))
     with pytest.raises(ValueError, match="takes one picture at a time"):
