@@ -7,15 +7,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.files import hold_output
 from .limits import Limits, megabytes, stored
 
 if TYPE_CHECKING:
     from ..explain.encoded import EncodedStudy
     from ..explain.result import StudyResult
+
+_PREFIX = "itemized-clip-app-"
 
 
 class StoppedError(ValueError):
@@ -132,7 +136,10 @@ class Sessions:
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.root = Path(tempfile.mkdtemp(prefix="itemized-clip-app-"))
+        remove_leftovers()
+        self.root = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._held = ExitStack()
+        self._held.enter_context(hold_output(self.root))  # as long as the process lives
         self.uploads, self.folders = self.root / "uploads", self.root / "sessions"
         self.uploads.mkdir(mode=0o700)
         self.folders.mkdir(mode=0o700)
@@ -201,4 +208,15 @@ class Sessions:
         """Ends all sessions and deletes every file; the app is over."""
         for key in list(self.known):
             self.end(key)
+        self._held.close()
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def remove_leftovers() -> None:
+    """Deletes what apps left that were killed: folders that no living process holds."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            with hold_output(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError):  # it is in use, or somebody else's
+            continue

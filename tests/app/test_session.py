@@ -4,11 +4,12 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from itemized_clip_hf.app.limits import Limits
-from itemized_clip_hf.app.session import ServedFile, Session, Sessions, StoppedError
+from itemized_clip_hf.app.session import ServedFile, Session, Sessions, StoppedError, remove_leftovers
 
 
 @pytest.fixture
@@ -84,3 +85,15 @@ def test_the_end_of_the_process_deletes_everything():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     root = done.stdout.strip()
     assert "itemized-clip-app-" in root and subprocess.run(["test", "-e", root]).returncode == 1
+
+
+def test_the_next_app_deletes_what_a_killed_one_left(sessions):
+    code = (
+        "from itemized_clip_hf.app.session import Sessions; from itemized_clip_hf.app.limits import Limits; import os\n"
+        "s = Sessions(Limits()); (s.of('one').folder / 'scan').write_text('x'); print(s.root, flush=True); os._exit(9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    root = Path(killed.stdout.strip())
+    assert killed.returncode == 9 and root.is_dir()
+    remove_leftovers()
+    assert not root.exists() and sessions.root.is_dir(), "an app that runs keeps its own"
