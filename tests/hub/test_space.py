@@ -2,6 +2,7 @@
 
 import ast
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -117,6 +118,17 @@ def answer_of(place, python: str, environment: dict[str, str]) -> str:
         running.wait()
 
 
+def test_its_app_is_made_of_its_model(model_folder, tmp_path, monkeypatch):
+    place = write_space(tmp_path / "space", str(model_folder), "Brain MRI here", "mit")
+    monkeypatch.chdir(place)
+    demo = runpy.run_path("app.py")["demo"]
+    try:
+        assert demo.title == "Brain MRI here"
+    finally:
+        demo.sessions.close()
+
+
+@pytest.mark.slow
 def test_it_answers(model_folder, tmp_path):
     place = write_space(tmp_path / "space", str(model_folder), "Brain MRI here", "mit")
     package = str(Path(__file__).parents[2])
