@@ -31,6 +31,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/sentences.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/claims.py
+	$(BIN)/itemized-clip demo -o runs/attribution/0
+	$(BIN)/itemized-clip demo -o runs/attribution/1 --seed 1
+	$(BIN)/python benchmarks/attribution.py --models runs/attribution/0 runs/attribution/1
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py -o fuzz.jsonl --cases 10000
