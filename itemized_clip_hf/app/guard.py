@@ -46,12 +46,15 @@ class Guard:
         sessions: of the app.
         limits: of the app.
         password: that HTTP Basic has to bring along, with any user name; None: nobody is asked.
+        hosts: names that browsers may call the app by. Another page whose
+            name is made to lead here is refused so. None: any.
     """
 
     app: Callable[..., Awaitable[None]]
     sessions: Sessions
     limits: Limits
     password: str | None = None
+    hosts: tuple[str, ...] | None = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answers or refuses one request, or passes it on."""
@@ -63,6 +66,8 @@ class Guard:
         path = scope["path"].removeprefix(scope.get("root_path") or "").lstrip("/")
         if path.startswith("gradio_api/startup-events"):  # gradio's own first question
             await self.app(scope, receive, send)
+        elif self.hosts is not None and urlsplit(f"//{headers.get('host', '')}").hostname not in self.hosts:
+            await _answer(send, 403, f"the app answers to {', '.join(self.hosts)} only.")
         elif not self._knows_password(headers.get("authorization", "")):
             if "authorization" in headers:
                 await asyncio.sleep(1)  # guessing takes time

@@ -56,6 +56,8 @@ def launch_settings(settings: AppSettings, sessions: Sessions) -> dict[str, Any]
     """What `launch` is called with: own fonts and style, no other way in than the page, no way out."""
     from starlette.middleware import Middleware
 
+    bounds = {"limits": settings.limits, "password": settings.password, "hosts": settings.hosts}
+    guarded: dict[str, Any] = {"sessions": sessions, **bounds}
     return {
         "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         "css": STYLE,
@@ -71,9 +73,7 @@ def launch_settings(settings: AppSettings, sessions: Sessions) -> dict[str, Any]
         "allowed_paths": [],
         "max_file_size": settings.limits.upload_mb << 20,
         "state_session_capacity": settings.limits.sessions,
-        "app_kwargs": {
-            "middleware": [Middleware(Guard, sessions=sessions, limits=settings.limits, password=settings.password)]
-        },
+        "app_kwargs": {"middleware": [Middleware(Guard, **guarded)]},
     }
 
 

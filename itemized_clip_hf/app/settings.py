@@ -18,6 +18,7 @@ class AppSettings:
         folder: of studies on the server that everybody who sees the page may choose from; none without it.
         dicomweb: address of a DICOMweb service that studies can be fetched from, and results stored on; none without it.
         password: that the page asks for; nobody is asked without it.
+        hosts: names that browsers may call the app by; any if None. The verb names this machine's while it listens there alone.
         limits: sizes, numbers and times.
         device, tokenizer: of models that are loaded by name, see `models.load.load`.
     """
@@ -26,6 +27,7 @@ class AppSettings:
     folder: Path | None = None
     dicomweb: str | None = None
     password: str | None = field(default=None, repr=False)
+    hosts: tuple[str, ...] | None = None
     limits: Limits = Limits()
     device: str = "auto"
     tokenizer: str | None = None

@@ -55,7 +55,7 @@ def result_table(results: Mapping[str, StudyResult]) -> str:
     The number of a finding stands in its row (`data-finding`), for the viewers to go to it.
     """
     current, prior = results["current"], results.get("prior")
-    columns = ["finding", current.quantity, *(["prior", "difference"] if prior else []), "looked at most"]
+    columns = ["finding", current.quantity, *(["prior", "difference"] if prior else []), "strongest in"]
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     order = sorted(range(len(current.findings)), key=lambda number: -current.findings[number].score)
     rows = "".join(_result_row(number, current, prior, number == order[0]) for number in order)

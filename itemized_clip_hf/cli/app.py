@@ -109,7 +109,8 @@ def command(
         sessions=max_sessions,
         idle_minutes=idle_minutes,
     )
-    settings = AppSettings(title, folder, dicomweb, secret, limits, device, tokenizer)
+    hosts = LOOPBACK if host in LOOPBACK else None
+    settings = AppSettings(title, folder, dicomweb, secret, hosts, limits, device, tokenizer)
     app = build_app(dict(named), settings)
     serve(app, host, port, click.echo)
 

@@ -166,7 +166,9 @@ def test_a_password():
     def asked(given: str) -> dict[str, str]:
         return {"Authorization": "Basic " + base64.b64encode(given.encode()).decode()}
 
-    with served({"brain": tiny_brain()}, AppSettings(password="geheim:ü")) as (url, _):
+    with served({"brain": tiny_brain()}, AppSettings(password="geheim:ü", hosts=("127.0.0.1",))) as (url, _):
+        elsewhere = httpx.get(url, headers={"host": "another.example:7860", "origin": "http://another.example:7860"})
+        assert elsewhere.status_code == 403 and "127.0.0.1 only" in elsewhere.text
         for path in ("", "config", "gradio_api/info", "study-files/x/y", "gradio_api/queue/data", "theme.css"):
             assert httpx.get(url + path).status_code == 401, path
         assert httpx.post(f"{url}gradio_api/upload", files={"files": ("a", b"b")}).status_code == 401

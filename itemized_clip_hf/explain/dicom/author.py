@@ -19,7 +19,7 @@ SCHEME = "99ITEMIZEDCLIP"
 NAME = "ItemizedCLIP"
 STATEMENT = (
     "Research only: output of an algorithm, not calibrated and not for diagnosis. Scores rank studies by a finding and are not "
-    "probabilities of a disease; attention shows where the model looked, not the extent of a lesion."
+    "probabilities of a disease; heat maps show what a score rests on, not the extent of a lesion."
 )
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Patient coordinates of NIfTI (RAS+) -> those of DICOM (LPS+), and back."""
