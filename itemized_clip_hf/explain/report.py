@@ -90,7 +90,9 @@ def _describe(result: StudyResult, number: int, packed: PackedScan, content: byt
     peaks = []
     for finding in result.findings:
         tokens = finding.attention[number]
-        peaks.append((token_to_voxel @ [*np.unravel_index(tokens.argmax(), tokens.shape), 1.0])[:3].tolist())
+        center = (np.array(tokens.shape) - 1) / 2
+        place = np.unravel_index(tokens.argmax(), tokens.shape) if tokens.max() > 0 else center
+        peaks.append((token_to_voxel @ [*place, 1.0])[:3].tolist())
     overlay = nifti_bytes(np.zeros(fine_grid, np.float32), affine_of(result, number) @ scaling(scan_size, fine_grid))
     return {
         "name": result.scan_names[number],

@@ -130,10 +130,15 @@ class StudyResult:
             heat.quantity, heat.score, heat.attribution = self.quantity, chosen.score, self.attribution
         return maps
 
-    def peak(self, finding: int, scan: int) -> np.ndarray:
-        """Where the source's voxel with the most attention is: mm in RAS+ scanner space, or its indices (d, h, w)."""
+    def peak(self, finding: int, scan: int) -> np.ndarray | None:
+        """
+        Where the source's voxel with the most attention is: mm in RAS+ scanner space, its indices (d, h, w) without geometry;
+        None where the map is 0 everywhere.
+        """
         processed = self.scans[scan]
         tokens = self.findings[finding].attention[scan]
+        if not tokens.max() > 0:
+            return None
         source = source_array(processed)
         shape = (1, *source.shape[:2]) if self.is_picture else source.shape
         assert processed.to_source is not None  # only training draws have none
@@ -165,25 +170,24 @@ class StudyResult:
         described: dict[str, Any] = {"label": finding.label, "prompts": list(finding.prompts), "score": finding.score}
         if self.similarities and self.quantity != DEFAULT:
             described["similarity"] = self.similarities[number]
-        described["scans"] = [
-            {
-                "name": name,
-                "share": float(finding.shares[n]),
-                "highest": float(finding.attention[n].max()),
-                "peak": [round(float(x), 3) for x in self.peak(number, n)],
-            }
-            for n, name in enumerate(self.scan_names)
-        ]
+        described["scans"] = []
+        for n, name in enumerate(self.scan_names):
+            place, highest = self.peak(number, n), float(finding.attention[n].max())
+            rounded = None if place is None else [round(float(x), 3) for x in place]
+            described["scans"].append(
+                {"name": name, "share": float(finding.shares[n]), "highest": highest, "peak": rounded}
+            )
         return described
 
     def to_csv(self) -> str:
-        """One row per finding and scan, `COLUMNS`; places are empty where a scan has no geometry."""
+        """One row per finding and scan, `COLUMNS`; places are empty where a scan has no geometry, or nothing speaks for it."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
         for number, finding in enumerate(self.findings):
             for n, name in enumerate(self.scan_names):
-                place = ["", "", ""] if self.affine(n) is None else [f"{x:.3f}" for x in self.peak(number, n)]
+                peak = None if self.affine(n) is None else self.peak(number, n)
+                place = ["", "", ""] if peak is None else [f"{x:.3f}" for x in peak]
                 known = [self.study, finding.label, self.quantity, repr(finding.score), "no", name]
                 writer.writerow([*known, f"{finding.shares[n]:.6f}", *place])
         return stream.getvalue()

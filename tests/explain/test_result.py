@@ -108,3 +108,12 @@ def test_pictures(tokenizer):
     seen = processor.image_processor.process_study(picture)[0]
     back = (result.pixels(0)[..., 0] / 255 - result.mean[0]) / result.std[0]
     np.testing.assert_allclose(back, seen.pixel_values[0, 0], atol=0.01)
+
+
+def test_a_finding_that_nothing_speaks_for_has_no_place(make_model, processor, study):
+    result = explain_result(make_model(), processor, study, ITEMS[:2])
+    result.findings[1].attention[:], result.findings[1].shares[:] = 0, 0
+    assert result.peak(1, 0) is None and result.peak(0, 0) is not None
+    assert [scan["peak"] for scan in result.to_dict()["findings"][1]["scans"]] == [None, None]
+    rows = list(csv.DictReader(io.StringIO(result.to_csv())))
+    assert {row["peak_x_mm"] for row in rows if row["finding"] == ITEMS[1]} == {""}

@@ -80,13 +80,15 @@ def _group(result: StudyResult, number: int, sources: list[SourceSeries], author
     )
 
 
-def _point(result: StudyResult, finding: int, scan: int) -> np.ndarray:
-    """(3,) in LPS mm."""
-    point: np.ndarray = LPS[:3, :3] @ result.peak(finding, scan)
-    return point
+def _point(result: StudyResult, finding: int, scan: int) -> np.ndarray | None:
+    """(3,) in LPS mm; None where nothing in the scan speaks for the finding."""
+    peak = result.peak(finding, scan)
+    return None if peak is None else np.asarray(LPS[:3, :3] @ peak)
 
 
-def _measurement(name: sr.CodedConcept, value: float, point: np.ndarray, source: SourceSeries) -> sr.Measurement:
+def _measurement(name: sr.CodedConcept, value: float, point: np.ndarray | None, source: SourceSeries) -> sr.Measurement:
+    if point is None:
+        return sr.Measurement(name=name, value=float(value), unit=codes.UCUM.NoUnits)
     image, frame = source.nearest(point)
     return sr.Measurement(
         name=name,

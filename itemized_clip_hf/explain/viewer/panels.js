@@ -70,7 +70,10 @@ class VolumePanel {
     const m = this.result.scans[this.scan].mm_to_token;
     return mapOf(this.result, this.finding, this.scan).at(...m.map((row) => row[0] * mm[0] + row[1] * mm[1] + row[2] * mm[2] + row[3]));
   }
-  peak() { this.goTo(this.result.findings[this.finding].scans[this.scan].peak); }
+  peak() {
+    const place = this.result.findings[this.finding].scans[this.scan].peak;
+    if (place) this.goTo(place);
+  }
 }
 
 class PicturePanel {

@@ -66,7 +66,8 @@
     bar.style.width = `${100 * share}%`;
     bar.style.background = `rgb(${color(0.35 + 0.5 * share).join(",")})`;
     const most = strongest(one);
-    if (result.scans.length > 1) element("td", `${result.scans[most].name} (${Math.round(100 * one.scans[most].share)} %)`, row);
+    const words = one.scans[most].share > 0 ? `${result.scans[most].name} (${Math.round(100 * one.scans[most].share)} %)` : "nowhere";
+    if (result.scans.length > 1) element("td", words, row);
     row.addEventListener("click", () => chooseFinding(k));
     row.addEventListener("keydown", (event) => { if (event.key === "Enter") chooseFinding(k); });
     return row;

@@ -140,6 +140,16 @@ def test_the_report_holds_findings_scores_and_places(study, tmp_path):
     assert evidence == {pydicom.dcmread(path).SOPInstanceUID for path in study.iterdir()}
 
 
+def test_a_finding_that_nothing_speaks_for_has_no_place(study, tmp_path):
+    result = explain(study)
+    result.findings[0].attention[:], result.findings[0].shares[:] = 0, 0
+    paths = write_dicom(tmp_path / "out", result)
+    (group,) = highdicom.sr.srread(paths[0]).content.get_image_measurement_groups()
+    score, share = group.get_measurements()
+    assert score.value == pytest.approx(result.findings[0].score) and share.value == 0
+    assert not list(score[0].get("ContentSequence", [])) and not errors_of(paths)
+
+
 def distance_to(study, uid, point) -> float:
     """mm from the plane of an image."""
     (image,) = [one for one in map(pydicom.dcmread, study.iterdir()) if one.SOPInstanceUID == uid]
