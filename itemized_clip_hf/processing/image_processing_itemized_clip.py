@@ -14,6 +14,7 @@ from .intensities_itemized_clip import normalize_channels
 from .pictures_itemized_clip import is_picture, is_picture_file, open_picture, process_picture, upright
 from .scans_itemized_clip import (
     ProcessedScan,
+    is_meta_tensor,
     is_path,
     is_scan,
     is_study,
@@ -22,6 +23,7 @@ from .scans_itemized_clip import (
     require_one_file,
     require_one_visit,
     require_single_scans,
+    scan_of_meta_tensor,
 )
 from .sequence_names_itemized_clip import LENGTH, encode_scan_name
 from .settings_itemized_clip import PREPROCESSING_FIELDS, check_settings, order_windows, rename_settings
@@ -295,6 +297,8 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             return open_picture(source)
         if is_picture(source):
             return upright(source)
+        if is_meta_tensor(source) and settings["scan_size"][0] > 1:
+            source = scan_of_meta_tensor(source)
         reader = type(self).reader
         if reader is not None and (is_path(source) or is_scan(source)):
             stated = {"layout": settings.get("layout"), "settings": settings}

@@ -55,6 +55,57 @@ def is_scan(source: object) -> TypeGuard[ScanLike]:
     return hasattr(source, "array") and hasattr(source, "affine")
 
 
+@dataclass
+class TensorScan:
+    """
+    A volume of somebody else's tensor.
+
+    Args:
+        array: (D, H, W), depth first.
+        affine: (4, 4), indices of `array` -> mm in RAS+ scanner space.
+        name: of the series; None where it has none.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    name: str | None = None
+
+
+def is_meta_tensor(source: object) -> TypeGuard[Any]:
+    """Whether it is MONAI's `MetaTensor`: a tensor that knows its affine and what was done to it."""
+    return isinstance(source, torch.Tensor) and hasattr(source, "affine") and hasattr(source, "meta")
+
+
+def scan_of_meta_tensor(tensor: Any) -> TensorScan:
+    """
+    A volume as MONAI's transforms hold it -> a scan, depth first.
+
+    Args:
+        tensor: `MetaTensor` (X, Y, Z) or, channel first, (1, X, Y, Z); its affine maps (x, y, z) to mm in the space that
+            `meta["space"]` names, RAS where it names none.
+
+    Raises:
+        ValueError: it is a batch, has several channels, another number of axes, or another space than RAS and LPS.
+    """
+    shape = tuple(tensor.shape)
+    if getattr(tensor, "is_batch", False):
+        raise ValueError(f"the MetaTensor {shape} is a batch: pass its entries (monai.data.decollate_batch).")
+    if len(shape) == 4 and shape[0] != 1:
+        raise ValueError(f"the MetaTensor {shape} has {shape[0]} channels, expected 1: pass each channel as a scan.")
+    if len(shape) not in (3, 4):
+        raise ValueError(f"the MetaTensor {shape} has {len(shape)} axes, expected (X, Y, Z) or (1, X, Y, Z).")
+    space = str(getattr(tensor.meta.get("space"), "value", tensor.meta.get("space")) or "RAS")
+    if space not in ("RAS", "LPS"):
+        raise ValueError(
+            f"the MetaTensor is in the space {space!r}, expected RAS or LPS: use monai's Orientation first."
+        )
+    to_ras = np.diag([-1.0, -1.0, 1.0, 1.0]) if space == "LPS" else np.eye(4)
+    affine = to_ras @ np.asarray(tensor.affine.cpu(), float)
+    volume = tensor.as_subclass(torch.Tensor).numpy(force=True)
+    volume = volume[0] if volume.ndim == 4 else volume
+    return TensorScan(volume.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])
+
+
 def is_study(images: object) -> bool:
     """Whether it holds scans by itself: a list, a dictionary, a folder or a study object."""
     return (
