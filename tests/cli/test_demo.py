@@ -41,12 +41,13 @@ def test_demo_in_small_and_the_readme_after_it(tmp_path, monkeypatch):
             exec(compile(text, "README.md", "exec"), names)
     assert names["scores"].shape == (1, 2) and len(names["found"][0]) == 2
     lines = [line for kind, text in blocks if kind == "bash" for line in text.splitlines() if "demo-output" in line]
-    assert [line.split()[1] for line in lines] == ["inspect", "predict", "explain"]
+    assert [line.split()[1] for line in lines] == ["inspect", "predict", "explain", "app"]
+    monkeypatch.setattr("itemized_clip_hf.app.serve.serve", lambda *_: None)  # it would wait for visitors
     for line in lines:
         result = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
         # the demo's slices are far apart, which inspect says, with a status of its own
         assert result.exit_code == ("inspect" in line), f"{line}: {result.output}"
-    assert list(Path("maps").rglob("*.png")) and "maps" in result.output
+    assert list(Path("maps").rglob("*.png")) and Path("report.html").exists()
     arguments = ["predict", "-m", "demo-output/model", "-i", "demo-output/studies", "-p", "x", "--json"]
     scored = CliRunner().invoke(main, arguments)
     assert len(json.loads(scored.stdout)["results"]) == 3

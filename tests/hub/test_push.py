@@ -221,6 +221,7 @@ def test_the_published_cards_pass(name):
     assert find_patient_data({"README.md": name.read_text(), "card.yaml": name.with_suffix(".yaml").read_text()}) == []
 
 
+@pytest.mark.slow
 def test_refused_when_it_does_not_load(folder):
     code = folder / "modeling_itemized_clip.py"
     code.write_text(code.read_text().replace("def score_items", "def score_itemz"))
@@ -296,6 +297,7 @@ trainer.push_to_hub()
 """
 
 
+@pytest.mark.slow
 def test_the_trainer_pushes_what_the_command_would(tmp_path):
     with LoopbackHub() as hub:
         command = [sys.executable, "-c", TRAIN, str(tmp_path / "run"), str(SUPPORT)]

@@ -171,6 +171,7 @@ def test_order_of_the_list(processor, tmp_path):  # noqa: F811
     assert [seed for _, seed in first] != [seed for _, seed in second]
 
 
+@pytest.mark.slow
 def test_memory_that_does_not_suffice_makes_smaller_batches(processor, tmp_path):  # noqa: F811
     trainer = make_trainer(processor, tmp_path, auto_find_batch_size=True, max_steps=2, per_device_train_batch_size=8)
     sizes, compute = [], trainer.compute_loss

@@ -118,6 +118,7 @@ def orphans() -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_equals_the_undisturbed_run(source, undisturbed, tmp_path):
     """With processes that read, which a terminal sends the signal too."""
     output, before = tmp_path / "run", orphans()

@@ -51,7 +51,7 @@ def retrieval(model, objective, volumes, texts):
     return (scores.argmax(0)[real.flatten()] == owner).float().mean().item()
 
 
-QUICK = ("itemized_clip", "clip", "smartclip")  # of items, of joined items, of drawn items
+QUICK = ("itemized_clip", "clip")  # of items, of joined items
 
 
 @pytest.mark.parametrize(

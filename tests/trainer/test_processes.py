@@ -129,6 +129,7 @@ def test_restart_continues_the_curve(tmp_path, die_after):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_epochs_that_do_not_divide(tmp_path):
     """Seven studies in batches of three: both processes get two full batches, the last filled up from the first studies."""
     run(
@@ -150,6 +151,7 @@ def test_epochs_that_do_not_divide(tmp_path):
     assert metrics[0]["eval_loss"] == metrics[1]["eval_loss"] > 0
 
 
+@pytest.mark.slow
 def test_uneven_batches_are_refused(tmp_path):
     started = launch(2, tmp_path, accelerator_config={"even_batches": False})
     assert 0 not in finish(started, tmp_path)
@@ -208,7 +210,7 @@ def test_deepspeed_is_asked_for_by_name(tmp_path):
         ItemizedCLIPTrainingArguments(output_dir=str(tmp_path), deepspeed={"zero_optimization": {"stage": 2}})
 
 
-@pytest.mark.parametrize("as_file", [False, True])
+@pytest.mark.parametrize("as_file", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_deepspeed_config_is_completed_from_the_arguments(tmp_path, as_file):
     """With a distribution of that name in place of the real one: reading the configuration calls nothing of it."""
     (tmp_path / "deepspeed").mkdir()

@@ -265,6 +265,10 @@ class ItemizedCLIPStudyModelTest(ItemizedCLIPModelTest):
     model_tester_class = ItemTester
     additional_model_inputs = ["input_ids", "item_mask", "scan_mask", "scan_name_ids"]
 
+    @pytest.mark.slow  # the model of pictures learns, too
+    def test_training_overfit(self):
+        super().test_training_overfit()
+
     def _text_features_prepare_config_and_inputs(self):
         """The mixin's test expects rows of tokens: all items in one list."""
         config, inputs = super()._text_features_prepare_config_and_inputs()

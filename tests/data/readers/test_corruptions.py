@@ -341,6 +341,7 @@ def lawful_bytes(data: bytes) -> set[int]:
     return positions
 
 
+@pytest.mark.slow
 def test_bits_flipped_in_a_dicom_header(tmp_path):
     files = series_bytes()
     header = len(files[4]) - 16 * 18 * 2
