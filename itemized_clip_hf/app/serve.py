@@ -23,7 +23,13 @@ def serve(app: "gr.Blocks", host: str = "127.0.0.1", port: int = 7860, say: Call
         OSError: the port is taken, or the host is not of this machine.
     """
     try:
-        _, url, _ = app.launch(server_name=host, server_port=port, prevent_thread_lock=True)
+        try:
+            _, url, _ = app.launch(server_name=host, server_port=port, prevent_thread_lock=True)
+        except OSError:  # in words of the library's own options
+            raise OSError(
+                f"the app cannot listen on {host}, port {port}: another program does, or the host is not of this machine. "
+                "Choose another --port or --host."
+            ) from None
         say(f"the app is at {url} (Ctrl-C ends it and deletes what was uploaded)")
         threading.Event().wait()
     finally:

@@ -152,6 +152,8 @@ class Opener:
         domain: that the volumes are meant for.
         accept: codes of `data.checks` that are no reason to refuse a scan.
         layout: what a study is in a folder; the domain's rule if None.
+
+    `skipped` holds what was left out of each study that was opened, by its id.
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class Opener:
         self.domain = domain
         self.accept = known_codes(accept)
         self.warnings, self.lock = Warnings(partial(click.echo, err=True)), threading.Lock()
+        self.skipped: dict[str, list[Skipped]] = {}
 
     def settings(self) -> dict[str, Any]:
         """What the scores of what it opened depend on."""
@@ -185,7 +188,7 @@ class Opener:
             raise ValueError("the study has no images.")
         images, study = record["images"], record["id"]
         require_one_scan(images, self.layout)
-        skipped: list[Skipped] = []
+        skipped = self.skipped[study] = []
         opened: Any
         if isinstance(images, dict):  # a folder of several series brings names of its own
             named = [(name, self._open_or_skip(image, study, name, images, skipped)) for name, image in images.items()]

@@ -64,13 +64,12 @@ def encode_study(
     notes: list[str] = []
 
     def leave_out(name: str | None, error: Exception) -> None:
-        if on_bad_scan is None:
-            raise error
         notes.append(f"{name or 'a scan'} was left out: {error}")
-        on_bad_scan(name, error)
+        if on_bad_scan is not None:
+            on_bad_scan(name, error)
 
     image_processor = processor.image_processor
-    scans = image_processor.process_study(study, on_error=leave_out)
+    scans = image_processor.process_study(study, on_error=None if on_bad_scan is None else leave_out)
     inputs = image_processor.collate([scans], return_tensors="pt").to(model.device)
     mean, std = tuple(image_processor.image_mean), tuple(image_processor.image_std)
     windows = tuple(display_window(image_processor, scan) for scan in scans)

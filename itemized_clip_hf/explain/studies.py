@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.files import file_name, remove_parts, whole_file, write_text
 from ..data.readers.nifti import write_nifti
+from ..data.study import Skipped
 from ..evaluation.quantity import DEFAULT
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -49,10 +50,12 @@ class StudyToExplain:
         whole = (report is None or is_report(report, made_of)) and (dicom is None or dicom.is_written())
         self.known = known_maps(folder, made_of) if whole else None
         self.images: Any = None
+        self.skipped: list[Skipped] = []
         self.error: Exception | None = None
         if self.known is None:
             try:
                 self.images = open_images(record)
+                self.skipped = getattr(open_images, "skipped", {}).get(self.name, [])
             except (OSError, ValueError) as error:
                 self.error = error
 
@@ -89,6 +92,7 @@ def write_study(
     result = explain_result(
         model, processor, study.images, study.items, study.name, scores, on_bad_scan, about, attribution
     )
+    result.notes.extend(f"{one.scan or one.study} was left out: {one.reason}" for one in study.skipped)
     entries: list[dict[str, Any]] = []
     bases: dict[int, str] = {}
     highest = max((float(finding.attention.max()) for finding in result.findings), default=None)

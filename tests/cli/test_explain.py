@@ -65,3 +65,14 @@ def test_the_score_is_the_one_that_predict_gives(model_folder, tmp_path, scores)
     similarity = CliRunner().invoke(main, list(map(str, ["explain", *asked[:-3], "--json", "-o", tmp_path / "out"])))
     (known,) = json.loads(similarity.stdout)
     assert known["similarity"] == entry["similarity"] and "score" not in known  # made anew, not the folder of the other
+
+
+def test_what_was_left_out_of_a_study_is_in_its_result(model_folder, tmp_path):
+    save(make_series(make_grid("axial", slices=14, size=(40, 44), distance=6.0), "MR"), tmp_path / "study" / "series")
+    (tmp_path / "study" / "series" / "damaged.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"nothing of use")
+    lone = make_series(make_grid("axial", slices=1, size=(40, 44), distance=6.0), "MR")
+    save(lone, tmp_path / "study" / "lone")
+    place, _, shown = explain(model_folder, tmp_path / "study", tmp_path / "out")
+    notes = json.loads((place / "result.json").read_text())["notes"]
+    told = [line for line in shown.splitlines() if "skipped" in line]
+    assert told and len(notes) == len(told) and all("was left out: " in note for note in notes)

@@ -35,7 +35,7 @@ def make_secondary_capture(maps: list[HeatMap], source: SourceSeries, author: Au
         coordinate_system="PATIENT",
         study_instance_uid=source.images[0].StudyInstanceUID,
         patient_orientation=("L", "P"),
-        series_description="Attention, pictures; research only",
+        series_description=f"{maps[0].attribution.capitalize()}, pictures; research only",
         **author.equipment,
         **numbers,
     )

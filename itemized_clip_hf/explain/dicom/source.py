@@ -94,7 +94,7 @@ def read_sources(result: StudyResult, anonymous: bool = False) -> list[SourceSer
     if others:
         listed = ", ".join(dict.fromkeys(others))
         raise ValueError(
-            f"DICOM objects can only be made of studies that were read from DICOM files: {listed} was not. Pass the DICOM "
+            f"DICOM objects can only be made of studies that were read from DICOM files: not so {listed}. Pass the DICOM "
             "folder or zip of the study; heat maps of other files are written as NIfTI."
         )
     paths = dict.fromkeys(scan.path for scan in sources.values())

@@ -263,7 +263,7 @@ def test_results_beside_their_source_are_not_read_as_scans(study, tmp_path):
 
 def test_other_files_are_refused(write_volume, tmp_path):
     result = explain(write_volume("AX_T1.nii.gz"))
-    with pytest.raises(ValueError, match="read from DICOM files: AX_T1 was not.*written as NIfTI"):
+    with pytest.raises(ValueError, match="read from DICOM files: not so AX_T1.*written as NIfTI"):
         write_dicom(tmp_path / "out", result)
     assert not (tmp_path / "out").exists()
 
