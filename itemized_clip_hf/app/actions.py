@@ -15,7 +15,7 @@ from ..evaluation.quantity import DEFAULT
 from ..evaluation.region_to_text import rank_texts
 from ..explain.encoded import EncodedStudy, encode_study, explain_encoded
 from ..explain.maps import source_array
-from ..explain.report import upright
+from ..explain.packed import affine_of
 from ..explain.result import StudyResult
 from .limits import Limits, check_texts
 from .models import AppModel, watched
@@ -296,9 +296,8 @@ def place_to_voxel(result: StudyResult, place: Mapping[str, Any]) -> tuple[int, 
         if number < 0:
             raise IndexError(number)
         if "mm" in place:
-            affine = result.affine(number)
             x, y, z = (float(value) for value in place["mm"])
-            seen = np.linalg.inv(upright() if affine is None else affine) @ [x, y, z, 1.0]
+            seen = np.linalg.inv(affine_of(result, number)) @ [x, y, z, 1.0]
         else:
             height, width = scan.pixel_values.shape[-2:]
             seen = np.array([0.0, float(place["row"]) * height - 0.5, float(place["column"]) * width - 0.5, 1.0])

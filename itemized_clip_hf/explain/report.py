@@ -14,7 +14,6 @@ from ..data.files import whole_file
 from ..processing.geometry_itemized_clip import axis_spacing, scaling
 from ..version import __version__
 from .packed import PackedScan, affine_of, nifti_bytes, pack_scan, steps_of_tokens
-from .packed import upright as upright
 from .result import StudyResult
 
 VIEWER = "niivue-0.69.0.umd.js"

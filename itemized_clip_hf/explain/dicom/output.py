@@ -7,7 +7,7 @@ from typing import Any
 
 from ...data.dicomweb import check_service, require_client, send
 from ..result import StudyResult
-from .write import require_highdicom, write_dicom
+from .write import check_threshold, require_highdicom, write_dicom
 
 REPORT = "report.dcm"
 
@@ -37,8 +37,7 @@ class DicomOutput:
             raise ValueError(
                 "DICOM objects would go nowhere: name a folder (--dicom OUT), a server (--dicomweb URL) or both."
             )
-        if self.threshold is not None and not 0 < self.threshold < float("inf"):
-            raise ValueError(f"the threshold is {self.threshold}, expected a number above 0: times the mean attention.")
+        check_threshold(self.threshold)
         require_highdicom()
         if self.server is not None:
             check_service(self.server)

@@ -1,7 +1,6 @@
 """The picture of a finding as Secondary Capture Image Storage (PS3.3 A.8)."""
 
-import tempfile
-from pathlib import Path
+import io
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,10 @@ def make_secondary_capture(maps: list[HeatMap], source: SourceSeries, author: Au
     """
     from PIL import Image
 
-    with tempfile.TemporaryDirectory() as folder:
-        plot_item(maps, Path(folder) / "montage.png")
-        with Image.open(Path(folder) / "montage.png") as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+    montage = io.BytesIO()
+    plot_item(maps, montage)
+    with Image.open(montage) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
     capture = SCImage(
         pixel_array=pixels,
         photometric_interpretation="RGB",

@@ -50,8 +50,7 @@ def write_dicom(
     from .author import Author
     from .source import read_sources, set_identity
 
-    if threshold is not None and not 0 < threshold < float("inf"):
-        raise ValueError(f"the threshold is {threshold}, expected a number above 0: times the mean attention.")
+    check_threshold(threshold)
     author = Author.of(result)
     sources = read_sources(result, anonymous)
     place = Path(folder)
@@ -104,6 +103,15 @@ def _objects(
                 yield name, source, partial(make_parametric_map, heat, source, **settings)
             else:
                 yield name, source, partial(make_segmentation, heat, source, threshold=threshold, **settings)
+
+
+def check_threshold(threshold: float | None) -> None:
+    """
+    Raises:
+        ValueError: it is there, and not a finite number above 0.
+    """
+    if threshold is not None and not 0 < threshold < float("inf"):
+        raise ValueError(f"the threshold is {threshold}, expected a number above 0: times the mean attention.")
 
 
 def require_highdicom() -> None:
