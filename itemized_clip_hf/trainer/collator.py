@@ -1,28 +1,22 @@
 """Ragged examples -> a padded, masked batch; scans and items are chosen, never duplicated."""
 
-import csv
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
-from ..data.cells import neutralize
-from ..data.open import known_codes
 from ..data.studies.items import choose_items, sample_diverse
-from ..data.study import Skipped
 from ..data.truth_values import read_truth_value
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..processing.scans_itemized_clip import ProcessedScan
-from .sampler import DATA_ERRORS, reason_of, skipped_study
-
-logger = logging.get_logger(__name__)
+from .sampler import DATA_ERRORS, skipped_study
+from .study_scans import StudyScans
 
 
 @dataclass
-class ItemizedCLIPCollator:
+class ItemizedCLIPCollator(StudyScans):
     """
     Makes batches of studies.
 
@@ -57,9 +51,7 @@ class ItemizedCLIPCollator:
     _reported: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.scan_fill not in ("mask", "repeat"):
-            raise ValueError(f"scan_fill is {self.scan_fill!r}, expected 'mask' or 'repeat'.")
-        known_codes(self.accept or ())
+        self.check_settings()
 
     def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         """
@@ -93,7 +85,7 @@ class ItemizedCLIPCollator:
         if not items:
             raise ValueError("the study has no item.")
         chosen = self.choose_texts(items, generator)
-        return PreparedStudy(self._scans(example, generator), chosen, self.flag(items, example.get("is_normal")))
+        return PreparedStudy(self.choose_scans(example, generator), chosen, self.flag(items, example.get("is_normal")))
 
     def encode(self, texts: list[list[str]]) -> dict[str, torch.Tensor]:
         """Token ids and masks of the texts of a batch, in slots of a fixed number."""
@@ -115,75 +107,6 @@ class ItemizedCLIPCollator:
         if self.diverse_sampling is not None and generator is not None:
             return sample_diverse(items, self.max_items, generator, **self.diverse_sampling)
         return choose_items(items, self.max_items, generator)
-
-    def _scans(self, example: dict[str, Any], generator: torch.Generator | None) -> list[ProcessedScan]:
-        if "pixel_values" in example:
-            pixel_values = torch.as_tensor(example["pixel_values"])
-            names = example.get("scan_names") or [None] * len(pixel_values)
-            order = self._choose(len(pixel_values), generator)
-            scans = [ProcessedScan(names[i], pixel_values[i].float(), None, None) for i in order]
-        else:
-            study = example.get("images")
-            if study is None:
-                raise ValueError("the study has no images.")
-            study = getattr(study, "scans", study)
-            if isinstance(study, dict):
-                names = [name for name, scan in study.items() if scan is not None]
-                study = {names[i]: study[names[i]] for i in self._choose(len(names), generator)}
-            elif isinstance(study, (list, tuple)):
-                study = [study[i] for i in self._choose(len(study), generator)]
-            scans = self.processor.image_processor.process_study(
-                study,
-                generator,
-                on_error=lambda name, error: self.report(
-                    Skipped(str(example.get("id")), str(name), "process", reason_of(error))
-                ),
-                **({} if self.accept is None else {"accept": self.accept}),
-            )
-            scans = [scans[i] for i in self._choose(len(scans), generator)]
-        if self.scan_fill == "repeat":
-            scans = [scans[i % len(scans)] for i in range(max(self.max_scans, len(scans)))]
-        return scans
-
-    def _choose(self, count: int, generator: torch.Generator | None) -> list[int]:
-        """A random subset of at most `max_scans` scans in their own order; all of them without a generator."""
-        if count <= self.max_scans or generator is None:
-            return list(range(count))
-        return sorted(torch.randperm(count, generator=generator)[: self.max_scans].tolist())
-
-    def report(self, skipped: Skipped) -> None:
-        """Logs a study or scan that is left out, and lists it in the quarantine once."""
-        name = str(skipped.study) if skipped.scan is None else f"{skipped.study}/{skipped.scan}"
-        if name in self._reported:
-            return
-        self._reported.add(name)
-        logger.warning(f"study {name} is left out: {skipped.reason}")
-        if self.quarantine is None:
-            return
-        path = Path(self.quarantine)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            if file.tell() == 0:
-                writer.writerow(["study", "reason"])
-            writer.writerow([neutralize(name), neutralize(skipped.reason)])
-
-    def studies_left_out(self, ids: Collection[str] = ()) -> int:
-        """
-        How many studies could not be used at all, whichever worker met them; scans that were left out alone do not count.
-
-        Args:
-            ids: of all studies; needed where ids hold a slash, which else parts a study from its scan.
-        """
-        known = {neutralize(study_id) for study_id in ids}
-        return sum("/" not in name or name in known for name in self._quarantined())
-
-    def _quarantined(self) -> set[str]:
-        """Names of studies and scans (`study/scan`) that were reported."""
-        if self.quarantine is None or not Path(self.quarantine).exists():
-            return {neutralize(name) for name in self._reported}
-        with Path(self.quarantine).open(newline="", encoding="utf-8") as file:
-            return {row[0] for row in csv.reader(file) if row and row != ["study", "reason"]}
 
 
 @dataclass

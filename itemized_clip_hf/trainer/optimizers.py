@@ -32,8 +32,8 @@ class ClampLogitScale(TrainerCallback):
             (scale.to_local() if isinstance(scale, DTensor) else scale).clamp_(0, MAX_LOGIT_SCALE)
 
 
-class OptimizingTrainer(TrainerBase):
-    """Decay, the objective's own groups, Muon, and the papers' schedule."""
+class ScheduledTrainer(TrainerBase):
+    """What is decayed, and the papers' schedule."""
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """
@@ -48,27 +48,6 @@ class OptimizingTrainer(TrainerBase):
             for name, parameter in model.named_parameters()
             if parameter.ndim >= 2 or volumes and name.endswith("class_embedding")
         ]
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Parameters of the objective leave the library's groups for those that the objective asks for."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(*args, **kwargs)
-        module: Any = self.accelerator.unwrap_model(self.model)
-        module = module.objective_module
-        moved: set[int] = set()
-        if is_new and module is not None:
-            for objective_group in self.objective.parameter_groups(module):
-                parameters = {id(parameter) for parameter in objective_group["params"]}
-                moved |= parameters
-                for group in optimizer.param_groups:
-                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in parameters]
-                optimizer.add_param_group(objective_group)
-        if is_new and self.args.muon_learning_rate is not None:
-            matrices = [weight for weight in linear_weights(self.model) if id(weight) not in moved]
-            optimizer = self.optimizer = MuonWithAdamW(
-                optimizer, matrices, self.args.muon_learning_rate, self.args.muon_weight_decay
-            )
-        return optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -91,6 +70,31 @@ class OptimizingTrainer(TrainerBase):
             self.lr_scheduler = LambdaLR(scheduled, factors)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+
+class OptimizingTrainer(ScheduledTrainer):
+    """Besides, the objective's own groups, and Muon."""
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Parameters of the objective leave the library's groups for those that the objective asks for."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        module: Any = self.accelerator.unwrap_model(self.model)
+        module = module.objective_module
+        moved: set[int] = set()
+        if is_new and module is not None:
+            for objective_group in self.objective.parameter_groups(module):
+                parameters = {id(parameter) for parameter in objective_group["params"]}
+                moved |= parameters
+                for group in optimizer.param_groups:
+                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in parameters]
+                optimizer.add_param_group(objective_group)
+        if is_new and self.args.muon_learning_rate is not None:
+            matrices = [weight for weight in linear_weights(self.model) if id(weight) not in moved]
+            optimizer = self.optimizer = MuonWithAdamW(
+                optimizer, matrices, self.args.muon_learning_rate, self.args.muon_weight_decay
+            )
+        return optimizer
 
 
 def cosine_with_warmup(step: int, warmup: int, total: int) -> float:

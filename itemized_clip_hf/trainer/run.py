@@ -1,7 +1,6 @@
 """One training run from a recipe and a list of studies to a model folder: plan, build, train."""
 
 import os
-import signal
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,13 @@ from ..models.names import is_adapter_folder
 from ..processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..recipes import Recipe
-from .checkpoints import last_complete_checkpoint
 from .from_recipe import build_arguments, build_model, build_processor
-from .interrupts import Interrupts, TrainingInterruptedError
+from .interrupts import Interrupts
 from .output_folder import checkpoint_to_resume, held
 from .run_record import RunRecord
 from .trainer import ItemizedCLIPTrainer
 from .training_args import ItemizedCLIPTrainingArguments
+from .until_signal import train_until_signal
 from .used_folder import require_unused
 
 logger = logging.get_logger(__name__)
@@ -200,19 +199,7 @@ def train_run(plan: RunPlan, parts: RunParts, interrupts: Interrupts | None = No
         processing_class=parts.processor,
     )
     describe_start(trainer, plan.options)
-    if interrupts is None:
-        train_and_save(trainer, plan.checkpoint)
-        return trainer
-    trainer.add_callback(interrupts)
-    try:
-        train_and_save(trainer, plan.checkpoint, interrupts)
-    except (KeyboardInterrupt, RuntimeError):
-        if interrupts.number is None:
-            raise
-        raise interrupted(trainer, interrupts, "Training was ended within a step") from None
-    if interrupts.number is not None:
-        saved = f"Training was complete; the model is saved in {plan.args.output_dir}."
-        raise TrainingInterruptedError(interrupts.number, saved)
+    train_until_signal(trainer, plan.checkpoint, interrupts)
     return trainer
 
 
@@ -288,21 +275,3 @@ def describe_start(trainer: ItemizedCLIPTrainer, options: RunOptions) -> None:
         trainer.card.license_note = MAE_NOTE if options.accept_license else ""
     elif options.model_folder is not None and trainer.card.base_model is None:
         trainer.card.started_from = f"the model {Path(options.model_folder).name}"
-
-
-def train_and_save(trainer: ItemizedCLIPTrainer, checkpoint: str | None, interrupts: Interrupts | None = None) -> None:
-    """Trains to the end and saves model and state; to the step that a signal ends, and saves nothing more then."""
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if interrupts is not None and interrupts.number is not None and trainer.state.global_step < trainer.state.max_steps:
-        raise interrupted(trainer, interrupts, f"Training was ended after step {trainer.state.global_step}")
-    trainer.save_model(cast(str, trainer.args.output_dir))
-    trainer.save_state()
-
-
-def interrupted(trainer: ItemizedCLIPTrainer, interrupts: Interrupts, what: str) -> TrainingInterruptedError:
-    """What happened, what is saved, and how to go on."""
-    last = last_complete_checkpoint(cast(str, trainer.args.output_dir))
-    saved = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
-    return TrainingInterruptedError(
-        interrupts.number or signal.SIGINT, f"{what}; {saved}. To go on, add --resume to the command."
-    )
