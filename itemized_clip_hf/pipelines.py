@@ -1,7 +1,9 @@
-"""Pipelines: studies or pictures and labels in, one score a label out, each label scored by itself."""
+"""Pipelines: of studies or pictures one score for each label, each label scored by itself, or features."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.image_utils import load_image
+from transformers.pipelines.image_feature_extraction import ImageFeatureExtractionPipeline
 from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
 
 from .evaluation.encode import encode_prompts, encode_studies
@@ -16,7 +19,8 @@ from .evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_po
 from .evaluation.zero_shot import score_encoded
 from .explain.maps import attend, paint_items
 from .modeling.modeling_itemized_clip import ItemizedCLIPModel
-from .processing.processing_itemized_clip import ItemizedCLIPProcessor
+from .processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
+from .processing.processing_itemized_clip import ItemizedCLIPProcessor, hash_image_settings, warn_of_differences
 
 Labels = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 """A text, texts, or label -> one or several texts."""
@@ -77,6 +81,52 @@ def classify_studies(
             yield found
 
 
+def extract_features(
+    model: ItemizedCLIPModel,
+    image_processor: ItemizedCLIPImageProcessor,
+    studies: Iterable,
+    pool: bool | None = None,
+    return_tensors: bool | None = None,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    accept: Sequence[str] | None = None,
+    layout: str | None = None,
+    image_processor_kwargs: Mapping[str, Any] | None = None,
+) -> Iterator[Any]:
+    """
+    Features of studies, one after another, whatever the batches: padded scans are neither seen nor returned.
+
+    Args:
+        studies: in any form that the processor takes one.
+        pool: the projected class token (1, P), `pooler_output` of `get_image_features`, in place of the projected patch tokens
+            (1, L, P) of `encode_images`, in the order scan, depth, height, width. Neither is normalized.
+        return_tensors: tensors on the CPU in the model's precision, in place of nested lists.
+        batch_size: studies of one pass through the vision tower.
+        num_workers: threads that read and process studies ahead, see `encode_studies`.
+        accept, layout: as of `classify_studies`.
+        image_processor_kwargs: changes to the settings of the image processor.
+
+    Raises:
+        ValueError, OSError: a study cannot be read, the error's note tells which; or the image processor has no such setting.
+    """
+
+    def refuse(number: int, error: Exception) -> None:
+        error.add_note(f"This is study {number} of those that were given, counted from 0.")
+        raise error
+
+    stated: dict[str, Any] = {"accept": accept, "layout": layout, "image_processor_kwargs": image_processor_kwargs}
+    workers = num_workers or 0
+    for encoded in encode_studies(
+        model, image_processor, studies, batch_size or 1, on_error=refuse, num_workers=workers, **stated
+    ):
+        for row in range(len(encoded.tokens)):
+            features = encoded.image_embeds[row] if pool else encoded.tokens[row]
+            if encoded.token_mask is not None and not pool:
+                features = features[encoded.token_mask[row]]
+            features = features[None].cpu()
+            yield features if return_tensors else features.tolist()
+
+
 def check_choices(scores: str = DEFAULT, top_k: int | None = None, **others) -> None:
     """Raises a ValueError where there is no such quantity or number of labels."""
     check_quantity(scores)
@@ -104,6 +154,16 @@ def is_stream(inputs: Any) -> bool:
 def read_stream(inputs: Any) -> Iterator:
     """Examples of a generator or data set, one after another."""
     return inputs if isinstance(inputs, Iterator) else (inputs[index] for index in range(len(inputs)))
+
+
+def apply(process: Callable[[Iterable], Iterator], image_processor: ItemizedCLIPImageProcessor, inputs: Any) -> Any:
+    """What `process` makes of a study; of several studies a list, of a generator or data set an iterator."""
+    if is_stream(inputs):
+        return process(read_stream(inputs))
+    split = image_processor.split_studies(inputs)
+    results = list(process(split))
+    one = len(split) == 1 and not (isinstance(inputs, (list, tuple)) and split[0] is inputs[0])
+    return results[0] if one else results
 
 
 class ItemizedCLIPPipeline(Pipeline):
@@ -148,12 +208,8 @@ class ItemizedCLIPPipeline(Pipeline):
         if num_workers is not None:
             given["num_workers"] = num_workers
         check_choices(**given)
-        if is_stream(studies):
-            return classify_studies(self.model, self.processor, read_stream(studies), **given)
-        split = self.processor.image_processor.split_studies(studies)
-        results = list(classify_studies(self.model, self.processor, split, **given))
-        one = len(split) == 1 and not (isinstance(studies, (list, tuple)) and split[0] is studies[0])
-        return results[0] if one else results
+        classify = partial(classify_studies, self.model, self.processor, **given)
+        return apply(classify, self.processor.image_processor, studies)
 
     def _sanitize_parameters(self, **kwargs):
         check_choices(**kwargs)
@@ -207,19 +263,86 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
         timeout = given.pop("timeout", None)
         given.pop("tokenizer_kwargs", None)  # of the library's own
 
-        def opened(images: Iterable):
-            return (
+        def classify(images: Iterable) -> Iterator:
+            opened = (
                 load_image(x, timeout=timeout) if isinstance(x, str) and not os.path.isdir(x) else x for x in images
             )
+            return classify_studies(self.model, self.processor, opened, **given)
 
-        if is_stream(image):
-            return classify_studies(self.model, self.processor, opened(read_stream(image)), **given)
-        split = self.processor.image_processor.split_studies(image)
-        results = list(classify_studies(self.model, self.processor, opened(split), **given))
-        return results if isinstance(image, (list, tuple)) or len(split) > 1 else results[0]
+        return apply(classify, self.processor.image_processor, image)
 
     def _sanitize_parameters(self, tokenizer_kwargs: Any = None, batch_size: int | None = None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(tokenizer_kwargs, **kwargs)
         check_choices(**kwargs)
         own = {name: kwargs[name] for name in ("heat_maps", "accept", "scores", "top_k") if name in kwargs}
         return {**preprocess, **own}, forward, postprocess
+
+
+class ItemizedCLIPFeaturePipeline(ImageFeatureExtractionPipeline):
+    """
+    `image-feature-extraction` of ItemizedCLIP: features of studies and pictures, see `extract_features`. Of every other model
+    it makes the library's own pipeline.
+
+        extract = pipeline("image-feature-extraction", model=folder)
+        extract({"AX_T1": "t1.nii.gz", "AX_T2": "t2.nii.gz"}, pool=True, return_tensors=True)  # (1, P)
+    """
+
+    model: ItemizedCLIPModel
+    image_processor: ItemizedCLIPImageProcessor
+
+    def __new__(cls, *args, **kwargs):
+        """The library's own pipeline where the model is not ItemizedCLIP."""
+        model = kwargs.get("model", args[0] if args else None)
+        if getattr(getattr(model, "config", None), "model_type", None) == "itemized_clip":
+            return super().__new__(cls)
+        return ImageFeatureExtractionPipeline(*args, **kwargs)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.image_processor, "process_study"):
+            raise ValueError(
+                f"the image processor is a {type(self.image_processor).__name__}, expected an ItemizedCLIPImageProcessor: "
+                "pass the model's folder or name, or `image_processor=`."
+            )
+        config = self.model.config
+        settings = {"image": hash_image_settings(self.image_processor)}
+        warn_of_differences(getattr(config, "preprocessing", None), settings, config.name_or_path or "the model")
+
+    def __call__(self, *args, **kwargs) -> Any:
+        """
+        Args:
+            images: one study or picture or a list of them, in any form that the processor takes, for models of pictures also
+                the address of one; a generator or data set of them.
+            pool, return_tensors, batch_size, num_workers, accept, layout, image_processor_kwargs: of `extract_features`; what
+                is left out is as the pipeline was made with.
+            timeout: seconds to wait for a picture that is fetched.
+
+        Returns:
+            as the library's pipeline: for one study nested lists or a tensor, (1, P) with `pool`, else (1, L, P); for several
+            studies a list of these, for a generator or data set an iterator.
+        """
+        if len(args) + ("images" in kwargs) != 1:
+            raise TypeError("expected one argument, the images; all others by their names.")
+        images = args[0] if args else kwargs.pop("images")
+        made_with = {"batch_size": self._batch_size, "num_workers": self._num_workers, **self._preprocess_params}
+        given = {**made_with, **self._sanitize_parameters(**kwargs)[0]}
+        timeout = given.pop("timeout", None)
+        fetches = self.model.config.vision.image_shape[0] == 1
+
+        def extract(studies: Iterable) -> Iterator:
+            opened = (load_image(x, timeout=timeout) if fetches and is_picture_url(x) else x for x in studies)
+            return extract_features(self.model, self.image_processor, opened, **given)
+
+        return apply(extract, self.image_processor, images)
+
+    def _sanitize_parameters(self, **kwargs):
+        known = set(signature(extract_features).parameters) - {"model", "image_processor", "studies"} | {"timeout"}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise TypeError(f"image-feature-extraction has no arguments {unknown}; it has {sorted(known)}.")
+        return {name: value for name, value in kwargs.items() if value is not None}, {}, {}
+
+
+def is_picture_url(source: Any) -> bool:
+    """The address of a picture, or a picture that is written out as one."""
+    return isinstance(source, str) and source.startswith(("http://", "https://", "data:image/"))

@@ -97,13 +97,14 @@ def register_pipelines() -> None:
     from transformers import AutoModel
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .pipelines import ItemizedCLIPImagePipeline, ItemizedCLIPPipeline
+    from .pipelines import ItemizedCLIPFeaturePipeline, ItemizedCLIPImagePipeline, ItemizedCLIPPipeline
 
     PIPELINE_REGISTRY.register_pipeline(
         "zero-shot-study-classification", pipeline_class=ItemizedCLIPPipeline, pt_model=AutoModel, type="multimodal"
     )
-    # The library picks a pipeline by its task alone: this class makes the library's own one of every other model.
+    # The library picks a pipeline by its task alone: these classes make the library's own one of every other model.
     PIPELINE_REGISTRY.supported_tasks["zero-shot-image-classification"]["impl"] = ItemizedCLIPImagePipeline
+    PIPELINE_REGISTRY.supported_tasks["image-feature-extraction"]["impl"] = ItemizedCLIPFeaturePipeline
 
 
 def _open_image(source: Any, domain: str | None = None, accept: Iterable[str] = (), **layout: Any) -> Any:

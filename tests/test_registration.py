@@ -26,7 +26,8 @@ assert set(package.ItemizedCLIPProcessor.presets) == set(package.ItemizedCLIPIma
 assert callable(package.ItemizedCLIPImageProcessor.reader) and "ItemizedCLIP" in LOSS_MAPPING
 tasks = PIPELINE_REGISTRY.supported_tasks
 assert tasks["zero-shot-study-classification"]["impl"] is package.ItemizedCLIPPipeline
-assert tasks["zero-shot-image-classification"]["impl"].__module__.startswith("itemized_clip_hf.")
+for task in ("zero-shot-image-classification", "image-feature-extraction"):
+    assert tasks[task]["impl"].__module__.startswith("itemized_clip_hf.")
 """
 
 UNCHANGED = """
@@ -56,9 +57,12 @@ import itemized_clip_hf.explain.plots, itemized_clip_hf.data.open, itemized_clip
 after = state()
 assert after["losses"].pop("ItemizedCLIP").__module__ == "itemized_clip_hf.registration"
 del after["tasks"]["zero-shot-study-classification"]
-impl = "zero-shot-image-classification"
-assert issubclass(after["tasks"][impl]["impl"], pipelines.ZeroShotImageClassificationPipeline)
-after["tasks"][impl]["impl"] = before["tasks"][impl]["impl"]  # test_pipeline.py: other models get the library's own class
+for task, own in (
+    ("zero-shot-image-classification", pipelines.ZeroShotImageClassificationPipeline),
+    ("image-feature-extraction", pipelines.ImageFeatureExtractionPipeline),
+):
+    assert issubclass(after["tasks"][task]["impl"], own)
+    after["tasks"][task]["impl"] = before["tasks"][task]["impl"]  # test_pipelines.py: other models get the library's own class
 for name in before:
     assert after[name] == before[name], (name, before[name], after[name])
 """

@@ -68,7 +68,7 @@ def encode_inputs(model: ItemizedCLIPModel, inputs: Mapping[str, torch.Tensor]) 
 
 def encode_studies(
     model: ItemizedCLIPModel,
-    processor: ItemizedCLIPProcessor,
+    processor: ItemizedCLIPProcessor | ItemizedCLIPImageProcessor,
     studies: Iterable,
     batch_size: int = 8,
     progress: str | None = None,
@@ -77,9 +77,11 @@ def encode_studies(
     accept: Sequence[str] | None = None,
     num_workers: int = 0,
     layout: str | None = None,
+    image_processor_kwargs: Mapping[str, Any] | None = None,
 ) -> Iterator[EncodedStudies]:
     """
     Args:
+        processor: or its image processor alone.
         studies: anything the processor takes as one study, each, or [`Closed`]; asked for one batch at a time.
         progress: what the bar says; no bar if None.
         on_error: called with the number of a study that cannot be read, and why; it is missing from the batches. Without it the
@@ -89,24 +91,18 @@ def encode_studies(
         layout: what the files of a folder are, see `data.layout.Layout`; the image processor's own if None.
         num_workers: threads that open and process the next studies while the model is at work; the results, their order and
             what is reported are the same for any number.
+        image_processor_kwargs: changes to the settings of the image processor.
 
     Raises:
-        ValueError: the number of threads is below 0.
+        ValueError: the number of threads is below 0, or the image processor has no such setting.
     """
     from tqdm.auto import tqdm
 
     check_workers(num_workers)
-    image_processor = processor.image_processor
-    settings = {name: value for name, value in (("accept", accept), ("layout", layout)) if value is not None}
+    image_processor: Any = getattr(processor, "image_processor", processor)
+    settings = settings_of(image_processor, image_processor_kwargs, accept=accept, layout=layout)
+    encode = partial(_encode_batch, model, image_processor, {k: settings[k] for k in settings if k == "use_scan_names"})
     batch: list[tuple[int, list]] = []
-
-    def encode() -> EncodedStudies:
-        scans = [scans for _, scans in batch]
-        encoded = encode_inputs(model, image_processor.collate(scans, return_tensors="pt").to(model.device))
-        encoded.numbers, encoded.scans = [number for number, _ in batch], scans
-        batch.clear()
-        return encoded
-
     jobs = (partial(_process, image_processor, study, settings, on_bad_scan is not None) for study in studies)
     total = len(studies) if isinstance(studies, Sized) else None
     bar = tqdm(in_order(jobs, num_workers), desc=progress, unit="study", total=total, disable=progress is None)
@@ -120,12 +116,41 @@ def encode_studies(
             continue
         most_scans = max(len(scans), *(len(own) for _, own in batch)) if batch else 0
         if (len(batch) + 1) * most_scans > max(SCANS_AT_ONCE, batch_size):
-            yield encode()
+            yield encode(batch)
+            batch = []
         batch.append((number, scans))
         if len(batch) == batch_size:
-            yield encode()
+            yield encode(batch)
+            batch = []
     if batch:
-        yield encode()
+        yield encode(batch)
+
+
+def _encode_batch(
+    model: ItemizedCLIPModel, image_processor: Any, settings: dict[str, Any], batch: list[tuple[int, list]]
+) -> EncodedStudies:
+    scans = [scans for _, scans in batch]
+    inputs = image_processor.collate(scans, return_tensors="pt", **settings).to(model.device)
+    encoded = encode_inputs(model, inputs)
+    encoded.numbers, encoded.scans = [number for number, _ in batch], scans
+    return encoded
+
+
+def settings_of(
+    image_processor: ItemizedCLIPImageProcessor, changes: Mapping[str, Any] | None, **others: Any
+) -> dict[str, Any]:
+    """
+    Changes to the settings of an image processor and others that are not None.
+
+    Raises:
+        ValueError: the image processor has no such setting, and would pass over it.
+    """
+    settings = dict(changes or {})
+    unknown = sorted(set(settings) - set(image_processor.valid_kwargs.__annotations__)) if settings else []
+    if unknown:
+        known = sorted(image_processor.valid_kwargs.__annotations__)
+        raise ValueError(f"the image processor has no settings {unknown}; it has {known}.")
+    return settings | {name: value for name, value in others.items() if value is not None}
 
 
 def check_workers(num_workers: int) -> int:

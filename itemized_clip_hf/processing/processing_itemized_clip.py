@@ -44,11 +44,24 @@ def _as_saved(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def hash_settings(settings: Mapping[str, Any]) -> str:
+    """Of settings as they are saved: the same for the same preprocessing."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hash_image_settings(image_processor: ItemizedCLIPImageProcessor) -> str:
+    """Of the settings that decide which numbers the model gets of a scan; the `image` of `preprocessing`."""
+    return hash_settings({name: _as_saved(getattr(image_processor, name, None)) for name in PREPROCESSING_FIELDS})
+
+
 def warn_of_differences(made_for: Mapping[str, Any] | None, processor: Mapping[str, str], model: str) -> None:
-    """Warns where the preprocessing that a model was made with is not that of a processor; both from `preprocessing`."""
+    """
+    Warns where the preprocessing that a model was made with is not that of a processor; both from `preprocessing`, of the
+    processor the parts that are used.
+    """
     parts = {"image": "image settings", "text": "vocabulary or case"}
     for part, what in parts.items():
-        if made_for and made_for.get(part) != processor[part]:
+        if made_for and part in processor and made_for.get(part) != processor[part]:
             logger.warning(
                 f"{what} of this processor ({processor[part]}) are not those that {model} was made with ({made_for[part]}): "
                 "its scores are not to be relied on. Load the processor that was saved with the model."
@@ -97,10 +110,8 @@ class ItemizedCLIPProcessor(ProcessorMixin):
         Hashes of what decides which numbers the model gets: of a scan (`image`), of a text (`text`: vocabulary, case). A
         model's config keeps those that it was trained with under the same name.
         """
-        image = {name: _as_saved(getattr(self.image_processor, name, None)) for name in PREPROCESSING_FIELDS}
-        parts = {"image": image, "text": {"lowercase": self.lowercase, "vocabulary": list_vocabulary(self.tokenizer)}}
-        written = {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
-        return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in written.items()}
+        text = {"lowercase": self.lowercase, "vocabulary": list_vocabulary(self.tokenizer)}
+        return {"image": hash_image_settings(self.image_processor), "text": hash_settings(text)}
 
     def check_model(self, config: PreTrainedConfig) -> None:
         """Warns where a model's config says that it was made for other preprocessing than this."""
