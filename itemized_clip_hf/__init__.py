@@ -7,6 +7,7 @@ from .registration import register
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .modeling.classification_itemized_clip import ItemizedCLIPForImageClassification
     from .modeling.configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCLIPVisionConfig
     from .modeling.modeling_itemized_clip import ItemizedCLIPModel, ItemizedCLIPVisionModel
     from .modeling.pretrained_itemized_clip import ItemizedCLIPPreTrainedModel
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ItemizedCLIPConfig": ".modeling.configuration_itemized_clip",
+    "ItemizedCLIPForImageClassification": ".modeling.classification_itemized_clip",
     "ItemizedCLIPImageProcessor": ".processing.image_processing_itemized_clip",
     "ItemizedCLIPModel": ".modeling.modeling_itemized_clip",
     "ItemizedCLIPPipeline": ".pipelines",
@@ -31,6 +33,7 @@ _MODULES = {
 
 __all__ = [
     "ItemizedCLIPConfig",
+    "ItemizedCLIPForImageClassification",
     "ItemizedCLIPImageProcessor",
     "ItemizedCLIPModel",
     "ItemizedCLIPPipeline",

@@ -13,6 +13,7 @@ from typing import Any
 from .after_import import AfterImport
 
 CONFIGS = f"{__package__}.modeling.configuration_itemized_clip"
+CLASSIFIER = f"{__package__}.modeling.classification_itemized_clip"
 MODELS = f"{__package__}.modeling.modeling_itemized_clip"
 IMAGE_PROCESSOR = f"{__package__}.processing.image_processing_itemized_clip"
 PROCESSOR = f"{__package__}.processing.processing_itemized_clip"
@@ -25,12 +26,13 @@ def register() -> None:
         ["transformers", __package__],
         {
             "transformers.models.auto.configuration_auto": partial(import_module, CONFIGS),
-            "transformers.models.auto.modeling_auto": partial(import_module, MODELS),
+            "transformers.models.auto.modeling_auto": import_models,
             "transformers.models.auto.image_processing_auto": partial(import_module, IMAGE_PROCESSOR),
             "transformers.models.auto.processing_auto": partial(import_module, PROCESSOR),
             "transformers.pipelines": partial(import_module, PIPELINES),
             CONFIGS: register_configs,
             MODELS: register_models,
+            CLASSIFIER: register_classifier,
             IMAGE_PROCESSOR: register_image_processor,
             PROCESSOR: register_processor,
             PIPELINES: register_pipelines,
@@ -63,6 +65,23 @@ def register_models() -> None:
     ItemizedCLIPModel.register_for_auto_class("AutoModel")
     ItemizedCLIPVisionModel.register_for_auto_class("AutoModel")
     LOSS_MAPPING["ItemizedCLIP"] = _default_loss
+
+
+def import_models() -> None:
+    """The modules of all models, each of which registers what it holds."""
+    for module in (MODELS, CLASSIFIER):
+        import_module(module)
+
+
+def register_classifier() -> None:
+    """With `AutoModelForImageClassification`."""
+    from transformers import AutoModelForImageClassification
+
+    from .modeling.classification_itemized_clip import ItemizedCLIPForImageClassification
+    from .modeling.configuration_itemized_clip import ItemizedCLIPConfig
+
+    AutoModelForImageClassification.register(ItemizedCLIPConfig, ItemizedCLIPForImageClassification)
+    ItemizedCLIPForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
 
 def register_image_processor() -> None:

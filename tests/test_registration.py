@@ -20,6 +20,8 @@ assert CONFIG_MAPPING["itemized_clip_vision_model"] is package.ItemizedCLIPVisio
 assert AutoModel._model_mapping[config] is package.ItemizedCLIPModel
 assert AutoModel._model_mapping[package.ItemizedCLIPVisionConfig] is package.ItemizedCLIPVisionModel
 assert AutoModelForZeroShotImageClassification._model_mapping[config] is package.ItemizedCLIPModel
+from transformers import AutoModelForImageClassification
+assert AutoModelForImageClassification._model_mapping[config] is package.ItemizedCLIPForImageClassification
 assert IMAGE_PROCESSOR_MAPPING[config] == {"pil": package.ItemizedCLIPImageProcessor}
 assert PROCESSOR_MAPPING[config] is package.ItemizedCLIPProcessor
 assert set(package.ItemizedCLIPProcessor.presets) == set(package.ItemizedCLIPImageProcessor.presets) >= {"brain-mri"}

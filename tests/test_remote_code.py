@@ -1,4 +1,4 @@
-"""A saved model loads where the package cannot be imported, saves again and loads that."""
+"""Saved models load where the package cannot be imported, save again and load that."""
 
 import os
 import subprocess
@@ -38,12 +38,20 @@ for source in (folder, folder + "/again"):
         raise AssertionError("reading files needs the package")
     model.save_pretrained(folder + "/again")
     processor.save_pretrained(folder + "/again")
+from transformers import AutoModelForImageClassification
+for source in (folder + "/classifier", folder + "/classifier/again"):
+    classifier = AutoModelForImageClassification.from_pretrained(source, trust_remote_code=True).eval()
+    with torch.no_grad():
+        found = classifier(**processor(images=scans, return_tensors="pt"), labels=torch.tensor([[1.0, float("nan")]]))
+    torch.testing.assert_close((found.loss, found.logits), torch.load(folder + "/classifier/expected.pt"))
+    assert classifier.label_names == ["mass", "bleed"]
+    classifier.save_pretrained(folder + "/classifier/again")
 print("ok")
 """
 
 
 def test_round_trip_without_the_package(tmp_path, tokenizer):
-    from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
+    from itemized_clip_hf import ItemizedCLIPForImageClassification, ItemizedCLIPModel, ItemizedCLIPProcessor
 
     torch.manual_seed(0)
     model = ItemizedCLIPModel(tiny_config(use_scan_name_encoder=True, scan_name_hidden_size=32)).eval()
@@ -57,6 +65,13 @@ def test_round_trip_without_the_package(tmp_path, tokenizer):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     torch.save((scans, [ITEMS], expected), tmp_path / "expected.pt")
+    classifier = ItemizedCLIPForImageClassification.from_prompts(
+        model, processor, {"mass": ITEMS[0], "bleed": ITEMS[1:3]}
+    )
+    classifier.save_pretrained(tmp_path / "classifier")
+    with torch.no_grad():
+        found = classifier(**processor(images=scans, return_tensors="pt"), labels=torch.tensor([[1.0, float("nan")]]))
+    torch.save((found.loss, found.logits), tmp_path / "classifier" / "expected.pt")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment, capture_output=True, text=True, cwd=tmp_path

@@ -10,6 +10,7 @@ ATTENTION_SCOPES = ("slice", "scan", "study")
 POSITION_EMBEDDING_TYPES = ("sincos", "learned")
 TEXT_POOLING = ("auto", "first", "eos", "mean")
 SCORINGS = ("items", "global")
+CLASSIFIER_HEADS = ("items", "class_token")
 
 MAX_SIZES = {
     "hidden_size": 1 << 16,
@@ -197,6 +198,11 @@ class ItemizedCLIPConfig(PreTrainedConfig):
         scoring (`str`): how a study is scored with a text: `"items"`, by what the item pooler gathers for it, or `"global"`,
             by the class token; training sets the latter where its objective does not train the pooler (`clip`, `mps`, ...).
         domain (`str`, *optional*): the domain whose facts (preprocessing, prompts, loss weights) belong to this model.
+        classifier_head (`str`): of [`ItemizedCLIPForImageClassification`], whose labels are the library's `id2label`:
+            `"items"`, a query for each label that the item pooler gathers for, or `"class_token"`, a linear layer on the class
+            token.
+        class_weights (`list[float]`, *optional*): of its loss, one for each label: where several labels may hold the factor of
+            studies that have the label, where one holds the factor of studies of the class.
         preprocessing (`dict`, *optional*): hashes of the processor's settings that this model was made with,
             `ItemizedCLIPProcessor.preprocessing()`.
 
@@ -230,6 +236,8 @@ class ItemizedCLIPConfig(PreTrainedConfig):
     logit_bias_init_value: float | int = -10.0
     text_pooling: str = "auto"
     scoring: str = "items"
+    classifier_head: str = "items"
+    class_weights: list[float | int] | None = None
     domain: str | None = None
     preprocessing: dict[str, Any] | None = None
     initializer_range: float = 0.02
@@ -271,5 +279,7 @@ class ItemizedCLIPConfig(PreTrainedConfig):
             )
         if self.scoring not in SCORINGS:
             raise ValueError(f"scoring is {self.scoring!r}, expected one of {list(SCORINGS)}.")
+        if self.classifier_head not in CLASSIFIER_HEADS:
+            raise ValueError(f"classifier_head is {self.classifier_head!r}, expected one of {list(CLASSIFIER_HEADS)}.")
         if self.text_pooling not in TEXT_POOLING:
             raise ValueError(f"text_pooling is {self.text_pooling!r}, expected one of {list(TEXT_POOLING)}.")

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -18,7 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCLIPVisionConfig
 from .inflation_itemized_clip import MAE_LICENSE, brain_mri_geometry, fill_from_mae, read_mae
-from .pooling_itemized_clip import ItemizedCLIPItemPooler, loaded_weights
+from .pooling_itemized_clip import ItemizedCLIPItemPooler, global_similarity, loaded_weights, pooled_similarity
 from .pretrained_itemized_clip import ItemizedCLIPOutput, ItemizedCLIPPreTrainedModel
 from .text_batching_itemized_clip import MAX_GROUPS, encode_by_length, fill_slots, real_rows
 from .text_tower_itemized_clip import build_text_model, choose_text_pooling, pool_text
@@ -105,10 +104,6 @@ class ItemizedCLIPVisionModel(ItemizedCLIPPreTrainedModel):
         model = cls(brain_mri_geometry() if config is None else config)
         fill_from_mae(model, model.config, read_mae(weights))
         return model
-
-
-TEXTS_AT_ONCE = 2048
-"""Texts that a batch of studies is scored with at once."""
 
 
 @torch.no_grad()
@@ -310,20 +305,12 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
         Returns:
             (B, M) in [-1, 1], without scale and bias, float32.
         """
-        pooler = self.item_pooler
-        key, value = pooler.project_tokens(image_tokens)
-        keep_mask = None if token_mask is None else token_mask[:, None, None]
-        scores = []
-        for embeds in torch.split(item_embeds, TEXTS_AT_ONCE):
-            query = pooler.project_queries(embeds[None]).expand(len(image_tokens), -1, -1, -1)
-            pooled = pooler.attend(query, key, value, keep_mask)
-            scores.append(F.cosine_similarity(pooled.float(), embeds.float()[None], dim=-1, eps=1e-6))
-        return torch.cat(scores, 1)
+        return pooled_similarity(self.item_pooler, item_embeds, image_tokens, token_mask)
 
     @staticmethod
     def score_global(item_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         """Cosine (B, M), float32, of texts (M, P) with class tokens (B, P): plain CLIP's score."""
-        return F.normalize(image_embeds.float(), dim=-1) @ F.normalize(item_embeds.float(), dim=-1).t()
+        return global_similarity(item_embeds, image_embeds)
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # of the library, without types
     def forward(  # type: ignore[misc]  # two flags are parameters of their own and keys of the library's arguments

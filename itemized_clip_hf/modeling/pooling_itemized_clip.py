@@ -8,6 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+TEXTS_AT_ONCE = 2048
+"""Texts that a batch of studies is scored with at once."""
+
 
 @contextmanager
 def loaded_weights(*modules: nn.Module) -> Iterator[None]:
@@ -158,3 +161,35 @@ class ItemizedCLIPItemPooler(nn.Module):
 
     def _split_heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
+
+
+def pooled_similarity(
+    pooler: ItemizedCLIPItemPooler,
+    item_embeds: torch.Tensor,
+    image_tokens: torch.Tensor,
+    token_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Text-conditioned similarity TCSim = cos(t, Pool(t, V)) of every study with every text (method 8.1).
+
+    Args:
+        item_embeds: (M, P), shared by all studies.
+        image_tokens: (B, L, P).
+        token_mask: (B, L), True for tokens of real scans.
+
+    Returns:
+        (B, M) in [-1, 1], float32.
+    """
+    key, value = pooler.project_tokens(image_tokens)
+    keep_mask = None if token_mask is None else token_mask[:, None, None]
+    scores = []
+    for embeds in torch.split(item_embeds, TEXTS_AT_ONCE):
+        query = pooler.project_queries(embeds[None]).expand(len(image_tokens), -1, -1, -1)
+        pooled = pooler.attend(query, key, value, keep_mask)
+        scores.append(F.cosine_similarity(pooled.float(), embeds.float()[None], dim=-1, eps=1e-6))
+    return torch.cat(scores, 1)
+
+
+def global_similarity(item_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+    """Cosine (B, M), float32, of texts (M, P) with class tokens (B, P): plain CLIP's score."""
+    return F.normalize(image_embeds.float(), dim=-1) @ F.normalize(item_embeds.float(), dim=-1).t()

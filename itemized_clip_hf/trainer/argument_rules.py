@@ -1,6 +1,6 @@
 """Arguments of the library that have no effect on this training, or a wrong one: refused by name where they are set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -18,7 +18,9 @@ def is_set(value: Any) -> bool:
     return bool(value)
 
 
-REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+Refused = tuple[Callable[[Any], bool], str]
+
+REFUSED: dict[str, Refused] = {
     "average_tokens_across_devices": (lambda value: value is not True, NO_TOKENS),
     "dataloader_in_order": (
         lambda value: value is not True,
@@ -63,14 +65,17 @@ USED_AT_CONSTRUCTION = sorted(
 """Arguments that model, objective and data are built with."""
 
 
-def refuse_arguments(args: TrainingArguments) -> None:
+def refuse_arguments(args: TrainingArguments, refused_values: Mapping[str, Refused] = REFUSED) -> None:
     """
     Looks at the library's arguments.
+
+    Args:
+        refused_values: name -> whether a value is refused, and why.
 
     Raises:
         ValueError: one is set that could only be ignored.
     """
-    for name, (refused, reason) in REFUSED.items():
+    for name, (refused, reason) in refused_values.items():
         value = getattr(args, name, None)
         if hasattr(args, name) and refused(value):
             shown = getattr(value, "value", value)

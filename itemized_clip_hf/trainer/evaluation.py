@@ -15,7 +15,34 @@ from .temporarily import temporarily
 Evaluator = Callable[..., Mapping[str, float]]
 
 
-class EvaluatingTrainer(TrainerBase):
+class CompleteEvaluation(TrainerBase):
+    """Evaluates on all studies of a data set, whatever training does with the last batch."""
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """All studies. The library keeps the loader of persistent workers, and would give it for any other data too."""
+        loaders: dict[str, DataLoader[Any]] = getattr(self, "_eval_dataloaders", {})
+        is_passed = eval_dataset is not None and not isinstance(eval_dataset, str)
+        loader_of_own_data = loaders.pop("eval", None) if is_passed else None
+        with self._incomplete_batches_kept():
+            loader = super().get_eval_dataloader(eval_dataset)
+        if is_passed:
+            getattr(self, "_eval_dataloaders", {}).pop("eval", None)
+            if loader_of_own_data is not None:
+                loaders["eval"] = loader_of_own_data
+        return loader
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """All studies."""
+        with self._incomplete_batches_kept():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _incomplete_batches_kept(self) -> Iterator[None]:
+        with temporarily(self.args, dataloader_drop_last=False):
+            yield
+
+
+class EvaluatingTrainer(CompleteEvaluation):
     """Evaluates on whole data sets and leaves training's random numbers alone."""
 
     evaluators: Sequence[Evaluator]
@@ -67,29 +94,6 @@ class EvaluatingTrainer(TrainerBase):
         metrics.update(self._evaluator_metrics)
         self._evaluator_metrics = {}
         return output._replace(metrics=metrics)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """All studies. The library keeps the loader of persistent workers, and would give it for any other data too."""
-        loaders: dict[str, DataLoader[Any]] = getattr(self, "_eval_dataloaders", {})
-        is_passed = eval_dataset is not None and not isinstance(eval_dataset, str)
-        loader_of_own_data = loaders.pop("eval", None) if is_passed else None
-        with self._incomplete_batches_kept():
-            loader = super().get_eval_dataloader(eval_dataset)
-        if is_passed:
-            getattr(self, "_eval_dataloaders", {}).pop("eval", None)
-            if loader_of_own_data is not None:
-                loaders["eval"] = loader_of_own_data
-        return loader
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """All studies."""
-        with self._incomplete_batches_kept():
-            return super().get_test_dataloader(test_dataset)
-
-    @contextmanager
-    def _incomplete_batches_kept(self) -> Iterator[None]:
-        with temporarily(self.args, dataloader_drop_last=False):
-            yield
 
     def _run_evaluators(self, prefix: str) -> dict[str, float]:
         """Every process computes all of them, so that all know the best checkpoint."""

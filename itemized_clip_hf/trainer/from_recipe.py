@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import logging
 
 from ..domains import load_domain
@@ -125,14 +125,19 @@ def rename_checkpointing(settings: dict[str, Any]) -> None:
             settings.setdefault(new, settings.pop(old))
 
 
-def refuse_unknown(settings: dict[str, Any]) -> None:
+def refuse_unknown(
+    settings: dict[str, Any], arguments: type[TrainingArguments] = ItemizedCLIPTrainingArguments
+) -> None:
     """
     Looks at the names of training arguments.
+
+    Args:
+        arguments: the class that has them.
 
     Raises:
         ValueError: there is no such argument, or it is for scripts of one's own.
     """
-    unknown = sorted(set(settings) - set(ItemizedCLIPTrainingArguments.__dataclass_fields__))
+    unknown = sorted(set(settings) - set(arguments.__dataclass_fields__))
     if unknown:
         raise ValueError(f"there are no training arguments {unknown}; see transformers.TrainingArguments.")
     scripted = [name for name in FOR_SCRIPTS if settings.get(name)]

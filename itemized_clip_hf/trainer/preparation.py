@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 from ..data.study import Skipped
@@ -203,7 +203,7 @@ def require_evaluable(evaluators: Sequence[Any], args: ItemizedCLIPTrainingArgum
         )
 
 
-def require_steps(args: ItemizedCLIPTrainingArguments, studies: int, batches: int, batch_size: int) -> None:
+def require_steps(args: TrainingArguments, studies: int, batches: int, batch_size: int) -> None:
     """
     Looks at the length of the training.
 

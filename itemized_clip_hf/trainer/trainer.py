@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
 from transformers.utils import logging
@@ -32,7 +32,7 @@ from .preparation import (
 )
 from .publishing import PublishingTrainer
 from .resident import ResidentPictures
-from .sampler import SeededDataset, SeededSampler
+from .sampler import SeededDataset
 from .save_by_time import SaveByTime
 from .search import SearchingTrainer
 from .temporarily import temporarily
@@ -131,21 +131,6 @@ class ItemizedCLIPTrainer(
         """As `DistributedTrainer`'s; the means of the loss terms start anew."""
         self._terms.clear()
         return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    @property
-    def studies_left_out(self) -> int:
-        """Studies of training and evaluation that could not be used at all; `quarantine.csv` says why."""
-        if not isinstance(self.data_collator, ItemizedCLIPCollator):
-            return 0
-        eval_datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        eval_ids = [study_id for dataset in eval_datasets.values() for study_id in ids_of(dataset)]
-        return self.data_collator.studies_left_out([*self.trained_on[0], *eval_ids])
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        shuffle = self.args.train_sampling_strategy == "random"
-        studies: Any = train_dataset if train_dataset is not None else self.train_dataset
-        return SeededSampler(len(studies), seed, shuffle)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """With cached features, `pixel_values` are a `HostTensor`: a large batch may not fit on the accelerator."""

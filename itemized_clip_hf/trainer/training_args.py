@@ -11,6 +11,33 @@ from transformers.trainer_utils import HubStrategy
 from ..models.adapters import LoraSettings
 
 
+def leave_out_pinning(args: TrainingArguments) -> None:
+    """Without an accelerator pinned memory does nothing but warn."""
+    if args.dataloader_pin_memory and not torch.accelerator.is_available():
+        args.dataloader_pin_memory = False
+
+
+def check_frozen(freeze_text: bool | str, freeze_vision: bool | str, lora: dict[str, Any] | str | None) -> None:
+    """
+    Looks at what is not to be trained.
+
+    Raises:
+        ValueError: a mode is unknown, or would freeze the adapters.
+    """
+    frozen = {"text": freeze_text, "vision": freeze_vision}
+    for tower, mode in frozen.items():
+        if mode not in (False, True, "except_layernorm"):
+            raise ValueError(f"freeze_{tower} is {mode!r}, expected False, True or 'except_layernorm'.")
+    if lora is not None:
+        preset = LoraSettings.read(lora).preset
+        for tower, mode in frozen.items():
+            if mode and preset in (tower, "both"):
+                raise ValueError(
+                    f"freeze_{tower}={mode!r} would freeze the adapters too: LoRA freezes the tower itself, set "
+                    f"freeze_{tower}=false and name what else to train in lora's `trainable`."
+                )
+
+
 @dataclass
 class ItemizedCLIPTrainingArguments(TrainingArguments):
     """
@@ -82,26 +109,14 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
                 "parameters, gradients and optimizer state too."
             )
         super().__post_init__()  # type: ignore[no-untyped-call]  # the library's
-        if self.dataloader_pin_memory and not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # without an accelerator it does nothing but warn
+        leave_out_pinning(self)
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             strategy = getattr(self.hub_strategy, "value", self.hub_strategy)
             raise ValueError(
                 f"hub_strategy is {strategy!r}: optimizer states and pickled arguments are not uploaded; choose 'end' or "
                 "'every_save'."
             )
-        frozen = {"text": self.freeze_text, "vision": self.freeze_vision}
-        for tower, mode in frozen.items():
-            if mode not in (False, True, "except_layernorm"):
-                raise ValueError(f"freeze_{tower} is {mode!r}, expected False, True or 'except_layernorm'.")
-        if self.lora is not None:
-            preset = LoraSettings.read(self.lora).preset
-            for tower, mode in frozen.items():
-                if mode and preset in (tower, "both"):
-                    raise ValueError(
-                        f"freeze_{tower}={mode!r} would freeze the adapters too: LoRA freezes the tower itself, set "
-                        f"freeze_{tower}=false and name what else to train in lora's `trainable`."
-                    )
+        check_frozen(self.freeze_text, self.freeze_vision, self.lora)
         if self.cached_micro_batch_size is not None and self.cached_micro_batch_size < 1:
             raise ValueError(f"cached_micro_batch_size is {self.cached_micro_batch_size}, expected 1 or more.")
         if self.muon_learning_rate is not None and (self.fsdp or self.deepspeed):
