@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .modeling.configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCLIPVisionConfig
     from .modeling.modeling_itemized_clip import ItemizedCLIPModel, ItemizedCLIPVisionModel
     from .modeling.pretrained_itemized_clip import ItemizedCLIPPreTrainedModel
+    from .modeling.segmentation_itemized_clip import ItemizedCLIPForSemanticSegmentation
     from .pipelines import ItemizedCLIPPipeline
     from .processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
     from .processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "ItemizedCLIPConfig": ".modeling.configuration_itemized_clip",
     "ItemizedCLIPForImageClassification": ".modeling.classification_itemized_clip",
+    "ItemizedCLIPForSemanticSegmentation": ".modeling.segmentation_itemized_clip",
     "ItemizedCLIPImageProcessor": ".processing.image_processing_itemized_clip",
     "ItemizedCLIPModel": ".modeling.modeling_itemized_clip",
     "ItemizedCLIPPipeline": ".pipelines",
@@ -34,6 +36,7 @@ _MODULES = {
 __all__ = [
     "ItemizedCLIPConfig",
     "ItemizedCLIPForImageClassification",
+    "ItemizedCLIPForSemanticSegmentation",
     "ItemizedCLIPImageProcessor",
     "ItemizedCLIPModel",
     "ItemizedCLIPPipeline",

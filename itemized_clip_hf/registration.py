@@ -15,6 +15,7 @@ from .after_import import AfterImport
 CONFIGS = f"{__package__}.modeling.configuration_itemized_clip"
 CLASSIFIER = f"{__package__}.modeling.classification_itemized_clip"
 MODELS = f"{__package__}.modeling.modeling_itemized_clip"
+SEGMENTATION = f"{__package__}.modeling.segmentation_itemized_clip"
 IMAGE_PROCESSOR = f"{__package__}.processing.image_processing_itemized_clip"
 PROCESSOR = f"{__package__}.processing.processing_itemized_clip"
 PIPELINES = f"{__package__}.pipelines"
@@ -33,6 +34,7 @@ def register() -> None:
             CONFIGS: register_configs,
             MODELS: register_models,
             CLASSIFIER: register_classifier,
+            SEGMENTATION: register_segmentation,
             IMAGE_PROCESSOR: register_image_processor,
             PROCESSOR: register_processor,
             PIPELINES: register_pipelines,
@@ -69,7 +71,7 @@ def register_models() -> None:
 
 def import_models() -> None:
     """The modules of all models, each of which registers what it holds."""
-    for module in (MODELS, CLASSIFIER):
+    for module in (MODELS, CLASSIFIER, SEGMENTATION):
         import_module(module)
 
 
@@ -82,6 +84,17 @@ def register_classifier() -> None:
 
     AutoModelForImageClassification.register(ItemizedCLIPConfig, ItemizedCLIPForImageClassification)
     ItemizedCLIPForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
+
+def register_segmentation() -> None:
+    """With `AutoModelForSemanticSegmentation`."""
+    from transformers import AutoModelForSemanticSegmentation
+
+    from .modeling.configuration_itemized_clip import ItemizedCLIPConfig
+    from .modeling.segmentation_itemized_clip import ItemizedCLIPForSemanticSegmentation
+
+    AutoModelForSemanticSegmentation.register(ItemizedCLIPConfig, ItemizedCLIPForSemanticSegmentation)
+    ItemizedCLIPForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
 
 def register_image_processor() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 FOUND = """
 from transformers import AutoImageProcessor, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
+from transformers import AutoModelForSemanticSegmentation
 from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
@@ -22,6 +23,7 @@ assert AutoModel._model_mapping[package.ItemizedCLIPVisionConfig] is package.Ite
 assert AutoModelForZeroShotImageClassification._model_mapping[config] is package.ItemizedCLIPModel
 from transformers import AutoModelForImageClassification
 assert AutoModelForImageClassification._model_mapping[config] is package.ItemizedCLIPForImageClassification
+assert AutoModelForSemanticSegmentation._model_mapping[config] is package.ItemizedCLIPForSemanticSegmentation
 assert IMAGE_PROCESSOR_MAPPING[config] == {"pil": package.ItemizedCLIPImageProcessor}
 assert PROCESSOR_MAPPING[config] is package.ItemizedCLIPProcessor
 assert set(package.ItemizedCLIPProcessor.presets) == set(package.ItemizedCLIPImageProcessor.presets) >= {"brain-mri"}

@@ -133,7 +133,8 @@ class ItemizedCLIPModel(ItemizedCLIPPreTrainedModel):
     """
 
     _can_record_outputs: dict[str, Any] = {}
-    _keys_to_ignore_on_load_unexpected = [r"^objective_module\."]  # parameters of a training objective
+    # Parameters of a training objective, and of the decoder of a model that draws masks.
+    _keys_to_ignore_on_load_unexpected = [r"^objective_module\.", r"^mask_decoder\."]
     accepts_loss_kwargs = False  # the loss is a mean over the batch, whatever its number of items
 
     def __init__(self, config: ItemizedCLIPConfig):
