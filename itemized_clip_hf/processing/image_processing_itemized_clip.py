@@ -317,11 +317,17 @@ class ItemizedCLIPImageProcessor(BaseImageProcessor):
             processed = [ProcessedScan(name, *process_picture(scan, settings, generator), scan)]
         else:
             processed = process_volume(name, scan, settings, generator)
+        if settings["do_normalize"]:
+            self.normalize_scans(processed, settings)
         for view in processed:
-            if settings["do_normalize"]:
-                view.pixel_values = normalize_channels(view.pixel_values, settings["image_mean"], settings["image_std"])
             view.pixel_values = view.pixel_values.contiguous()
         return processed
+
+    def normalize_scans(self, scans: list[ProcessedScan], settings: Mapping[str, Any] | None = None) -> None:
+        """The last step of the preprocessing, in place, for scans that were processed with `do_normalize=False`."""
+        stated = settings if settings is not None else self._own_settings()
+        for scan in scans:
+            scan.pixel_values = normalize_channels(scan.pixel_values, stated["image_mean"], stated["image_std"])
 
     def standardize_scan(self, scan: Any) -> list[ProcessedScan]:
         """

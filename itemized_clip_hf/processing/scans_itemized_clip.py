@@ -35,12 +35,19 @@ class ProcessedScan:
     to_source: np.ndarray | None
     source: Any
 
-    def token_affine(self, grid: tuple[int, int, int]) -> np.ndarray | None:
-        """(4, 4), token indices of a grid (D, H, W) over the scan -> mm in RAS+ scanner space; None without geometry."""
+    def voxel_affine(self) -> np.ndarray | None:
+        """(4, 4), voxel indices (d, h, w) here -> mm in RAS+ scanner space; None without geometry."""
         affine = getattr(self.source, "affine", None)
         if affine is None or self.to_source is None:
             return None
         voxels_to_mm: np.ndarray = np.asarray(affine, float) @ self.to_source
+        return voxels_to_mm
+
+    def token_affine(self, grid: tuple[int, int, int]) -> np.ndarray | None:
+        """(4, 4), token indices of a grid (D, H, W) over the scan -> mm in RAS+ scanner space; None without geometry."""
+        voxels_to_mm = self.voxel_affine()
+        if voxels_to_mm is None:
+            return None
         tokens_to_mm: np.ndarray = voxels_to_mm @ scaling(self.pixel_values.shape[1:], grid)
         return tokens_to_mm
 
@@ -85,7 +92,8 @@ def scan_of_meta_tensor(tensor: Any) -> TensorScan:
             `meta["space"]` names, RAS where it names none.
 
     Raises:
-        ValueError: it is a batch, has several channels, another number of axes, or another space than RAS and LPS.
+        ValueError: it is a batch, has several channels, another number of axes, another space than RAS and LPS, or no affine of
+            its own.
     """
     shape = tuple(tensor.shape)
     if getattr(tensor, "is_batch", False):
@@ -98,6 +106,12 @@ def scan_of_meta_tensor(tensor: Any) -> TensorScan:
     if space not in ("RAS", "LPS"):
         raise ValueError(
             f"the MetaTensor is in the space {space!r}, expected RAS or LPS: use monai's Orientation first."
+        )
+    has_default = np.array_equal(np.asarray(tensor.affine.cpu(), float), np.eye(4))
+    if has_default and not any(name in tensor.meta for name in ("original_affine", "filename_or_obj")):
+        raise ValueError(
+            f"the MetaTensor {shape} has the identity for its affine, as MONAI gives it to tensors without one: pass its "
+            "affine, or a plain tensor (depth, height, width) in the model's orientation."
         )
     to_ras = np.diag([-1.0, -1.0, 1.0, 1.0]) if space == "LPS" else np.eye(4)
     affine = to_ras @ np.asarray(tensor.affine.cpu(), float)

@@ -43,3 +43,10 @@ def check_training(training: dict[str, Any], where: str) -> None:
 
     hints = hints_of(ItemizedCLIPTrainingArguments)
     check_section(training, {name: hints[name] for name in ItemizedCLIPTrainingArguments.__dataclass_fields__}, where)
+    if training.get("augmentation") is not None:
+        from ..trainer.augmentation import AugmentationSettings
+
+        try:
+            AugmentationSettings.read(training["augmentation"])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None

@@ -11,6 +11,7 @@ from ..data.studies.items import choose_items, sample_diverse
 from ..data.truth_values import read_truth_value
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..processing.scans_itemized_clip import ProcessedScan
+from .augmentation import Augmentation
 from .sampler import DATA_ERRORS, skipped_study
 from .study_scans import StudyScans
 
@@ -31,6 +32,7 @@ class ItemizedCLIPCollator(StudyScans):
             one text per study; `max_items` and `diverse_sampling` then have no effect.
         accept: codes of the checks that a scan is used in spite of; the image processor's own if None.
         is_normal: rule on the items of a study, for studies that do not say it themselves.
+        augmentation: random changes to the scans of a visit with a seed, see `trainer/augmentation.py`.
         quarantine: file that lists what could not be read: study, or study and scan, and reason. A bad scan is left out of its
             study, a study without a scan or an item is left out of its batch.
 
@@ -48,6 +50,7 @@ class ItemizedCLIPCollator(StudyScans):
     is_normal: Callable[[list[str]], bool] | None = None
     quarantine: str | Path | None = None
     join_items: Callable[[list[str], torch.Generator | None], str] | None = None
+    augmentation: Augmentation | None = None
     _reported: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -85,7 +88,8 @@ class ItemizedCLIPCollator(StudyScans):
         if not items:
             raise ValueError("the study has no item.")
         chosen = self.choose_texts(items, generator)
-        return PreparedStudy(self.choose_scans(example, generator), chosen, self.flag(items, example.get("is_normal")))
+        scans, chosen = self.draw_scans(example, generator, chosen)
+        return PreparedStudy(scans, chosen, self.flag(items, example.get("is_normal")))
 
     def encode(self, texts: list[list[str]]) -> dict[str, torch.Tensor]:
         """Token ids and masks of the texts of a batch, in slots of a fixed number."""

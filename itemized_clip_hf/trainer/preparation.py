@@ -17,6 +17,7 @@ from ..hub.push import licensed
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..models.adapters import add_lora, has_adapters
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+from .augmentation import Augmentation
 from .collator import ItemizedCLIPCollator
 from .objectives import Objective, StudyTextObjective, load_objective
 from .training_args import ItemizedCLIPTrainingArguments
@@ -43,6 +44,10 @@ def prepare_parts(
     domain = load_domain(model.config.domain) if model.config.domain else None
     if collator is None:
         collator = build_collator(args, processor, domain)
+    elif args.augmentation is not None:
+        raise ValueError(
+            "augmentation is done by the collator: give your own one its `augmentation`, and leave out the argument."
+        )
     if objective is None:
         objective = build_objective(args, domain)
     require_publishable(args, model)
@@ -84,6 +89,13 @@ def build_collator(
     """The collator that the arguments describe; the domain knows which studies are normal."""
     if processor is None:
         raise ValueError("pass the processor as processing_class, or a data_collator.")
+    augmentation = None
+    if args.augmentation is not None:
+        if processor.image_processor.scan_size[0] == 1:
+            raise ValueError(
+                "augmentation is for volumes, and these are pictures: set image.train_crop_scale and image.train_rot90_flip."
+            )
+        augmentation = Augmentation(cast(dict[str, Any], args.augmentation))
     return ItemizedCLIPCollator(
         processor,
         max_items=args.max_items,
@@ -92,6 +104,7 @@ def build_collator(
         accept=args.accept,
         diverse_sampling=cast(dict[str, Any] | None, args.diverse_sampling),
         is_normal=domain.is_normal if domain else None,
+        augmentation=augmentation,
         quarantine=Path(cast(str, args.output_dir)) / "quarantine.csv",
     )
 

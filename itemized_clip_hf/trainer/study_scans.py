@@ -13,6 +13,7 @@ from ..data.open import known_codes
 from ..data.study import Skipped
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..processing.scans_itemized_clip import ProcessedScan
+from .augmentation import Augmentation, AugmentationError, AugmentedStudy
 from .sampler import reason_of
 
 logger = logging.get_logger(__name__)
@@ -31,6 +32,7 @@ class StudyScans:
     scan_fill: str
     accept: list[str] | None
     quarantine: str | Path | None
+    augmentation: Augmentation | None = None
     _reported: set[str]
 
     def check_settings(self) -> None:
@@ -44,9 +46,57 @@ class StudyScans:
             raise ValueError(f"scan_fill is {self.scan_fill!r}, expected 'mask' or 'repeat'.")
         known_codes(self.accept or ())
 
-    def choose_scans(self, example: dict[str, Any], generator: torch.Generator | None) -> list[ProcessedScan]:
-        """Processed scans of one study, at most `max_scans` of them where a generator chooses."""
+    def draw_scans(
+        self, example: dict[str, Any], generator: torch.Generator | None, texts: list[str]
+    ) -> tuple[list[ProcessedScan], list[str]]:
+        """Scans of one study as a visit shows them, augmented where it has a seed, and the texts that then hold for them."""
+        if self.augmentation is None or generator is None:
+            return self.fill_scans(self.choose_scans(example, generator)), texts
+        study = self.augment(example, self.choose_scans(example, generator, do_normalize=False), texts)
+        return self.fill_scans(study.scans), study.texts
+
+    def augment(
+        self,
+        example: dict[str, Any],
+        scans: list[ProcessedScan],
+        texts: list[str],
+        masks: list[torch.Tensor | None] | None = None,
+    ) -> AugmentedStudy:
+        """
+        A study with the changes of its visit, normalized.
+
+        Args:
+            scans: chosen with `do_normalize=False`.
+            texts, masks: as in [`Augmentation.apply`].
+        """
+        assert self.augmentation is not None
+        processor = self.processor.image_processor
+        study = self.augmentation.apply(scans, texts, example["seed"], processor.orientation, masks)
+        if processor.do_normalize:
+            processor.normalize_scans(study.scans)
+        return study
+
+    def fill_scans(self, scans: list[ProcessedScan]) -> list[ProcessedScan]:
+        """Repeated up to `max_scans`, where `scan_fill` says so."""
+        if self.scan_fill == "repeat":
+            return [scans[i % len(scans)] for i in range(max(self.max_scans, len(scans)))]
+        return scans
+
+    def choose_scans(
+        self, example: dict[str, Any], generator: torch.Generator | None, **settings: Any
+    ) -> list[ProcessedScan]:
+        """
+        Processed scans of one study, at most `max_scans` of them where a generator chooses.
+
+        Args:
+            settings: changes to the image processor's own.
+        """
         if "pixel_values" in example:
+            if self.augmentation is not None and generator is not None:
+                raise AugmentationError(
+                    "augmentation changes scans before they are normalized, but the examples hold pixel_values, which are "
+                    "normalized already: pass the scans as `images`."
+                )
             pixel_values = torch.as_tensor(example["pixel_values"])
             names = example.get("scan_names") or [None] * len(pixel_values)
             order = self._choose(len(pixel_values), generator)
@@ -68,10 +118,9 @@ class StudyScans:
                     Skipped(str(example.get("id")), str(name), "process", reason_of(error))
                 ),
                 **({} if self.accept is None else {"accept": self.accept}),
+                **settings,
             )
             scans = [scans[i] for i in self._choose(len(scans), generator)]
-        if self.scan_fill == "repeat":
-            scans = [scans[i % len(scans)] for i in range(max(self.max_scans, len(scans)))]
         return scans
 
     def _choose(self, count: int, generator: torch.Generator | None) -> list[int]:

@@ -1,7 +1,7 @@
 """Arguments of a training run, on top of the library's."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainingArguments
@@ -9,6 +9,7 @@ from transformers.integrations import is_deepspeed_available
 from transformers.trainer_utils import HubStrategy
 
 from ..models.adapters import LoraSettings
+from .augmentation import AugmentationSettings
 
 
 def leave_out_pinning(args: TrainingArguments) -> None:
@@ -61,6 +62,8 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
         max_items (`int`): item slots K of a study.
         max_scans (`int`): most scans of a study in training.
         scan_fill (`str`): `"mask"` or `"repeat"`, see the collator.
+        augmentation (`dict`): random changes to volumes by MONAI's transforms, before they are normalized, see
+            `trainer/augmentation.py`: `{"transforms": [{"RandGaussianNoised": {"std": 0.03}}], "draw": "scan"}`.
         resident_pictures (`bool`): keep the decoded training pictures on the accelerator and crop, turn and normalize them
             there (`trainer/resident.py`); for pictures of one size, which `cache_pictures` of a recipe makes of square ones.
         save_minutes (`float`): save a checkpoint whenever that many minutes have passed since the last one, besides what
@@ -83,6 +86,7 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     scan_fill: str = "mask"
     accept: list[str] | None = None
     diverse_sampling: dict[str, Any] | str | None = None
+    augmentation: dict[str, Any] | str | None = None
     resident_pictures: bool = False
     save_minutes: float | None = None
     muon_learning_rate: float | None = None
@@ -100,7 +104,13 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     seed: int = 0
     report_to: str | list[str] | None = field(default="none")
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "objective_weights", "diverse_sampling", "lora"]
+    _VALID_DICT_FIELDS = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "objective_weights",
+        "diverse_sampling",
+        "augmentation",
+        "lora",
+    ]
 
     def __post_init__(self) -> None:
         if self.deepspeed and not is_deepspeed_available():  # type: ignore[no-untyped-call]  # the library's
@@ -117,6 +127,8 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
                 "'every_save'."
             )
         check_frozen(self.freeze_text, self.freeze_vision, self.lora)
+        if self.augmentation is not None:
+            AugmentationSettings.read(cast(dict[str, Any], self.augmentation))
         if self.cached_micro_batch_size is not None and self.cached_micro_batch_size < 1:
             raise ValueError(f"cached_micro_batch_size is {self.cached_micro_batch_size}, expected 1 or more.")
         if self.muon_learning_rate is not None and (self.fsdp or self.deepspeed):

@@ -32,7 +32,7 @@ gradient_accumulation_steps dataloader_drop_last seed use_cpu logging_strategy l
 ddp_timeout ddp_backend ddp_find_unused_parameters fsdp fsdp_config deepspeed push_to_hub hub_token hub_private_repo
 hub_model_id hub_strategy hub_always_push hub_revision report_to disable_tqdm local_rank
 objective objective_weights freeze_text freeze_vision lora cached_micro_batch_size max_items max_scans scan_fill accept
-diverse_sampling resident_pictures save_minutes muon_learning_rate muon_weight_decay hub_license
+diverse_sampling augmentation resident_pictures save_minutes muon_learning_rate muon_weight_decay hub_license
 """.split()
 
 THE_LIBRARY_ALONE = """
