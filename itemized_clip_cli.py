@@ -83,6 +83,7 @@ LOOKS = {
     "device": "device",
     "domain": "domain",
     "eval_data": "source",
+    "eval_labels": "source",
     "facts_file": "source",
     "init": "source",
     "inputs": "source",

@@ -1,4 +1,4 @@
-"""Train or fine-tune from a recipe and a list of studies."""
+"""Train or fine-tune: from a recipe on reports, or a head on labels."""
 
 import json
 import os
@@ -12,14 +12,26 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from itemized_clip_cli import accept_option, device_option, json_option, layout_option, parse_settings, tokenizer_option
+from itemized_clip_hf.cli._tasks import (
+    REPORTS,
+    ManyValues,
+    add_task_options,
+    refuse_foreign_options,
+    stated_options,
+    task_module,
+    task_names,
+)
 
 if TYPE_CHECKING:
     from itemized_clip_hf.recipes import Recipe
+    from itemized_clip_hf.trainer.interrupts import Interrupts
     from itemized_clip_hf.trainer.run_record import RunRecord
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FOR_TRAIN_RECIPE = ("items_column", "images_column", "layout", "init", "accept_license")
 """Options that are arguments of `train_recipe` by the same names; a run that goes on remembers them, `model` and `accept`."""
+REPEATED = frozenset({"recipe", "variant", "tokenizer", "data", "eval_data", "labels", "eval_labels"})
+"""Options that a run that goes on does not remember, paths of data among them."""
 
 
 @contextmanager
@@ -36,6 +48,18 @@ def leaving_at_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ending_at_signals() -> Iterator["Interrupts"]:
+    """What ends training at a signal: what is saved is said, and the exit status is that of the signal."""
+    from itemized_clip_hf.trainer.interrupts import Interrupts, TrainingInterruptedError
+
+    try:
+        yield Interrupts()
+    except TrainingInterruptedError as interruption:
+        click.echo(str(interruption), err=True)
+        sys.exit(interruption.exit_status)
 
 
 def look_at_folders(
@@ -85,8 +109,60 @@ def read_run(run: "RunRecord", output: str, resume: bool, device: str) -> tuple[
     return recipe, overrides
 
 
-@click.command()
-@click.option("--recipe", required=True, metavar="NAME", help="A recipe of the package (see info) or a YAML file.")
+def train_reports(run: "RunRecord", again: dict[str, Any], output: str, resume: bool, device: str) -> dict[str, Any]:
+    """
+    The summary of a run on reports.
+
+    Args:
+        again: options that are not remembered.
+    """
+    loaded, overrides = read_run(run, output, resume, device)
+    has_own_model = run.options.get("model") is not None
+    look_at_folders(loaded, again["data"], again.get("eval_data"), output, resume, has_own_model)
+
+    from itemized_clip_hf.recipes.schema import check_recipe
+    from itemized_clip_hf.trainer.run import train_recipe
+
+    stated = ", ".join(f"{name}={value}" for name, value in run.settings.items())
+    check_recipe(loaded, f"recipe {run.recipe}" + (f" with {stated}" if stated else ""))
+    with ending_at_signals() as interrupts:
+        trainer = train_recipe(
+            loaded,
+            again["data"],
+            output,
+            tokenizer=again.get("tokenizer"),
+            eval_data=again.get("eval_data"),
+            resume=resume,
+            interrupts=interrupts,
+            record=run,
+            model_folder=run.options.get("model"),
+            **{name: run.options[name] for name in FOR_TRAIN_RECIPE if name in run.options},
+            **overrides,
+        )
+    last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
+    return {"output": output, "steps": trainer.state.global_step, "left_out": trainer.studies_left_out, **last}
+
+
+def train_head(
+    task: str, run: "RunRecord", again: dict[str, Any], output: str, resume: bool, device: str
+) -> dict[str, Any]:
+    """The summary of a run of another task; arguments as of `train_reports`."""
+    settings = {**run.settings, **({"use_cpu": True} if device == "cpu" else {})}
+    options = {**run.options, **again, "output": output}
+    with ending_at_signals() as interrupts:
+        summary: dict[str, Any] = task_module(task).run(options, settings, resume, interrupts, run)
+    return summary
+
+
+@click.command(cls=ManyValues)
+@click.option(
+    "--task",
+    type=click.Choice(task_names()),
+    default=REPORTS,
+    show_default=True,
+    help="What is learned: the whole model from reports by a recipe, or a head of --model from labels.",
+)
+@click.option("--recipe", metavar="NAME", help="A recipe of the package (see info) or a YAML file; for reports.")
 @click.option("--variant", help="A variant that the recipe names, e.g. paper-table-12.")
 @click.option(
     "-i",
@@ -123,18 +199,16 @@ def read_run(run: "RunRecord", output: str, resume: bool, device: str) -> tuple[
 @click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the output folder.")
 @device_option
 @json_option
+@click.pass_context
 def command(
-    recipe: str,
-    variant: str | None,
-    data: str,
-    eval_data: str | None,
+    context: click.Context,
+    task: str,
     output: str,
-    tokenizer: str | None,
     settings: tuple[str, ...],
     resume: bool,
     device: str,
     as_json: bool,
-    **options: Any,
+    **others: Any,
 ) -> None:
     """
     Train a model and save it with its processor.
@@ -142,42 +216,31 @@ def command(
     A line of a .jsonl list names a study: {"id": "...", "images": {"AX_T2": "scan.nii.gz"}, "items": ["...", "..."]}. A
     study that cannot be read is left out of its batch and listed in quarantine.csv. Ctrl-C saves a checkpoint; --resume goes
     on from it, with the variant and the settings that the run was begun with.
+
+    With --task classification a classifier is trained from --model and labels; options of one task say so in brackets.
     """
+    refuse_foreign_options(context, task, ("recipe",) if task == REPORTS else task_module(task).REQUIRED, resume)
     if device not in ("auto", "cpu"):
         raise click.BadParameter(
             "training takes every visible GPU: choose with CUDA_VISIBLE_DEVICES, or pass cpu", param_hint="--device"
         )
     chosen = parse_settings(settings)
+    stated = stated_options(context)
+    again = {name: value for name, value in stated.items() if name in REPEATED}
+    kept = {name: value for name, value in stated.items() if name not in REPEATED}
     with leaving_at_signals():
         from itemized_clip_hf.trainer.run_record import RunRecord
 
-        stated = {name: list(value) if name == "accept" else value for name, value in options.items() if value}
-        run = options_of_run(RunRecord(recipe, variant, chosen, stated), output, resume)
-        loaded, overrides = read_run(run, output, resume, device)
-        look_at_folders(loaded, data, eval_data, output, resume, has_own_model=run.options.get("model") is not None)
+        name = again.get("recipe") if task == REPORTS else f"task:{task}"
+        run = options_of_run(RunRecord(str(name), again.get("variant"), chosen, kept), output, resume)
+        if task == REPORTS:
+            summary = train_reports(run, again, output, resume, device)
+        else:
+            summary = train_head(task, run, again, output, resume, device)
+    width = max(16, *(len(name) + 2 for name in summary))
+    click.echo(
+        json.dumps(summary) if as_json else "\n".join(f"{name:<{width}}{value}" for name, value in summary.items())
+    )
 
-        from itemized_clip_hf.recipes.schema import check_recipe
-        from itemized_clip_hf.trainer.interrupts import Interrupts, TrainingInterruptedError
-        from itemized_clip_hf.trainer.run import train_recipe
 
-        check_recipe(loaded, f"recipe {recipe}" + (f" with {', '.join(settings)}" if settings else ""))
-        try:
-            trainer = train_recipe(
-                loaded,
-                data,
-                output,
-                tokenizer=tokenizer,
-                eval_data=eval_data,
-                resume=resume,
-                interrupts=Interrupts(),
-                record=run,
-                model_folder=run.options.get("model"),
-                **{name: run.options[name] for name in FOR_TRAIN_RECIPE if name in run.options},
-                **overrides,
-            )
-        except TrainingInterruptedError as interruption:
-            click.echo(str(interruption), err=True)
-            sys.exit(interruption.exit_status)
-    last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
-    summary = {"output": output, "steps": trainer.state.global_step, "left_out": trainer.studies_left_out, **last}
-    click.echo(json.dumps(summary) if as_json else "\n".join(f"{name:<16}{value}" for name, value in summary.items()))
+add_task_options(command)

@@ -1,0 +1,57 @@
+"""Scores of a classifier -> its figures, each with a confidence interval over studies."""
+
+import numpy as np
+import torch
+
+from . import bootstrap as boot
+from .protocols.labels import Truth
+from .protocols.schema import Protocol
+from .protocols.summary import summarize
+from .results import TableResult
+
+UNKNOWN_CLASS = -100
+
+
+def summarize_labels(
+    names: list[str], logits: np.ndarray, labels: np.ndarray, resamples: int = boot.RESAMPLES, seed: int = 0
+) -> dict[str, TableResult]:
+    """
+    AUC, average precision and what follows a threshold, of every label by itself and their mean; where a study has one class,
+    the choice among the classes besides.
+
+    Args:
+        names: of the labels.
+        logits: (S, F).
+        labels: (S, F) of 0, 1 and NaN for unknown, or (S,) numbers of classes, -100 for unknown; these studies are left out.
+        resamples: of the bootstrap; 0 for no intervals.
+
+    Returns:
+        `"labels"`, of classes each against the rest; of classes also `"choice"`.
+    """
+    logits, labels = np.asarray(logits, dtype=np.float32), np.asarray(labels)
+    prompts = {name: [name] for name in names}
+    if labels.ndim == 2:
+        protocol = Protocol("own", findings=list(names))
+        return {"labels": summarize(protocol, prompts, logits, _truth(labels=labels), resamples, seed)}
+    known = labels != UNKNOWN_CLASS
+    scores, classes = torch.from_numpy(logits[known]).softmax(1).numpy(), labels[known].astype(int)
+    each = _truth(labels=np.eye(len(names))[classes])
+    one = Protocol("own", classes=list(names), tasks={"classes": list(names)})
+    return {
+        "labels": summarize(Protocol("own", findings=list(names)), prompts, scores, each, resamples, seed),
+        "choice": summarize(one, prompts, scores, _truth(classes=classes), resamples, seed),
+    }
+
+
+def mean_figures(results: dict[str, TableResult]) -> dict[str, float]:
+    """Means over the labels (`auc`, `average_precision`, ...), of classes `choice_accuracy` and the like; known values only."""
+    figures = {name: estimate.value for name, estimate in results["labels"].mean.items() if estimate.is_known}
+    for task in (results["choice"].tasks or {}).values() if "choice" in results else ():
+        figures |= {f"choice_{name}": estimate.value for name, estimate in task.estimates.items() if estimate.is_known}
+    return figures
+
+
+def _truth(labels: np.ndarray | None = None, classes: np.ndarray | None = None) -> Truth:
+    rows = labels if labels is not None else classes
+    assert rows is not None
+    return Truth([str(number) for number in range(len(rows))], labels=labels, classes=classes)
