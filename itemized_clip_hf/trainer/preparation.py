@@ -89,13 +89,6 @@ def build_collator(
     """The collator that the arguments describe; the domain knows which studies are normal."""
     if processor is None:
         raise ValueError("pass the processor as processing_class, or a data_collator.")
-    augmentation = None
-    if args.augmentation is not None:
-        if processor.image_processor.scan_size[0] == 1:
-            raise ValueError(
-                "augmentation is for volumes, and these are pictures: set image.train_crop_scale and image.train_rot90_flip."
-            )
-        augmentation = Augmentation(cast(dict[str, Any], args.augmentation))
     return ItemizedCLIPCollator(
         processor,
         max_items=args.max_items,
@@ -104,9 +97,25 @@ def build_collator(
         accept=args.accept,
         diverse_sampling=cast(dict[str, Any] | None, args.diverse_sampling),
         is_normal=domain.is_normal if domain else None,
-        augmentation=augmentation,
+        augmentation=build_augmentation(args.augmentation, processor),
         quarantine=Path(cast(str, args.output_dir)) / "quarantine.csv",
     )
+
+
+def build_augmentation(settings: dict[str, Any] | str | None, processor: ItemizedCLIPProcessor) -> Augmentation | None:
+    """
+    The augmentation that arguments describe, None for none.
+
+    Raises:
+        ValueError: the processor is for pictures.
+    """
+    if settings is None:
+        return None
+    if processor.image_processor.scan_size[0] == 1:
+        raise ValueError(
+            "augmentation is for volumes, and these are pictures: set image.train_crop_scale and image.train_rot90_flip."
+        )
+    return Augmentation(cast(dict[str, Any], settings))
 
 
 def build_objective(args: ItemizedCLIPTrainingArguments, domain: Domain | None) -> Objective:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainingArguments
 
 from ..argument_rules import LENGTHS, LIGER, REFUSED, Refused, is_set
+from ..augmentation import AugmentationSettings
 from ..training_args import check_frozen, leave_out_pinning
 
 REFUSED_BY_HEADS: Mapping[str, Refused] = {
@@ -48,6 +49,8 @@ class SupervisedArguments(TrainingArguments):
             embeddings lie below all layers.
         max_scans (`int`): most scans of a study in training.
         accept (`list[str]`): codes of the checks that a scan is used in spite of, as `itemized-clip inspect` gives them.
+        augmentation (`dict`): random changes to volumes by MONAI's transforms, before they are normalized, see
+            `trainer/augmentation.py`.
     """
 
     freeze_text: bool | str = False
@@ -56,6 +59,7 @@ class SupervisedArguments(TrainingArguments):
     layer_decay: float = 1.0
     max_scans: int = 10
     accept: list[str] | None = None
+    augmentation: dict[str, Any] | str | None = None
 
     learning_rate: float = 1e-4
     weight_decay: float = 0.05
@@ -67,12 +71,14 @@ class SupervisedArguments(TrainingArguments):
     seed: int = 0
     report_to: str | list[str] | None = field(default="none")
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "lora"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "augmentation", "lora"]
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]  # the library's
         leave_out_pinning(self)
         check_frozen(self.freeze_text, self.freeze_vision, self.lora)
+        if self.augmentation is not None:
+            AugmentationSettings.read(cast(dict[str, Any], self.augmentation))
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}, expected a factor above 0 and up to 1.")
         if self.layer_decay < 1 and self.freeze_vision is True:

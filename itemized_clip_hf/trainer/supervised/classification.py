@@ -23,6 +23,7 @@ from ...models.load import load, say_origin
 from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ...specs import read_prompts
 from ..interrupts import Interrupts
+from ..preparation import build_augmentation
 from ..run_record import RunRecord
 from .arguments import SupervisedArguments
 from .label_table import StudyLabels, balanced_weights, read_study_labels
@@ -111,6 +112,7 @@ class ClassificationParts:
             max_scans=args.max_scans,
             accept=args.accept,
             quarantine=Path(cast(str, args.output_dir)) / "quarantine.csv",
+            augmentation=build_augmentation(args.augmentation, self.processor),
             num_labels=None if self.labels.problem_type == SINGLE_LABEL else len(self.labels.names),
         )
 

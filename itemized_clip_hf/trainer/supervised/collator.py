@@ -8,6 +8,7 @@ import torch
 
 from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ...processing.scans_itemized_clip import ProcessedScan
+from ..augmentation import Augmentation
 from ..sampler import DATA_ERRORS, skipped_study
 from ..study_scans import StudyScans
 
@@ -30,6 +31,7 @@ class SupervisedCollator(StudyScans):
         max_scans: most scans of a study in training.
         accept: codes of the checks that a scan is used in spite of; the image processor's own if None.
         quarantine: file that lists what could not be read: study, or study and scan, and reason.
+        augmentation: random changes to the scans of a visit with a seed, see `trainer/augmentation.py`.
 
     An example holds `images` (anything the processor takes as one study) or `pixel_values` (N, C, D, H, W) with `scan_names`,
     and what the head reads; `id` if known, and `seed` in training. Without a seed nothing is random.
@@ -44,6 +46,7 @@ class SupervisedCollator(StudyScans):
     max_scans: int = 10
     accept: list[str] | None = None
     quarantine: str | Path | None = None
+    augmentation: Augmentation | None = None
     _reported: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +71,7 @@ class SupervisedCollator(StudyScans):
         """One example, processed; raises where the study cannot be used."""
         seed = example.get("seed")
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        scans = self.choose_scans(example, generator)
+        scans, _ = self.draw_scans(example, generator, [])
         return PreparedExample(scans, self.read_target(example, scans, generator))
 
     def __call__(self, examples: list[Any]) -> dict[str, torch.Tensor]:

@@ -57,6 +57,14 @@ class ClassificationCollator(SupervisedCollator):
 
     num_labels: int | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augmentation is not None and self.augmentation.mirror_prob:
+            raise ValueError(
+                "augmentation mirrors studies, and what a label says of the left and the right would not follow: leave out "
+                "RandFlipd."
+            )
+
     def read_target(
         self, example: dict[str, Any], scans: list[ProcessedScan], generator: torch.Generator | None
     ) -> torch.Tensor:

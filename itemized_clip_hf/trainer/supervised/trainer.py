@@ -59,6 +59,10 @@ class SupervisedTrainer(CompleteEvaluation, ScheduledTrainer, CheckpointingTrain
         **kwargs: Any,
     ):
         refuse_arguments(args, REFUSED_BY_HEADS)
+        if args.augmentation is not None and getattr(data_collator, "augmentation", None) is None:
+            raise ValueError(
+                "augmentation is done by the collator: give it its `augmentation`, or leave out the argument."
+            )
         self.trained_on = ids_of(train_dataset), str(model.config.name_or_path or "")
         prepare_head(model, args, processing_class)
         if train_dataset is not None:

@@ -1,6 +1,7 @@
 """The Trainer of heads: what is frozen, rates of layers, adapters, bad studies, and runs that go on."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from heads import bright_studies, make_classifier, make_trainer
 
 from itemized_clip_hf import ItemizedCLIPForImageClassification, ItemizedCLIPProcessor
 from itemized_clip_hf.trainer.supervised.arguments import SupervisedArguments
+from itemized_clip_hf.trainer.supervised.labels import ClassificationCollator
 from itemized_clip_hf.trainer.supervised.run import supervised_arguments, train_in_folder
 
 
@@ -119,6 +121,11 @@ def test_what_cannot_work_is_refused(processor, tmp_path):
         make_trainer(tmp_path, processor, label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match="no training arguments"):
         supervised_arguments(tmp_path, {"objective": "clip"})
+    flip = {"transforms": [{"RandFlipd": {"prob": 0.5, "spatial_axis": "left-right"}}], "swap_sides": True}
+    with pytest.raises(ValueError, match="done by the collator"):
+        make_trainer(tmp_path, processor, augmentation=flip)
+    with pytest.raises(ValueError, match="mirrors studies"):
+        ClassificationCollator(processor, num_labels=3, augmentation=SimpleNamespace(mirror_prob=0.5))
     with pytest.raises(ValueError, match="not one batch"):
         make_trainer(tmp_path, processor, train=bright_studies(2), dataloader_drop_last=True).train()
 
