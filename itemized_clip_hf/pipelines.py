@@ -299,14 +299,7 @@ class ItemizedCLIPFeaturePipeline(ImageFeatureExtractionPipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if not hasattr(self.image_processor, "process_study"):
-            raise ValueError(
-                f"the image processor is a {type(self.image_processor).__name__}, expected an ItemizedCLIPImageProcessor: "
-                "pass the model's folder or name, or `image_processor=`."
-            )
-        config = self.model.config
-        settings = {"image": hash_image_settings(self.image_processor)}
-        warn_of_differences(getattr(config, "preprocessing", None), settings, config.name_or_path or "the model")
+        check_image_processor(self.image_processor, self.model.config)
 
     def __call__(self, *args, **kwargs) -> Any:
         """
@@ -341,6 +334,17 @@ class ItemizedCLIPFeaturePipeline(ImageFeatureExtractionPipeline):
         if unknown:
             raise TypeError(f"image-feature-extraction has no arguments {unknown}; it has {sorted(known)}.")
         return {name: value for name, value in kwargs.items() if value is not None}, {}, {}
+
+
+def check_image_processor(image_processor: Any, config: Any) -> None:
+    """Raises a ValueError where it is another class; warns where the model was made for other settings."""
+    if not hasattr(image_processor, "process_study"):
+        raise ValueError(
+            f"the image processor is a {type(image_processor).__name__}, expected an ItemizedCLIPImageProcessor: "
+            "pass the model's folder or name, or `image_processor=`."
+        )
+    settings = {"image": hash_image_settings(image_processor)}
+    warn_of_differences(getattr(config, "preprocessing", None), settings, config.name_or_path or "the model")
 
 
 def is_picture_url(source: Any) -> bool:

@@ -129,6 +129,7 @@ def register_pipelines() -> None:
     from transformers import AutoModel
     from transformers.pipelines import PIPELINE_REGISTRY
 
+    from .classification_pipeline import ItemizedCLIPClassificationPipeline
     from .pipelines import ItemizedCLIPFeaturePipeline, ItemizedCLIPImagePipeline, ItemizedCLIPPipeline
 
     PIPELINE_REGISTRY.register_pipeline(
@@ -137,6 +138,7 @@ def register_pipelines() -> None:
     # The library picks a pipeline by its task alone: these classes make the library's own one of every other model.
     PIPELINE_REGISTRY.supported_tasks["zero-shot-image-classification"]["impl"] = ItemizedCLIPImagePipeline
     PIPELINE_REGISTRY.supported_tasks["image-feature-extraction"]["impl"] = ItemizedCLIPFeaturePipeline
+    PIPELINE_REGISTRY.supported_tasks["image-classification"]["impl"] = ItemizedCLIPClassificationPipeline
 
 
 def _open_image(source: Any, domain: str | None = None, accept: Iterable[str] = (), **layout: Any) -> Any:

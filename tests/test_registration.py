@@ -30,7 +30,7 @@ assert set(package.ItemizedCLIPProcessor.presets) == set(package.ItemizedCLIPIma
 assert callable(package.ItemizedCLIPImageProcessor.reader) and "ItemizedCLIP" in LOSS_MAPPING
 tasks = PIPELINE_REGISTRY.supported_tasks
 assert tasks["zero-shot-study-classification"]["impl"] is package.ItemizedCLIPPipeline
-for task in ("zero-shot-image-classification", "image-feature-extraction"):
+for task in ("zero-shot-image-classification", "image-feature-extraction", "image-classification"):
     assert tasks[task]["impl"].__module__.startswith("itemized_clip_hf.")
 """
 
@@ -64,6 +64,7 @@ del after["tasks"]["zero-shot-study-classification"]
 for task, own in (
     ("zero-shot-image-classification", pipelines.ZeroShotImageClassificationPipeline),
     ("image-feature-extraction", pipelines.ImageFeatureExtractionPipeline),
+    ("image-classification", pipelines.ImageClassificationPipeline),
 ):
     assert issubclass(after["tasks"][task]["impl"], own)
     after["tasks"][task]["impl"] = before["tasks"][task]["impl"]  # test_pipelines.py: other models get the library's own class

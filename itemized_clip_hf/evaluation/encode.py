@@ -11,12 +11,16 @@ from typing import Any, TypeVar
 import torch
 from torch.nn import functional as F
 
+from ..modeling.classification_itemized_clip import ItemizedCLIPForImageClassification
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..modeling.vision_itemized_clip import spread_scan_mask
 from ..processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 
 T = TypeVar("T")
+
+ImageEncoder = ItemizedCLIPModel | ItemizedCLIPForImageClassification
+"""What has `encode_images`."""
 
 TEXTS_AT_ONCE = 256
 """Texts of one pass through the text tower."""
@@ -58,7 +62,7 @@ class EncodedStudies:
 
 
 @torch.no_grad()
-def encode_inputs(model: ItemizedCLIPModel, inputs: Mapping[str, torch.Tensor]) -> EncodedStudies:
+def encode_inputs(model: ImageEncoder, inputs: Mapping[str, torch.Tensor]) -> EncodedStudies:
     """Image inputs of the processor, on the model's device, through the tower."""
     mask = inputs.get("scan_mask")
     embeds, tokens, _ = model.encode_images(inputs["pixel_values"], mask, inputs.get("scan_name_ids"))
@@ -67,7 +71,7 @@ def encode_inputs(model: ItemizedCLIPModel, inputs: Mapping[str, torch.Tensor]) 
 
 
 def encode_studies(
-    model: ItemizedCLIPModel,
+    model: ImageEncoder,
     processor: ItemizedCLIPProcessor | ItemizedCLIPImageProcessor,
     studies: Iterable,
     batch_size: int = 8,
@@ -127,7 +131,7 @@ def encode_studies(
 
 
 def _encode_batch(
-    model: ItemizedCLIPModel, image_processor: Any, settings: dict[str, Any], batch: list[tuple[int, list]]
+    model: ImageEncoder, image_processor: Any, settings: dict[str, Any], batch: list[tuple[int, list]]
 ) -> EncodedStudies:
     scans = [scans for _, scans in batch]
     inputs = image_processor.collate(scans, return_tensors="pt", **settings).to(model.device)

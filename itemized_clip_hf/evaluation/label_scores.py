@@ -1,15 +1,47 @@
-"""Scores of a classifier -> its figures, each with a confidence interval over studies."""
+"""Scores of a classifier, and its figures, each with a confidence interval over studies."""
 
 import numpy as np
 import torch
 
+from ..modeling.classification_itemized_clip import SINGLE_LABEL, ItemizedCLIPForImageClassification
 from . import bootstrap as boot
+from .encode import EncodedStudies
 from .protocols.labels import Truth
 from .protocols.schema import Protocol
 from .protocols.summary import summarize
 from .results import TableResult
 
 UNKNOWN_CLASS = -100
+FUNCTIONS = ("none", "sigmoid", "softmax")
+
+
+@torch.no_grad()
+def label_logits(model: ItemizedCLIPForImageClassification, studies: EncodedStudies) -> np.ndarray:
+    """Logits (B, F) of encoded studies, float32."""
+    logits = model.score_labels(studies.image_embeds, studies.tokens, studies.token_mask)
+    return logits.float().cpu().numpy()
+
+
+def default_function(model: ItemizedCLIPForImageClassification) -> str:
+    """What turns logits into probabilities: the softmax where a study has one class, else the sigmoid of each label."""
+    return "softmax" if model.config.problem_type == SINGLE_LABEL else "sigmoid"
+
+
+def apply_function(logits: np.ndarray, function: str) -> np.ndarray:
+    """
+    Logits (S, F) as scores, float32.
+
+    Args:
+        function: `"sigmoid"`, `"softmax"` over the labels, or `"none"`.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    if function not in FUNCTIONS:
+        raise ValueError(f"function_to_apply is {function!r}, expected one of {', '.join(FUNCTIONS)}.")
+    table = torch.from_numpy(np.asarray(logits, dtype=np.float32))
+    scores = table if function == "none" else table.sigmoid() if function == "sigmoid" else table.softmax(-1)
+    return scores.numpy()
 
 
 def summarize_labels(
@@ -34,7 +66,7 @@ def summarize_labels(
         protocol = Protocol("own", findings=list(names))
         return {"labels": summarize(protocol, prompts, logits, _truth(labels=labels), resamples, seed)}
     known = labels != UNKNOWN_CLASS
-    scores, classes = torch.from_numpy(logits[known]).softmax(1).numpy(), labels[known].astype(int)
+    scores, classes = apply_function(logits[known], "softmax"), labels[known].astype(int)
     each = _truth(labels=np.eye(len(names))[classes])
     one = Protocol("own", classes=list(names), tasks={"classes": list(names)})
     return {

@@ -118,6 +118,7 @@ class ItemizedCLIPForImageClassification(ItemizedCLIPPreTrainedModel):
             raise ValueError(f"the labels are {list(labels)}, expected at least one, and no name twice.")
         config = copy.deepcopy(model.config)
         config.id2label, config.label2id = dict(enumerate(labels)), {name: place for place, name in enumerate(labels)}
+        config.architectures = [cls.__name__]
         config.problem_type, config.classifier_head = problem_type, head  # type: ignore[assignment]  # checked below
         config.class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
         config.validate()
@@ -258,6 +259,8 @@ class ItemizedCLIPForImageClassification(ItemizedCLIPPreTrainedModel):
             ValueError: the labels are not of the shape that the kind of problem asks for.
         """
         config = self.config
+        if self.training:
+            config.architectures = [type(self).__name__]  # of a folder of ItemizedCLIPModel no more
         if config.problem_type is None:
             config.problem_type = MULTI_LABEL if labels.ndim == 2 else SINGLE_LABEL  # type: ignore[assignment]  # one of them
         expected = logits.shape if config.problem_type == MULTI_LABEL else logits.shape[:1]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from heads import bright_studies, make_classifier, make_trainer
+from transformers import Trainer, TrainingArguments
 
 from itemized_clip_hf import ItemizedCLIPForImageClassification, ItemizedCLIPProcessor
 from itemized_clip_hf.trainer.supervised.arguments import SupervisedArguments
@@ -30,6 +31,36 @@ def test_a_head_learns_and_is_saved_with_its_processor(processor, tmp_path):
     torch.testing.assert_close(weights(again), weights(trainer.model))
     assert again.label_names == ["bright", "striped", "dark"]
     assert ItemizedCLIPProcessor.from_pretrained(tmp_path).preprocessing() == again.config.preprocessing
+
+
+@pytest.mark.parametrize("kind", ["multi", "single"])
+def test_the_plain_trainer_of_the_library(processor, tmp_path, kind):
+    """No argument of it has to be changed: examples are what the processor returns, with labels."""
+    studies = bright_studies(12)
+    rows = [
+        {"pixel_values": s["pixel_values"], "labels": s["labels"] if kind == "multi" else int(s["labels"][0])}
+        for s in studies
+    ]
+    problem = "multi_label_classification" if kind == "multi" else "single_label_classification"
+    model = make_classifier(
+        labels=["bright", "striped", "dark"] if kind == "multi" else ["dark", "bright"], problem_type=problem
+    )
+    args = TrainingArguments(
+        str(tmp_path),
+        max_steps=30,
+        learning_rate=3e-3,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = Trainer(model, args, train_dataset=rows, eval_dataset=rows)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    found = trainer.predict(rows)
+    assert found.metrics["test_loss"] < 0.7 * before
+    scores = found.predictions[:, 0] if kind == "multi" else found.predictions[:, 1]
+    assert scores[1::2].min() > scores[::2].max()
 
 
 def test_a_frozen_tower_stays_and_the_rest_moves(processor, tmp_path):

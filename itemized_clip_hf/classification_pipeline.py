@@ -1,0 +1,135 @@
+"""`pipeline("image-classification")` of a classifier: studies or pictures in, the scores of its labels out."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_utils import load_image
+from transformers.pipelines.image_classification import ImageClassificationPipeline
+
+from .evaluation.encode import encode_studies
+from .evaluation.label_scores import apply_function, default_function, label_logits
+from .explain.maps import paint_items
+from .modeling.classification_itemized_clip import ItemizedCLIPForImageClassification
+from .pipelines import apply, check_choices, check_image_processor, is_picture_url
+from .processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
+
+
+def label_studies(
+    model: ItemizedCLIPForImageClassification,
+    image_processor: ItemizedCLIPImageProcessor,
+    studies: Iterable,
+    top_k: int | None = None,
+    function_to_apply: str | None = None,
+    heat_maps: bool = False,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+    accept: Sequence[str] | None = None,
+    layout: str | None = None,
+) -> Iterator[list[dict[str, Any]]]:
+    """
+    Labels of studies, one after another, each a list of `{"label", "score"}`, highest first.
+
+    Args:
+        studies: in any form that the processor takes one.
+        top_k: how many of the labels are kept, the highest; all if None.
+        function_to_apply: `"sigmoid"`, `"softmax"` or `"none"`, the logits; if None the softmax where a study has one class,
+            else the sigmoid of each label.
+        heat_maps: add `heat_maps`, a [`HeatMap`] of every scan, to every label: where its query looks.
+        batch_size: studies of one pass through the vision tower.
+        num_workers: threads that read and process studies ahead, see `encode_studies`.
+        accept: codes of the checks that a scan is used in spite of, as `itemized-clip predict --accept`.
+        layout: what the files of a folder are where it cannot be told, as `itemized-clip predict --layout`.
+
+    Raises:
+        ValueError: `top_k` is below 1, there is no such function, or heat maps are asked of a head that has none.
+    """
+    check_choices(top_k=top_k)
+    if heat_maps and not hasattr(model, "item_pooler"):
+        raise ValueError("this head has no heat maps: it does not pool tokens for each label.")
+    function = function_to_apply or default_function(model)
+    names = model.label_names
+    stated: dict[str, Any] = {"accept": accept, "layout": layout, "num_workers": num_workers or 0}
+    for encoded in encode_studies(model, image_processor, studies, batch_size or 1, **stated):
+        for row, scores in enumerate(apply_function(label_logits(model, encoded), function)):
+            chosen = np.argsort(-scores, kind="stable")[:top_k].tolist()
+            found: list[dict[str, Any]] = [{"label": names[place], "score": float(scores[place])} for place in chosen]
+            if heat_maps:
+                keep = None if encoded.keep_mask is None else encoded.keep_mask[row : row + 1]
+                with torch.no_grad():
+                    attention = model.item_pooler(
+                        model.label_queries[None, chosen], encoded.tokens[row : row + 1], keep, output_attentions=True
+                    )[1][0]
+                labels = [names[place] for place in chosen]
+                maps = paint_items(attention, labels, encoded.scans[row], model.config.vision.patch_shape)
+                for entry, own in zip(found, maps):
+                    entry["heat_maps"] = own
+            yield found
+
+
+class ItemizedCLIPClassificationPipeline(ImageClassificationPipeline):
+    """
+    `image-classification` of [`ItemizedCLIPForImageClassification`], see `label_studies`. Of every other model it makes the
+    library's own pipeline.
+
+        classify = pipeline("image-classification", model=folder)
+        classify({"AX_T1": "t1.nii.gz", "AX_T2": "t2.nii.gz"})
+    """
+
+    model: ItemizedCLIPForImageClassification
+    image_processor: ItemizedCLIPImageProcessor
+
+    def __new__(cls, *args, **kwargs):
+        """The library's own pipeline where the model is not ItemizedCLIP."""
+        model = kwargs.get("model", args[0] if args else None)
+        if getattr(getattr(model, "config", None), "model_type", None) == "itemized_clip":
+            return super().__new__(cls)
+        return ImageClassificationPipeline(*args, **kwargs)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        check_image_processor(self.image_processor, self.model.config)
+        name, made = ItemizedCLIPForImageClassification.__name__, self.model.config.architectures
+        if made and name not in made:
+            raise ValueError(
+                f"{self.model.config.name_or_path or 'the model'} is a {made[0]} without a head for labels, whose scores would "
+                "be random: train one (itemized-clip train --task classification), or score texts "
+                '(pipeline("zero-shot-study-classification")).'
+            )
+
+    def __call__(self, *args, **kwargs) -> Any:
+        """
+        Args:
+            inputs: one study or picture or a list of them, in any form that the processor takes, for models of pictures also
+                the address of one; a generator or data set of them.
+            top_k, function_to_apply, heat_maps, batch_size, num_workers, accept, layout: of `label_studies`; what is left out
+                is as the pipeline was made with.
+            timeout: seconds to wait for a picture that is fetched.
+
+        Returns:
+            for one study a list of `{"label", "score"}`, highest first; for several studies a list of these, for a generator or
+            data set an iterator.
+        """
+        named = [name for name in ("inputs", "images") if name in kwargs]
+        if len(args) + len(named) != 1:
+            raise TypeError("expected one argument, the images; all others by their names.")
+        inputs = args[0] if args else kwargs.pop(named[0])
+        made_with = {"batch_size": self._batch_size, "num_workers": self._num_workers, **self._preprocess_params}
+        given = {**made_with, **self._sanitize_parameters(**kwargs)[0]}
+        timeout = given.pop("timeout", None)
+        fetches = self.model.config.vision.image_shape[0] == 1
+
+        def label(studies: Iterable) -> Iterator:
+            opened = (load_image(x, timeout=timeout) if fetches and is_picture_url(x) else x for x in studies)
+            return label_studies(self.model, self.image_processor, opened, **given)
+
+        return apply(label, self.image_processor, inputs)
+
+    def _sanitize_parameters(self, **kwargs):
+        known = set(signature(label_studies).parameters) - {"model", "image_processor", "studies"} | {"timeout"}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise TypeError(f"image-classification has no arguments {unknown}; it has {sorted(known)}.")
+        return {name: value for name, value in kwargs.items() if value is not None}, {}, {}
