@@ -1,5 +1,5 @@
 """Public name of `data.studies.records`."""
 
-from .studies.records import read_records
+from .studies.records import Records, read_records
 
-__all__ = ["read_records"]
+__all__ = ["Records", "read_records"]

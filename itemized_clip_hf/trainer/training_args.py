@@ -1,5 +1,6 @@
 """Arguments of a training run, on top of the library's."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,6 +17,12 @@ def leave_out_pinning(args: TrainingArguments) -> None:
     """Without an accelerator pinned memory does nothing but warn."""
     if args.dataloader_pin_memory and not torch.accelerator.is_available():
         args.dataloader_pin_memory = False
+
+
+def stay_on_cpu(args: TrainingArguments) -> None:
+    """Several processes without an accelerator: unless they are told so, the library lets each train by itself, unsaid."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
+        args.use_cpu = True
 
 
 def check_frozen(freeze_text: bool | str, freeze_vision: bool | str, lora: dict[str, Any] | str | None) -> None:
@@ -102,7 +109,7 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = True
     remove_unused_columns: bool = False
     seed: int = 0
-    report_to: str | list[str] | None = field(default="none")
+    report_to: None | str | list[str] = field(default="none")  # HfArgumentParser needs this order of types
 
     _VALID_DICT_FIELDS = [
         *TrainingArguments._VALID_DICT_FIELDS,
@@ -118,6 +125,7 @@ class ItemizedCLIPTrainingArguments(TrainingArguments):
                 "the argument deepspeed needs the package of that name: pip install deepspeed. Without it, fsdp=True shards "
                 "parameters, gradients and optimizer state too."
             )
+        stay_on_cpu(self)
         super().__post_init__()  # type: ignore[no-untyped-call]  # the library's
         leave_out_pinning(self)
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):

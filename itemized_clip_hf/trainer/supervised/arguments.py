@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from ..argument_rules import LENGTHS, LIGER, REFUSED, Refused, is_set
 from ..augmentation import AugmentationSettings
-from ..training_args import check_frozen, leave_out_pinning
+from ..training_args import check_frozen, leave_out_pinning, stay_on_cpu
 
 REFUSED_BY_HEADS: Mapping[str, Refused] = {
     **{name: REFUSED[name] for name in ("dataloader_in_order", "debug", "enable_jit_checkpoint", "optim", "use_cache")},
@@ -69,11 +69,12 @@ class SupervisedArguments(TrainingArguments):
     remove_unused_columns: bool = False
     restore_callback_states_from_checkpoint: bool = True
     seed: int = 0
-    report_to: str | list[str] | None = field(default="none")
+    report_to: None | str | list[str] = field(default="none")  # HfArgumentParser needs this order of types
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "augmentation", "lora"]
 
     def __post_init__(self) -> None:
+        stay_on_cpu(self)
         super().__post_init__()  # type: ignore[no-untyped-call]  # the library's
         leave_out_pinning(self)
         check_frozen(self.freeze_text, self.freeze_vision, self.lora)
