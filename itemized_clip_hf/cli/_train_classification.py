@@ -51,7 +51,36 @@ OPTIONS = (
         type=click.IntRange(min=1),
         help="[classification] Stop early: evaluations without a lower loss on --eval-data.",
     ),
+    click.Option(
+        ["--shots"],
+        metavar="K ... [all]",
+        callback=lambda context, parameter, value: None if value is None else read_shots(value),
+        help="[classification] Few-shot curve in place of a model: zero-shot, linear probe, head and LoRA trained on so many "
+        "studies of each label, tested on --eval-data; table and plot.",
+    ),
+    click.Option(
+        ["--repeats"],
+        type=click.IntRange(min=1),
+        default=3,
+        show_default=True,
+        help="[classification] Draws of studies for each number of --shots.",
+    ),
 )
+
+
+def read_shots(text: str) -> list[int | str]:
+    """
+    Numbers of shots, and `all`.
+
+    >>> read_shots("1,4,all")
+    [1, 4, 'all']
+    """
+    shots: list[int | str] = []
+    for word in text.replace(",", " ").split():
+        if word != "all" and not (word.isdigit() and int(word) > 0):
+            raise click.BadParameter(f"{word!r} is not a number of studies above 0, nor 'all'")
+        shots.append(word if word == "all" else int(word))
+    return list(dict.fromkeys(shots))
 
 
 def run(
@@ -70,6 +99,16 @@ def run(
         stated["label_names"] = tuple(stated["label_names"])
     if options.get("accept"):
         settings = {**settings, "accept": list(options["accept"])}
+    shots, repeats = stated.pop("shots", None), stated.pop("repeats", None)
+    if shots is None and repeats is not None:
+        raise click.UsageError("--repeats has no effect without --shots: leave it out.")
+    if shots is not None:
+        from itemized_clip_hf.trainer.supervised.few_shot import few_shot_curve
+
+        curve = few_shot_curve(
+            ClassificationOptions(**stated), settings, shots, repeats or 3, resume, interrupts, record
+        )
+        return {"output": stated["output"], "table": curve["table"]}
     trainer, results = train_classifier(ClassificationOptions(**stated), settings, resume, interrupts, record)
     summary = {"output": stated["output"], "steps": trainer.state.global_step, "left_out": trainer.studies_left_out}
     for name in ("zero_shot", "trained"):

@@ -154,6 +154,18 @@ def train_head(
     return summary
 
 
+def print_summary(summary: dict[str, Any]) -> None:
+    """A line for each figure; a table of rows as such."""
+    from itemized_clip_hf.evaluation.text_table import format_table
+
+    table = summary.pop("table", [])
+    width = max(16, *(len(name) + 2 for name in summary))
+    click.echo("\n".join(f"{name:<{width}}{value}" for name, value in summary.items()))
+    if table:
+        rows = [["-" if row[name] is None else row[name] for name in table[0]] for row in table]
+        click.echo(format_table(list(table[0]), rows))
+
+
 @click.command(cls=ManyValues)
 @click.option(
     "--task",
@@ -237,10 +249,10 @@ def command(
             summary = train_reports(run, again, output, resume, device)
         else:
             summary = train_head(task, run, again, output, resume, device)
-    width = max(16, *(len(name) + 2 for name in summary))
-    click.echo(
-        json.dumps(summary) if as_json else "\n".join(f"{name:<{width}}{value}" for name, value in summary.items())
-    )
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        print_summary(summary)
 
 
 add_task_options(command)

@@ -1,6 +1,7 @@
 """Linear probe: what a frozen vision tower knows, read out by logistic regression."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -72,13 +73,6 @@ def probe(
     Raises:
         ValueError: a finding has fewer than `folds` training studies with or without it.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV, StratifiedKFold
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise ImportError("the linear probe needs scikit-learn: pip install 'itemized-clip-hf[metrics]'.") from None
     found = {}
     for number, name in enumerate(names):
         (features, labels), (unseen, truth) = (
@@ -89,10 +83,8 @@ def probe(
             raise ValueError(
                 f"{name!r}: {int(labels.sum())} of {len(labels)} training studies have it, too few for {folds} folds."
             )
-        splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        search = GridSearchCV(regression, {"logisticregression__C": STRENGTHS}, scoring="roc_auc", cv=splits)
-        scores = search.fit(features, labels.astype(int)).decision_function(unseen)
+        search = fit_probe(features, labels, folds, seed)
+        scores = search.decision_function(unseen)
         row: dict = {
             "strength": search.best_params_["logisticregression__C"],
             "positive": int(truth.sum()),
@@ -110,6 +102,58 @@ def probe(
     return found
 
 
+def fit_probe(features: np.ndarray, labels: np.ndarray, folds: int, seed: int = 0) -> Any:
+    """
+    Logistic regression of one finding, fitted: scikit-learn's, whose `best_params_` tell the strength.
+
+    Args:
+        folds: in which the penalty is chosen by AUC; with fewer than two it is 1.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GridSearchCV, StratifiedKFold
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError:
+        raise ImportError("the linear probe needs scikit-learn: pip install 'itemized-clip-hf[metrics]'.") from None
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    if folds < 2:
+        return regression.fit(features, labels.astype(int))
+    splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    search = GridSearchCV(regression, {"logisticregression__C": STRENGTHS}, scoring="roc_auc", cv=splits)
+    return search.fit(features, labels.astype(int))
+
+
 def _known(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     kept = ~np.isnan(labels) & ~np.isnan(features).any(1)
     return features[kept], labels[kept]
+
+
+def probe_scores(
+    train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, folds: int = 5, seed: int = 0
+) -> np.ndarray:
+    """
+    Scores (S, F) of test studies by a logistic regression for each finding, also where few studies have it: the penalty is
+    chosen in as many folds as there are studies of the rarer kind, and is 1 where that is one study.
+
+    Args:
+        train_features, test_features: from `extract_features`; training studies with NaN are left out, test studies with NaN
+            get NaN.
+        train_labels: (S, F) of 0, 1 and NaN for unknown.
+
+    Returns:
+        decision values; 0 for a finding whose training studies are all of one kind.
+    """
+    scores = np.zeros((len(test_features), train_labels.shape[1]), dtype=np.float32)
+    usable = ~np.isnan(test_features).any(1)
+    scores[~usable] = np.nan
+    for number in range(train_labels.shape[1]):
+        features, labels = _known(train_features, train_labels[:, number])
+        rarer = int(min(labels.sum(), (1 - labels).sum()))
+        if rarer:
+            fitted = fit_probe(features, labels, min(folds, rarer), seed)
+            scores[usable, number] = fitted.decision_function(test_features[usable])
+    return scores

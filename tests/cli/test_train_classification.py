@@ -3,12 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from labeled_files import write_labeled_studies
 from transformers import AutoModelForImageClassification
 
 from itemized_clip_cli import main
+from itemized_clip_hf.trainer.supervised.few_shot import draw_shots
 
 pytest.importorskip("nibabel")
 
@@ -71,6 +73,50 @@ def test_classes_and_the_class_token(model_folder, files, tmp_path):
     assert set(results["trained"]) == {"labels", "choice"} and results["labels"] == ["large", "small"]
 
 
+def test_a_few_shot_curve_goes_on(model_folder, files, tmp_path):
+    for package in ("peft", "sklearn", "matplotlib"):
+        pytest.importorskip(package)
+    studies = ("-i", files / "studies.jsonl", "--labels", files / "labels.csv")
+    test = ("--eval-data", files / "studies.jsonl", "--eval-labels", files / "labels.csv")
+    out = tmp_path / "curve"
+    settings = ("--set", "max_steps=1", "--device", "cpu", "--json")
+    begun = (*studies, *test, "-o", out, "-m", model_folder, "--label", "large", *settings)
+    done = train(*begun, "--shots", 2, "--repeats", 2)
+    table = json.loads(done.stdout.strip().splitlines()[-1])["table"]
+    assert [(row["method"], row["shots"], row["studies"], row["repeats"]) for row in table] == [
+        ("zero-shot", 0, 0, 0),
+        *[(method, 2, 4, 2) for method in ("linear probe", "head", "LoRA")],
+    ]
+    assert table[1]["auc"] == 1  # to be seen from two studies of each kind
+    names = ["few_shot.csv", "few_shot.json", "few_shot.jsonl", "few_shot.png", "run.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert (out / "few_shot.csv").read_text().startswith("method,shots,studies")
+    lines = (out / "few_shot.jsonl").read_text().splitlines()
+    (out / "few_shot.jsonl").write_text(
+        "\n".join(lines[:4]) + "\n" + lines[4][:40]
+    )  # as a run that was killed leaves it
+    assert "holds a curve already" in train(*begun, "--shots", 2, fails=True).stderr
+    again = train(*studies, *test, "-o", out, "--resume", *settings[2:])
+    assert json.loads(again.stdout.strip().splitlines()[-1])["table"] == table
+    assert (out / "few_shot.jsonl").read_text().splitlines() == lines
+    other = train(*studies, *test, "-o", out, "--resume", "--set", "max_steps=2", fails=True)
+    assert "other settings" in other.stderr
+
+
+def test_shots_are_of_every_label_and_grow():
+    table = np.random.default_rng(0).integers(0, 2, (60, 3)).astype(float)
+    table[table.sum(1) == 3, 0] = np.nan
+    before = set()
+    for k in (1, 3, 9):
+        rows = draw_shots(table, k, (0, 1))
+        assert (np.nansum(table[rows] == 1, 0) >= k).all() and (np.nansum(table[rows] == 0, 0) >= k).all()
+        assert before <= set(rows) and len(rows) <= 6 * k
+        before = set(rows)
+    assert not np.array_equal(draw_shots(table, 3, (0, 1)), draw_shots(table, 3, (0, 2)))
+    classes = np.repeat([0, 1, 2], 10)
+    assert np.bincount(classes[draw_shots(classes, 4, (0, 0))]).tolist() == [4, 4, 4]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -81,11 +127,23 @@ def test_classes_and_the_class_token(model_folder, files, tmp_path):
         (("--prompts", "{prompts}"), "no prompt for the labels .'coin', 'large'., and prompts for .'x'."),
         (("--set", "objective=clip"), "no training arguments"),
         (("--label", "small"), "no column for the labels"),
+        (("--shots", "1", "4"), "needs studies to test on"),
+        (("--shots", "none"), "'none' is not a number of studies"),
+        (("--repeats", "2"), "no effect without --shots"),
+        (("--shots", "1", "--eval-data", "{studies}", "--head", "class_token"), "methods of its own"),
+        (
+            ("--shots", "1", "--eval-data", "{studies}", "--set", "freeze_vision=true"),
+            "decides .'freeze_vision'. by itself",
+        ),
     ],
 )
 def test_options_that_cannot_work(model_folder, files, tmp_path, arguments, message):
     (tmp_path / "prompts.yaml").write_text("x: a mass\n")
-    places = {"model": str(model_folder), "prompts": str(tmp_path / "prompts.yaml")}
+    places = {
+        "studies": str(files / "studies.jsonl"),
+        "model": str(model_folder),
+        "prompts": str(tmp_path / "prompts.yaml"),
+    }
     studies = ("-i", files / "studies.jsonl", "--labels", files / "labels.csv", "-m", model_folder)
     done = train(*studies, "-o", tmp_path / "out", *(a.format(**places) for a in arguments), fails=True)
     assert re.search(message, " ".join(done.stderr.split())), done.stderr

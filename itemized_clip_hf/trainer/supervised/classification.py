@@ -220,9 +220,12 @@ def choose_label_prompts(
 
 
 def build_trainer(
-    parts: ClassificationParts, options: ClassificationOptions, args: SupervisedArguments
+    parts: ClassificationParts,
+    options: ClassificationOptions,
+    args: SupervisedArguments,
+    train_data: LabeledStudies | None = None,
 ) -> SupervisedTrainer:
-    """The Trainer of a fresh classifier."""
+    """The Trainer of a fresh classifier; `train_data` in place of all training studies."""
     callbacks = [] if options.patience is None else [EarlyStoppingCallback(options.patience)]
     names = parts.labels.names
 
@@ -234,7 +237,7 @@ def build_trainer(
         parts.classifier(options),
         args,
         parts.collator(args),
-        parts.train_data,
+        parts.train_data if train_data is None else train_data,
         parts.eval_data,
         processing_class=parts.processor,
         compute_metrics=compute_metrics,
