@@ -93,7 +93,9 @@ def few_shot_curve(
             record.write(folder)
         curve = Curve(parts, options, args, folder, interrupts)
         done = read_runs(folder / RUNS, begun)
-        write_text(folder / RUNS, "".join(as_line(run, begun) for run in done))  # without what was not written to its end
+        write_text(
+            folder / RUNS, "".join(as_line(run, begun) for run in done)
+        )  # without what was not written to its end
         planned = [(k, repeat) for k in shots for repeat in range(repeats)]
         for k, repeat in planned:
             for run in curve.runs(k, repeat, [run.method for run in done if (run.shots, run.repeat) == (k, repeat)]):
