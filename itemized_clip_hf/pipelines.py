@@ -183,6 +183,7 @@ class ItemizedCLIPPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        require_text_tower(self.model)
         self.processor.check_model(self.model.config)
 
     def __call__(  # type: ignore[override]  # the library's takes anything
@@ -245,6 +246,10 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
             return super().__new__(cls)
         return ZeroShotImageClassificationPipeline(*args, **kwargs)
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        require_text_tower(self.model)
+
     def __call__(  # type: ignore[override]  # the library's takes anything
         self,
         image: Any = None,
@@ -300,6 +305,12 @@ class ItemizedCLIPFeaturePipeline(ImageFeatureExtractionPipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         check_image_processor(self.image_processor, self.model.config)
+        if is_classifier(self.model) and self.model.config.classifier_head != "items" and not own_head(self.model):
+            raise ValueError(
+                f"{self.model.config.name_or_path} holds a classifier on the class token, without the projection of the "
+                "features: pass the model that it was made from, or the classifier itself, "
+                "model=ItemizedCLIPForImageClassification.from_pretrained(...)."
+            )
 
     def __call__(self, *args, **kwargs) -> Any:
         """
@@ -334,6 +345,25 @@ class ItemizedCLIPFeaturePipeline(ImageFeatureExtractionPipeline):
         if unknown:
             raise TypeError(f"image-feature-extraction has no arguments {unknown}; it has {sorted(known)}.")
         return {name: value for name, value in kwargs.items() if value is not None}, {}, {}
+
+
+def is_classifier(model: Any) -> bool:
+    """Whether it was loaded from the folder of a classifier, or is one."""
+    return own_head(model) or "ItemizedCLIPForImageClassification" in (model.config.architectures or ())
+
+
+def own_head(model: Any) -> bool:
+    """Whether the head of a classifier is there; loaded as `AutoModel` it is not, and what a classifier lacks is random."""
+    return hasattr(model, "classification_loss")
+
+
+def require_text_tower(model: Any) -> None:
+    """Raises a ValueError where it is a classifier, which has no text tower: the scores of texts would be random."""
+    if is_classifier(model):
+        raise ValueError(
+            f"{model.config.name_or_path or 'the model'} is a classifier without a text tower: use "
+            'pipeline("image-classification"), or pass the model that it was made from.'
+        )
 
 
 def check_image_processor(image_processor: Any, config: Any) -> None:

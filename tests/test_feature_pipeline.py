@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import ITEMS, tiny_config
-from transformers import pipeline
+from transformers import AutoModel, pipeline
 
-from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPProcessor
+from itemized_clip_hf import ItemizedCLIPModel, ItemizedCLIPPipeline, ItemizedCLIPProcessor
+from itemized_clip_hf.modeling.classification_itemized_clip import ItemizedCLIPForImageClassification
 from itemized_clip_hf.models.tokenizer import train_tokenizer
 
 TASK = "image-feature-extraction"
@@ -173,6 +174,25 @@ def test_what_is_wrong_is_told(make, tmp_path, messages):
     pipeline(TASK, model=model, image_processor=other.image_processor)
     model.config.preprocessing = None
     assert sum("image settings of this processor" in message for message in messages) == 1
+
+
+def test_folders_of_classifiers(make, tmp_path):
+    """What such a folder lacks is random where it is loaded as the whole model: it is refused, unless it is not needed."""
+    model, extract, _ = make("brain-mri")
+    study, asked = {"AX_T1": volume(0)}, {"pool": True, "return_tensors": True}
+    for head in ("items", "class_token"):
+        classifier = ItemizedCLIPForImageClassification.from_model(model, ["mass", "bleed"], head=head)
+        classifier.save_pretrained(tmp_path / head)
+        extract.image_processor.save_pretrained(tmp_path / head)
+        itself = pipeline(TASK, model=classifier.eval(), image_processor=extract.image_processor)
+        width = 16 if head == "items" else 24
+        assert itself(study, **asked).shape == (1, width)
+        with pytest.raises(ValueError, match="without a text tower"):
+            ItemizedCLIPPipeline(model=AutoModel.from_pretrained(tmp_path / head), processor=None)
+    found = pipeline(TASK, model=str(tmp_path / "items"))(study, **asked)
+    torch.testing.assert_close(found, extract(study, **asked), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="classifier on the class token"):
+        pipeline(TASK, model=str(tmp_path / "class_token"))
 
 
 def test_other_models_get_the_library_s_own_pipeline():
