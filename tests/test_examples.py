@@ -36,13 +36,14 @@ def test_every_example_is_short_and_tells_of_its_own_options(path, monkeypatch, 
     known = set(re.findall(r"--\w+", capsys.readouterr().out))
     assert f"    python examples/{path.name} --phantom" in module.__doc__
     assert re.search(rf"accelerate launch (--multi_gpu )?--num_processes \d examples/{path.name} ", module.__doc__)
-    told = set(re.findall(r"--\w+", module.__doc__)) - {"--num_processes", "--multi_gpu"}
+    own = re.sub(r"`itemized-clip [^`]*`", "", module.__doc__)
+    told = set(re.findall(r"--\w+", own)) - {"--num_processes", "--multi_gpu"}
     assert told <= known, told - known
     listed = (ROOT / "examples" / "README.md").read_text()
     (row,) = [line for line in listed.splitlines() if f"]({path.name})" in line]
     assert set(re.findall(r"--\w+", row)) <= known
     monkeypatch.setattr(sys, "argv", [path.name, "--output_dir", "nowhere"])
-    with pytest.raises(ValueError, match="--phantom for "):  # nothing is generated without being asked for
+    with pytest.raises(ValueError, match="or --phantom for "):  # nothing is generated without being asked for
         module.main()
 
 
@@ -90,6 +91,34 @@ def test_train_on_reports_with_two_processes(tmp_path):
     printed = run_example("01", *SMALL, "--output_dir", tmp_path, "--max_steps", 4, launcher=launcher)
     check_reports(tmp_path, printed)
     assert json.loads((tmp_path / "trainer_state.json").read_text())["train_batch_size"] == 16
+
+
+@pytest.mark.slow
+def test_finetune_classifier(tmp_path):
+    """The first column is zero-shot by the base model, the second is that of the saved classifier."""
+    import numpy as np
+    from sklearn.metrics import roc_auc_score
+    from transformers import pipeline
+
+    from itemized_clip_hf.data.records import read_records
+    from itemized_clip_hf.evaluation.zero_shot import score_studies
+    from itemized_clip_hf.models.load import load
+    from itemized_clip_hf.phantom import ZERO_SHOT_PROMPTS
+
+    options = ("--phantom_studies", 24, "--phantom_steps", 2, "--max_steps", 2, "--per_device_train_batch_size", 4)
+    printed = run_example("02", *options, "--output_dir", tmp_path)
+    rows = {line.split()[0]: re.findall(r"([\d.]+) \(", line) for line in printed.splitlines() if " (" in line}
+    studies = list(read_records(tmp_path / "phantom/test/studies.jsonl"))
+    images = [study["images"] for study in studies]
+    base, processor = load(tmp_path / "phantom/model", "cpu")
+    names, before = score_studies(base, processor, images, ZERO_SHOT_PROMPTS, normalize_pool_inputs=False)
+    found = pipeline("image-classification", model=str(tmp_path), device="cpu")(images)
+    after = np.array([[{e["label"]: e["score"] for e in one}[name] for name in names] for one in found])
+    for column, name in enumerate(names):
+        truth = [study["labels"][name] for study in studies]
+        if len(set(truth)) == 2:
+            aucs = [100 * roc_auc_score(truth, scores[:, column]) for scores in (before, after)]
+            assert [float(figure) for figure in rows[name]] == pytest.approx(aucs, abs=0.051)
 
 
 @pytest.mark.slow
