@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Unit = Literal["share", "rank", "cosine x 100"]
+Unit = Literal["share", "rank", "cosine x 100", "mm"]
 NON_PERCENT: dict[str, Unit] = {
     "mean_rank": "rank",
     "mean rank": "rank",
     "median_rank": "rank",
     "worst_rank": "rank",
     "MLL": "cosine x 100",
+    "surface_distance": "mm",
+    "hausdorff_95": "mm",
 }
 """Metrics that are not shares, and their unit."""
 
@@ -49,7 +51,7 @@ class Estimate:
     Args:
         value: NaN where the metric is not defined, e.g. an AUC of one class.
         low, high: of the interval; None where none was computed.
-        unit: `"share"` in [0, 1], `"rank"`, or `"cosine x 100"`.
+        unit: `"share"` in [0, 1], `"rank"`, `"cosine x 100"` or `"mm"`.
         count: studies that it rests on; None where it is not known.
 
     >>> print(Estimate(0.832, 0.81, 0.851, count=400))

@@ -1,5 +1,7 @@
 """Text-prompted segmentation: the whole ItemizedCLIP model and a decoder that draws what an item speaks of."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +73,48 @@ class ItemizedCLIPForSemanticSegmentation(ItemizedCLIPModel):
                 unused += module.parameters()
         for parameter in unused:
             parameter.requires_grad_(False)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: ItemizedCLIPModel,
+        mask_decoder: dict[str, Any] | None = None,
+        classes: Sequence[str] = (),
+        seed: int = 0,
+    ) -> "ItemizedCLIPForSemanticSegmentation":
+        """
+        A model with a fresh decoder on copies of another model's weights.
+
+        Args:
+            model: that knows the findings.
+            mask_decoder: see [`ItemizedCLIPMaskSettings`].
+            classes: names of the classes behind the background, which is class 0; in mode `"classes"`.
+            seed: of the decoder's weights; other random numbers stay where they are.
+
+        Raises:
+            ValueError: there are classes in mode `"items"`, or none in mode `"classes"`.
+        """
+        config = copy.deepcopy(model.config)
+        config.mask_decoder = ItemizedCLIPMaskSettings.of(mask_decoder).to_dict()
+        if bool(classes) != (config.mask_decoder["mode"] == "classes"):
+            raise ValueError(
+                f"mask_decoder.mode is {config.mask_decoder['mode']!r} and there are {len(classes)} classes."
+            )
+        if classes:
+            config.id2label = dict(enumerate(["background", *classes]))
+            config.label2id = {name: number for number, name in config.id2label.items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            created = cls(config)
+        found = created.load_state_dict(model.state_dict(), strict=False)
+        strays = [name for name in found.missing_keys if not name.startswith("mask_decoder.")]
+        if strays or found.unexpected_keys:
+            raise ValueError(
+                f"the model lacks {strays[:3]} and has {found.unexpected_keys[:3]} besides: it is no plain model."
+            )
+        created.to(dtype=model.dtype)  # type: ignore[call-arg]  # of the library, without types
+        created.eval()  # type: ignore[no-untyped-call]  # as above
+        return created
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # of the library, without types
     def forward(  # type: ignore[misc]  # two flags are parameters of their own and keys of the library's arguments

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .reports import ZERO_SHOT_PROMPTS
 from .study import PhantomStudy
 
 
@@ -19,7 +20,7 @@ def write_study(study: PhantomStudy, folder: str | os.PathLike) -> dict[str, str
     Scans are float32 and masks uint8, both transposed to (x, y, z).
 
     Returns:
-        sequence name to file name, relative to ``folder``.
+        sequence name to file name, relative to ``folder``; `mask_files` names the masks.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,20 +28,29 @@ def write_study(study: PhantomStudy, folder: str | os.PathLike) -> dict[str, str
     for name, scan in study.scans.items():
         images[name] = f"{name}.nii.gz"
         _save(scan.astype(np.float32), study.affine, folder / images[name])
-    for index, (finding, mask) in enumerate(zip(study.item_findings, study.masks)):
-        if mask is not None:
+    for mask, file in zip(study.masks, mask_files(study)):
+        if mask is not None and file is not None:
             (folder / "masks").mkdir(exist_ok=True)
-            _save(mask.astype(np.uint8), study.affine, folder / "masks" / f"item{index}_{finding}.nii.gz")
+            _save(mask.astype(np.uint8), study.affine, folder / file)
     record = {"id": study.id, "items": study.items, "item_findings": study.item_findings, "labels": study.labels}
     (folder / "items.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return images
+
+
+def mask_files(study: PhantomStudy) -> list[str | None]:
+    """File of each item's mask, relative to the folder of the study; None for the sentence of a normal study."""
+    return [
+        None if mask is None else f"masks/item{index}_{finding}.nii.gz"
+        for index, (finding, mask) in enumerate(zip(study.item_findings, study.masks))
+    ]
 
 
 def write_dataset(dataset: Iterable[PhantomStudy], folder: str | os.PathLike) -> Path:
     """
     Write every study into ``folder/<id>`` and a ``studies.jsonl`` with one line a study.
 
-    A line holds "id", "images" (sequence name to path, relative to ``folder``), "items" and "labels".
+    A line holds "id", "images" (sequence name to path, relative to ``folder``), "items", "findings" (what each item is about),
+    "masks" (a path or null for each), "absent" (prompts of the findings that the study does not have) and "labels".
 
     Returns:
         path of ``studies.jsonl``.
@@ -55,6 +65,9 @@ def write_dataset(dataset: Iterable[PhantomStudy], folder: str | os.PathLike) ->
                 "id": study.id,
                 "images": {name: f"{study.id}/{file}" for name, file in images.items()},
                 "items": study.items,
+                "findings": study.item_findings,
+                "masks": [file and f"{study.id}/{file}" for file in mask_files(study)],
+                "absent": [ZERO_SHOT_PROMPTS[finding] for finding, present in study.labels.items() if not present],
                 "labels": study.labels,
             }
             lines.write(json.dumps(record) + "\n")
