@@ -49,7 +49,7 @@ OPTIONS = (
     click.Option(
         ["--patience"],
         type=click.IntRange(min=1),
-        help="[classification] Stop early: evaluations without a lower loss on --eval-data.",
+        help="[classification, segmentation] Stop early: evaluations without a lower loss on --eval-data.",
     ),
     click.Option(
         ["--shots"],

@@ -169,9 +169,9 @@ class Segmenting:
             )
 
     def _draw(self, record: dict[str, Any], folder: Path, facts: dict[str, Any]) -> None:
-        from itemized_clip_hf.evaluation.masks import ComparedMask, class_names, compare_study
+        from itemized_clip_hf.evaluation.masks import ComparedMask, compare_study
         from itemized_clip_hf.explain.mask_files import known_masks, list_masks, write_masks
-        from itemized_clip_hf.explain.masks import draw_study
+        from itemized_clip_hf.explain.masks import class_names, draw_study
         from itemized_clip_hf.models.load import say_origin
 
         known = known_masks(folder, facts["made_of"])

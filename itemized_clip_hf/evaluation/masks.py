@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..data.studies.masks import UNKNOWN, StudyMasks, as_binary, on_source, read_mask
-from ..explain.masks import DrawnMask, DrawnStudy, MaskOptions, draw_study
+from ..explain.masks import DrawnMask, DrawnStudy, MaskOptions, class_names, draw_study
 from ..modeling.segmentation_itemized_clip import ItemizedCLIPForSemanticSegmentation
 from ..processing.geometry_itemized_clip import axis_spacing
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -168,12 +168,6 @@ def _mean(values: list[float]) -> float:
 def texts_of(model: ItemizedCLIPForSemanticSegmentation, known: StudyMasks) -> list[str]:
     """What is drawn of a study to be compared: its items and the absent ones, or nothing for a model of classes."""
     return [*known.items, *known.absent] if model.mask_decoder.by_item else []
-
-
-def class_names(model: ItemizedCLIPForSemanticSegmentation) -> list[str]:
-    """Classes of a model but the background."""
-    labels: Any = model.config.id2label or {}
-    return [str(labels[number]) for number in range(1, len(labels))]
 
 
 def compare_records(

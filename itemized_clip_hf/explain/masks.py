@@ -158,18 +158,19 @@ def draw_study(
         probabilities = _slide(model, processor, scans, ids, options.overlap)[None]
     else:
         probabilities = _draw_once(model, processor, scans, ids)
-    labels: Any = model.config.id2label
-    names = list(items) if by_item else [str(labels[number]) for number in range(len(labels))]
-    drawn = DrawnStudy([[] for _ in (names if by_item else names[1:])], notes=notes)
-    for number, source in enumerate(sources):
+    drawn = DrawnStudy([[] for _ in (items if by_item else class_names(model))], notes=notes)
+    for source in sources:
         rows = [0] if whole is not None else source.views
         own_share = None if shares is None else shares[:, source.views].sum(1)
-        _add_source(drawn, names, probabilities[rows].mean(0), scans[rows[0]], options, own_share, scores, by_item)
-        seen = drawn.masks[0][number]
-        if seen.field < 0.999:
-            where = seen.scan_name or f"scan {number + 1}"
-            drawn.notes.append(f"{where}: the model sees {seen.field:.0%} of it; outside of that masks are empty.")
+        painted = _paint(probabilities[rows].mean(0), scans[rows[0]], options, by_item)
+        _add_source(drawn, list(items) or class_names(model), source, painted, own_share, scores)
     return drawn
+
+
+def class_names(model: ItemizedCLIPForSemanticSegmentation) -> list[str]:
+    """Classes of a model but the background."""
+    labels: Any = model.config.id2label or {}
+    return [str(labels[number]) for number in range(1, len(labels))]
 
 
 def _group_by_source(scans: Sequence[ProcessedScan]) -> list[_Source]:
@@ -252,47 +253,67 @@ def _slide(
     return found[0].numpy()
 
 
-def _add_source(
-    drawn: DrawnStudy,
-    names: list[str],
-    probabilities: np.ndarray,
-    scan: ProcessedScan,
-    options: MaskOptions,
-    shares: np.ndarray | None,
-    scores: np.ndarray | None,
-    by_item: bool,
-) -> None:
-    """Adds the masks of one scan, of probabilities (K or classes, D, H, W) in the grid of the model."""
+@dataclass
+class _Painted:
+    """Of one scan in its own grid: a mask of each item or class, the label map of a model of classes, what the model saw."""
+
+    masks: list[np.ndarray]
+    label_map: np.ndarray | None
+    field: float
+
+
+def _paint(probabilities: np.ndarray, scan: ProcessedScan, options: MaskOptions, by_item: bool) -> _Painted:
+    """Probabilities (K or classes, D, H, W) in the grid of the model -> masks in that of the scan as it came in."""
     source = source_array(scan)
     size = tuple(scan.pixel_values.shape[1:])
-    shape = (1, *source.shape[:2]) if size[0] == 1 else source.shape
+    is_picture = size[0] == 1
+    shape = (1, *source.shape[:2]) if is_picture else source.shape
     to_source: Any = scan.to_source
     seen = token_map_to_source(np.ones(size, np.float32), to_source, size, shape, "nearest") > 0
     painted = (token_map_to_source(own, to_source, size, shape) for own in probabilities)
+    label_map = None
     if by_item:
         masks = [_clean(own >= options.threshold, options) for own in painted]
     else:
-        labels = np.where(seen, np.argmax(np.stack(list(painted)), 0), 0).astype(np.uint8)
-        masks = [_clean(labels == number, options) for number in range(1, len(names))]
-        merged = np.zeros_like(labels)
+        best = np.where(seen, np.argmax(np.stack(list(painted)), 0), 0)
+        masks = [_clean(best == number, options) for number in range(1, len(probabilities))]
+        label_map = np.zeros(shape, np.uint8)
         for number, mask in enumerate(masks, start=1):
-            merged[mask & (merged == 0)] = number
-        drawn.label_maps.append(merged.reshape(source.shape[: merged.ndim] if size[0] > 1 else source.shape[:2]))
-        names = names[1:]
-    for number, (name, mask) in enumerate(zip(names, masks)):
-        values = mask.astype(np.uint8)
+            label_map[mask & (label_map == 0)] = number
+    if is_picture:
+        masks, label_map = [mask[0] for mask in masks], None if label_map is None else label_map[0]
+    return _Painted(masks, label_map, float(seen.mean()))
+
+
+def _add_source(
+    drawn: DrawnStudy,
+    names: list[str],
+    source: _Source,
+    painted: _Painted,
+    shares: np.ndarray | None,
+    scores: np.ndarray | None,
+) -> None:
+    """Adds the masks of one scan."""
+    scan = source.scan
+    scan_name = scan.name if len(source.views) == 1 else getattr(scan.source, "name", None) or scan.name
+    for number, (name, mask) in enumerate(zip(names, painted.masks)):
         drawn.masks[number].append(
             DrawnMask(
                 item=name,
-                scan_name=getattr(scan.source, "name", None) or scan.name,
-                values=values[0] if size[0] == 1 else values,
+                scan_name=scan_name,
+                values=mask.astype(np.uint8),
                 affine=getattr(scan.source, "affine", None),
                 share=None if shares is None else float(shares[number]),
                 score=None if scores is None else float(scores[number]),
-                field=float(seen.mean()),
-                source=source,
+                field=painted.field,
+                source=source_array(scan),
             )
         )
+    if painted.label_map is not None:
+        drawn.label_maps.append(painted.label_map)
+    if painted.field < 0.999:
+        where = scan_name or f"scan {len(drawn.masks[0])}"
+        drawn.notes.append(f"{where}: the model sees {painted.field:.0%} of it; outside of that masks are empty.")
 
 
 def _clean(mask: np.ndarray, options: MaskOptions) -> np.ndarray:
@@ -300,12 +321,14 @@ def _clean(mask: np.ndarray, options: MaskOptions) -> np.ndarray:
     if not mask.any() or (options.keep_largest is None and not options.fill_holes):
         return mask
     try:
-        from monai.transforms import FillHoles, KeepLargestConnectedComponent
+        from scipy import ndimage
     except ImportError:
-        raise ImportError(NEEDS_MONAI) from None
-    cleaned: Any = torch.from_numpy(mask[None].astype(np.uint8))
+        raise ImportError("Components and holes of masks need scipy: pip install 'itemized-clip-hf[monai]'.") from None
+    cleaned: np.ndarray = mask
     if options.keep_largest is not None:
-        cleaned = KeepLargestConnectedComponent(applied_labels=[1], num_components=options.keep_largest)(cleaned)
-    if options.fill_holes:
-        cleaned = FillHoles(applied_labels=[1])(cleaned)
-    return np.asarray(cleaned)[0] > 0
+        # MONAI's own transform needs scikit-image, which this package does without; neighbors touch at a corner, as there.
+        numbers, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
+        sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
+        largest = np.argsort(-sizes, kind="stable")[: options.keep_largest] + 1
+        cleaned = np.isin(numbers, largest)
+    return ndimage.binary_fill_holes(cleaned) if options.fill_holes else cleaned

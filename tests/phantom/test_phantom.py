@@ -234,13 +234,18 @@ def test_written_study_reads_back(tmp_path):
 
 
 def test_written_dataset(tmp_path):
-    pytest.importorskip("nibabel")
+    nibabel = pytest.importorskip("nibabel")
     dataset = PhantomDataset("test", 3)
     table = write_dataset(dataset, tmp_path)
     records = [json.loads(line) for line in table.read_text().splitlines()]
     assert table == tmp_path / "studies.jsonl"
     for study, record in zip(dataset, records, strict=True):
-        assert set(record) == {"id", "images", "items", "labels"}
+        assert set(record) == {"id", "images", "items", "findings", "masks", "absent", "labels"}
+        assert record["findings"] == study.item_findings and len(record["absent"]) == 6 - sum(study.labels.values())
+        for path, mask in zip(record["masks"], study.masks, strict=True):
+            assert (path is None) == (mask is None)
+            if path is not None:
+                np.testing.assert_array_equal(nibabel.load(tmp_path / path).get_fdata().transpose(2, 1, 0) > 0, mask)
         assert (record["id"], record["items"], record["labels"]) == (study.id, study.items, study.labels)
         assert list(record["images"]) == list(SEQUENCES)
         assert all((tmp_path / path).is_file() for path in record["images"].values())

@@ -130,7 +130,9 @@ def segmentation_arguments(options: SegmentationOptions, settings: dict[str, Any
             raise ValueError(f"{refused} have no effect where the decoder alone is trained: pass --train all.")
         defaults |= {"freeze_text": True, "freeze_vision": True}
     if options.eval_data is not None:
-        defaults |= {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+        defaults["eval_strategy"] = "epoch"
+        if settings.get("save_strategy") != "no":
+            defaults |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
     return supervised_arguments(options.output, settings, **defaults)
 
 
