@@ -44,6 +44,26 @@ class MaskCollator(SupervisedCollator):
         for name, value in (("max_items", self.max_items), ("drawn_scans", self.drawn_scans)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected 1 or more.")
+        if self.num_labels is not None and self.augmentation is not None and self.augmentation.mirror_prob:
+            raise ValueError(
+                "augmentation mirrors studies, and classes of the left and the right would not follow: leave out RandFlipd."
+            )
+
+    def prepare(self, example: dict[str, Any]) -> PreparedExample:
+        """One example, processed; augmentation changes scans, masks and texts together."""
+        if self.augmentation is None or example.get("seed") is None:
+            return super().prepare(example)
+        generator = torch.Generator().manual_seed(example["seed"])
+        scans = self.choose_scans(example, generator, do_normalize=False)
+        target = self.read_target(example, scans, generator)
+        masks: list[torch.Tensor | None] = [
+            torch.from_numpy(own if target.texts else own[None]) for own in target.labels
+        ]
+        study = self.augment(example, scans, target.texts, masks)
+        labels = np.stack(
+            [mask.numpy() if target.texts else mask[0].numpy() for mask in study.masks if mask is not None]
+        )
+        return PreparedExample(self.fill_scans(study.scans), MaskTarget(study.texts, labels))
 
     def read_target(
         self, example: dict[str, Any], scans: list[ProcessedScan], generator: torch.Generator | None

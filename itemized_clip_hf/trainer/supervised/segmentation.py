@@ -19,6 +19,7 @@ from ...models.load import load, say_origin
 from ...models.segmenter import lay_out_for_cpu, load_segmenter
 from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..interrupts import Interrupts
+from ..preparation import build_augmentation
 from ..run_record import RunRecord
 from .arguments import SupervisedArguments
 from .masks import MaskCollator
@@ -188,6 +189,7 @@ def build_trainer(
         max_scans=args.max_scans,
         accept=args.accept,
         quarantine=Path(cast(str, args.output_dir)) / "quarantine.csv",
+        augmentation=build_augmentation(args.augmentation, processor),
         num_labels=None if model.mask_decoder.by_item else model.config.num_labels,
         max_items=options.max_items,
         drawn_scans=options.drawn_scans,

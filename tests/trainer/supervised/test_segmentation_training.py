@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,9 +10,11 @@ pytest.importorskip("monai")
 pytest.importorskip("nibabel")
 
 from itemized_clip_hf.data.studies.masks import UNKNOWN, read_mask_records
+from itemized_clip_hf.data.study import Scan
 from itemized_clip_hf.models.load import load_model
 from itemized_clip_hf.models.segmenter import load_segmenter
 from itemized_clip_hf.phantom import PhantomDataset, write_dataset
+from itemized_clip_hf.trainer.augmentation import Augmentation
 from itemized_clip_hf.trainer.supervised.masks import MaskCollator
 from itemized_clip_hf.trainer.supervised.segmentation import SegmentationOptions, train_segmenter
 
@@ -56,6 +59,34 @@ def test_a_mask_that_cannot_be_read_leaves_its_study_out(processor, studies, tmp
     assert collator.studies_left_out() == 1
     with pytest.raises(ValueError, match="max_items is 0"):
         MaskCollator(processor, max_items=0)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_masks_move_with_the_scans(processor, flip):
+    """A scan that is bright where its mask is stays so; a mirrored one is of the other side."""
+    rng = np.random.default_rng(0)
+    truth = np.zeros((10, 40, 36), np.uint8)
+    truth[3:7, 8:22, 4:14] = 1
+    affine = np.zeros((4, 4))
+    affine[[2, 1, 0, 3], [0, 1, 2, 3]] = 5, 2, 2, 1
+    scan = Scan((rng.normal(100, 3, truth.shape) + 800.0 * truth).astype(np.float32), affine, "AX_T1")
+    transforms = [{"RandAffined": {"prob": 1.0, "rotate_range": [0.2, 0, 0], "translate_range": [0, 2, 2]}}]
+    transforms += [{"RandFlipd": {"prob": 1.0, "spatial_axis": "left-right"}}] if flip else []
+    augmentation = Augmentation({"transforms": transforms, "swap_sides": bool(flip)})
+    example = {"images": {"AX_T1": scan}, "items": ["left mass"], "masks": [Scan(truth, affine)], "absent": []}
+    plain = MaskCollator(processor)([example])
+    moved = MaskCollator(processor, augmentation=augmentation).prepare({**example, "seed": 3})
+    labels, pixels = moved.target.labels[0, 0], moved.scans[0].pixel_values[0].numpy()
+    bright = pixels > (pixels.min() + pixels.max()) / 2
+    known = labels != UNKNOWN
+    assert 2 * (bright & (labels == 1)).sum() / (bright[known].sum() + (labels == 1).sum()) > 0.8
+    assert (labels != plain["labels"][0, 0, 0].numpy()).any()
+    assert moved.target.texts == (["right mass"] if flip else ["left mass"])
+    side = np.argwhere(labels == 1)[:, 2].mean() - 7.5
+    assert side * (np.argwhere(plain["labels"][0, 0, 0].numpy() == 1)[:, 2].mean() - 7.5) * (-1 if flip else 1) > 0
+    if flip:
+        with pytest.raises(ValueError, match="leave out RandFlipd"):
+            MaskCollator(processor, augmentation=augmentation, num_labels=2)
 
 
 def test_the_decoder_learns_and_the_model_stays(model_folder, studies, tmp_path):
