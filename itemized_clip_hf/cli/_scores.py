@@ -13,6 +13,7 @@ from itemized_clip_hf.cli._studies import Inputs, Opener, OpenOneByOne
 from itemized_clip_hf.data.files import whole_file
 from itemized_clip_hf.data.tables import write_csv
 from itemized_clip_hf.data.truth_values import read_truth_value
+from itemized_clip_hf.evaluation.label_scores import apply_function, default_function, score_labels
 from itemized_clip_hf.evaluation.metrics import auroc, classification_summary
 from itemized_clip_hf.evaluation.quantity import DEFAULT, convert, describe, normalizes_pool_inputs
 from itemized_clip_hf.evaluation.score_file import ScoreFile
@@ -22,6 +23,7 @@ from itemized_clip_hf.models.precision import describe_precision, working_precis
 from itemized_clip_hf.provenance import hash_json, hash_model, hash_processor
 
 if TYPE_CHECKING:
+    from itemized_clip_hf.modeling.classification_itemized_clip import ItemizedCLIPForImageClassification
     from itemized_clip_hf.modeling.modeling_itemized_clip import ItemizedCLIPModel
     from itemized_clip_hf.processing.processing_itemized_clip import ItemizedCLIPProcessor
 
@@ -98,13 +100,9 @@ class Scoring:
                 self.kept.add(names[number], row)
 
         with working_precision(self.model, self.precision):
-            score_studies(
-                self.model,
-                self.processor,
+            self.score(
                 studies,
-                self.prompts,
                 batch_size=batch_size,
-                normalize_pool_inputs=normalizes_pool_inputs(self.quantity),
                 progress=progress,
                 on_error=on_error,
                 on_bad_scan=lambda number, scan, error: click.echo(
@@ -113,6 +111,11 @@ class Scoring:
                 on_scores=on_scores,
                 num_workers=self.num_workers,
             )
+
+    def score(self, studies: OpenOneByOne, **settings: Any) -> None:
+        """Similarities of the studies, which the callbacks among the settings get."""
+        pool = normalizes_pool_inputs(self.quantity)
+        score_studies(self.model, self.processor, studies, self.prompts, normalize_pool_inputs=pool, **settings)
 
     def similarities(self) -> np.ndarray:
         """(S, M) in the order of the inputs, NaN where there are none."""
@@ -150,6 +153,37 @@ class Scoring:
             write_csv(temporary, [[*FIRST_COLUMNS, *self.labels], *rows])
         if self.kept.path is not None:
             self.kept.path.unlink(missing_ok=True)
+
+
+class LabelScoring(Scoring):
+    """
+    Scores of a classifier's own labels; what is kept beside the CSV file are its logits.
+
+    Args:
+        model: [`ItemizedCLIPForImageClassification`].
+        quantity: `"logit"` or `"probability"`.
+        others: of `Scoring`.
+    """
+
+    def __init__(self, model: ItemizedCLIPForImageClassification, *args: Any, **others: Any):
+        self.classifier = model
+        super().__init__(model, *args, prompts={name: [name] for name in model.label_names}, **others)  # type: ignore[arg-type, misc]
+
+    def score(self, studies: OpenOneByOne, **settings: Any) -> None:
+        """Logits of the studies, which the callbacks among the settings get."""
+        score_labels(self.classifier, self.processor, studies, **settings)
+
+    def table(self) -> np.ndarray:
+        """(S, F) of the quantity that is written, in the order of the inputs, NaN where there are none."""
+        function = "none" if self.quantity == "logit" else default_function(self.classifier)
+        return apply_function(self.similarities(), function)
+
+    def describe(self) -> str:
+        """What the scores are, for people."""
+        meaning = "logit of the classifier"
+        if self.quantity == "probability":
+            meaning = f"{default_function(self.classifier)} of the classifier's logits, not calibrated"
+        return f"{self.quantity}: {meaning}. Model in {describe_precision(self.model, self.precision)}."
 
 
 def print_scores(scoring: Scoring, metrics: dict, output: str | None) -> None:

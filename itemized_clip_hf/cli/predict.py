@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -56,22 +56,15 @@ if TYPE_CHECKING:
 @layout_option
 @device_option
 @json_option
+@click.pass_context
 def command(
+    context: click.Context,
     inputs: tuple[str, ...],
     model: str,
-    prompts: tuple[str, ...],
-    prompt_file: str | None,
-    scores: str,
     output: str | None,
     batch_size: int,
-    workers: int,
-    precision: str,
-    tokenizer: str | None,
-    volume_index: int | None,
-    accept: tuple[str, ...],
-    layout: str | None,
-    device: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """
     Score studies against prompts.
@@ -85,13 +78,11 @@ def command(
     Every output names the quantity that it holds. The CSV file has the columns id, path (from the folder on that holds all
     inputs), quantity, and one a label. With -o, scores are kept in OUTPUT.scores.jsonl as they come, until the CSV file is
     whole: a run that was stopped goes on there when the same command is run again.
+
+    A classifier (`train --task classification`) scores its own labels, by default as probabilities.
     """
-    from itemized_clip_hf.cli._scores import Scoring
-    from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts, require_inputs
+    from itemized_clip_hf.cli._studies import require_inputs
     from itemized_clip_hf.data.files import hold_output
-    from itemized_clip_hf.data.layout import Layout
-    from itemized_clip_hf.models.load import UNTRAINED, load
-    from itemized_clip_hf.models.precision import weights_dtype
 
     require_inputs(inputs)
     target = Path(output) if output else None
@@ -99,22 +90,67 @@ def command(
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold_output(target))
-        loaded, processor = load(model, device, tokenizer, dtype=weights_dtype(precision))
-        processor.image_processor.accept = accept
-        if model.startswith(UNTRAINED):
-            click.echo("note: random weights, the scores mean nothing", err=True)
-        chosen_prompts = choose_prompts(prompts, prompt_file, loaded.config.domain)
-        rule = Layout.of_processor(processor, layout)
-        records = Inputs(inputs, rule)
-        opener = Opener(volume_index, loaded.config.domain, accept, rule)
-        scoring = Scoring(loaded, processor, records, chosen_prompts, opener, target, scores, precision, workers)
+        scoring = make_scoring(context, target)
         if scoring.kept.path is not None:
             say_what_stays(scoring.kept.path)
-        scoring.run(batch_size, progress=len(records) > batch_size and not as_json)
+        scoring.run(batch_size, progress=len(scoring.records) > batch_size and not as_json)
         if target is not None:
             scoring.write(target)
     if not report(scoring, model, output, as_json):
         sys.exit(1)
+
+
+def make_scoring(context: click.Context, target: Path | None) -> Scoring:
+    """Model, inputs and prompts as the options say; of a classifier its own labels."""
+    from itemized_clip_hf.cli._scores import LabelScoring, Scoring
+    from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts
+    from itemized_clip_hf.data.layout import Layout
+    from itemized_clip_hf.modeling.classification_itemized_clip import ItemizedCLIPForImageClassification
+    from itemized_clip_hf.models.load import UNTRAINED, architecture_of, load, load_head
+    from itemized_clip_hf.models.precision import weights_dtype
+
+    options = context.params
+    model, accept, precision = options["model"], options["accept"], options["precision"]
+    is_classifier = architecture_of(model) == ItemizedCLIPForImageClassification.__name__
+    loaded: Any
+    if is_classifier:
+        quantity = quantity_of_labels(context, options["scores"])
+        head = ItemizedCLIPForImageClassification
+        loaded, processor = load_head(model, head, options["device"], weights_dtype(precision))
+    else:
+        quantity = options["scores"]
+        loaded, processor = load(model, options["device"], options["tokenizer"], dtype=weights_dtype(precision))
+    processor.image_processor.accept = accept
+    if model.startswith(UNTRAINED):
+        click.echo("note: random weights, the scores mean nothing", err=True)
+    rule = Layout.of_processor(processor, options["layout"])
+    records = Inputs(options["inputs"], rule)
+    opener = Opener(options["volume_index"], loaded.config.domain, accept, rule)
+    settings: dict[str, Any] = {"quantity": quantity, "precision": precision, "num_workers": options["workers"]}
+    if is_classifier:
+        return LabelScoring(loaded, processor, records, opener=opener, target=target, **settings)
+    chosen_prompts = choose_prompts(options["prompts"], options["prompt_file"], loaded.config.domain)
+    return Scoring(loaded, processor, records, chosen_prompts, opener, target, **settings)
+
+
+def quantity_of_labels(context: click.Context, scores: str) -> str:
+    """
+    What is written of a classifier: probabilities, unless logits are asked for.
+
+    Raises:
+        click.UsageError: options that have no meaning for it are stated.
+    """
+    stated = click.core.ParameterSource.COMMANDLINE
+    for name, option in (("prompts", "-p"), ("prompt_file", "--prompts"), ("tokenizer", "--tokenizer")):
+        if context.get_parameter_source(name) == stated:
+            raise click.UsageError(f"the model is a classifier with labels of its own: leave out {option}.")
+    if context.get_parameter_source("scores") != stated:
+        return "probability"
+    if scores == "similarity":
+        raise click.UsageError(
+            "the model is a classifier, which has no similarities: use --scores probability or logit."
+        )
+    return scores
 
 
 def report(scoring: Scoring, model: str, output: str | None, as_json: bool) -> bool:

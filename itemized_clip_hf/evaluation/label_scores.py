@@ -1,15 +1,21 @@
 """Scores of a classifier, and its figures, each with a confidence interval over studies."""
 
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
 import numpy as np
 import torch
 
 from ..modeling.classification_itemized_clip import SINGLE_LABEL, ItemizedCLIPForImageClassification
+from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from . import bootstrap as boot
 from .encode import EncodedStudies
 from .protocols.labels import Truth
 from .protocols.schema import Protocol
 from .protocols.summary import summarize
 from .results import TableResult
+from .zero_shot import collect_scores
 
 UNKNOWN_CLASS = -100
 FUNCTIONS = ("none", "sigmoid", "softmax")
@@ -20,6 +26,19 @@ def label_logits(model: ItemizedCLIPForImageClassification, studies: EncodedStud
     """Logits (B, F) of encoded studies, float32."""
     logits = model.score_labels(studies.image_embeds, studies.tokens, studies.token_mask)
     return logits.float().cpu().numpy()
+
+
+def score_labels(
+    model: ItemizedCLIPForImageClassification, processor: ItemizedCLIPProcessor, studies: Iterable, **settings: Any
+) -> np.ndarray:
+    """
+    Logits (S, F) of studies, NaN for those that cannot be read.
+
+    Args:
+        studies: see `encode_studies`.
+        settings: of `collect_scores`.
+    """
+    return collect_scores(partial(label_logits, model), len(model.label_names), model, processor, studies, **settings)
 
 
 def default_function(model: ItemizedCLIPForImageClassification) -> str:

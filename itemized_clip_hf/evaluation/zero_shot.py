@@ -1,6 +1,7 @@
 """Zero-shot scores: every prompt against every study, by itself (method 8.1)."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
-from .encode import EncodedStudies, encode_prompts, encode_studies
+from .encode import EncodedStudies, ImageEncoder, encode_prompts, encode_studies
 
 
 def fold(name: str) -> str:
@@ -111,6 +112,41 @@ def score_studies(
         labels and scores (S, M).
     """
     labels, prompt_embeds = encode_prompts(model, processor, prompts)
+    callbacks: dict[str, Any] = {"on_error": on_error, "on_bad_scan": on_bad_scan, "on_scores": on_scores}
+    table = collect_scores(
+        lambda encoded: score_encoded(model, prompt_embeds, encoded, normalize_pool_inputs),
+        len(labels),
+        model,
+        processor,
+        studies,
+        batch_size=batch_size,
+        progress=progress,
+        num_workers=num_workers,
+        **callbacks,
+    )
+    return labels, table
+
+
+def collect_scores(
+    score: Callable[[EncodedStudies], np.ndarray],
+    width: int,
+    model: ImageEncoder,
+    processor: ItemizedCLIPProcessor,
+    studies: Iterable,
+    batch_size: int = 8,
+    progress: bool = False,
+    on_error: Callable[[int, Exception], None] | None = None,
+    on_bad_scan: Callable[[int, str | None, Exception], None] | None = None,
+    on_scores: Callable[[int, np.ndarray], None] | None = None,
+    num_workers: int = 0,
+) -> np.ndarray:
+    """
+    Scores (S, width) of studies, NaN for those that cannot be read.
+
+    Args:
+        score: scores (B, width) of encoded studies.
+        model, processor, studies, batch_size, progress, on_error, on_bad_scan, on_scores, num_workers: as of `score_studies`.
+    """
     scores: dict[int, np.ndarray | None] = {}
 
     def leave_out(number: int, error: Exception) -> None:
@@ -123,12 +159,12 @@ def score_studies(
     for encoded in encode_studies(
         model, processor, studies, batch_size, bar, leave_out, on_bad_scan, num_workers=num_workers
     ):
-        for number, row in zip(encoded.numbers, score_encoded(model, prompt_embeds, encoded, normalize_pool_inputs)):
+        for number, row in zip(encoded.numbers, score(encoded)):
             scores[number] = row
             if on_scores is not None:
                 on_scores(number, row)
-    table = np.full((len(scores), len(labels)), np.nan, dtype=np.float32)
+    table = np.full((len(scores), width), np.nan, dtype=np.float32)
     for number, found in scores.items():
         if found is not None:
             table[number] = found
-    return labels, table
+    return table

@@ -1,10 +1,12 @@
 """A model and its processor, ready to use, from a folder or a name."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..bars import without_library_bars
@@ -12,6 +14,7 @@ from ..domains import DOMAIN_FILE, load_domain, restore_domain, shipped_domains
 from ..modeling.configuration_itemized_clip import ItemizedCLIPConfig
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
+from ..specs import read_json
 from .adapters import attach_adapters, find_base, merge_adapters
 from .check_folder import check_finite, check_model_folder, check_processor_folder, check_shapes, explain
 from .names import UNTRAINED, is_adapter_folder, require_model, say_origin, split_revision
@@ -19,14 +22,19 @@ from .tokenizer import load_tokenizer
 
 __all__ = [
     "UNTRAINED",
+    "architecture_of",
     "build_untrained",
     "load",
+    "load_head",
     "load_model",
     "load_processor",
     "pick_device",
     "say_origin",
     "split_revision",
 ]
+
+
+M = TypeVar("M", bound=PreTrainedModel)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -64,8 +72,9 @@ def load_model(
     base: str | os.PathLike | None = None,
     keep_adapters: bool = False,
     revision: str | None = None,
-) -> ItemizedCLIPModel:
-    """The model alone, on the CPU; arguments as of `load`."""
+    head: type[PreTrainedModel] | None = None,
+) -> Any:
+    """The model alone, on the CPU; arguments as of `load` and `load_head`."""
     name, revision = split_revision(name, revision)
     require_model(name, revision)
     if is_adapter_folder(name):
@@ -80,14 +89,74 @@ def load_model(
             f"{name} holds a model of type {config.model_type!r}, expected {ItemizedCLIPConfig.model_type!r}: this is not an "
             "ItemizedCLIP checkpoint."
         )
+    require_architecture(name, config, head)
     if config.domain and config.domain not in shipped_domains():
         _restore_domain(name, revision)
     if Path(name).is_dir():
-        check_shapes(Path(name), lambda: ItemizedCLIPModel(config))
+        check_shapes(Path(name), lambda: (head or ItemizedCLIPModel)(config))
     with without_library_bars():
-        model = explain(name, "weights", AutoModel.from_pretrained, name, dtype=dtype, revision=revision or "main")
+        make = (head or AutoModel).from_pretrained
+        model = explain(name, "weights", make, name, dtype=dtype, revision=revision or "main")
     check_finite(model, name)
     return model
+
+
+def architecture_of(name: str | os.PathLike, revision: str | None = None) -> str:
+    """
+    Name of the class that a model was saved as; `ItemizedCLIPModel` where its config does not say, or cannot be read.
+
+    Args:
+        name, revision: as of `load`.
+    """
+    name, revision = split_revision(str(name), revision)
+    stated: Any = None
+    if Path(name).is_dir():
+        with suppress(OSError, ValueError):  # told when the model is loaded
+            stated = read_json(Path(name) / "config.json", dict).get("architectures")
+    elif not name.startswith(UNTRAINED):
+        config = explain(name, "config.json", AutoConfig.from_pretrained, name, revision=revision or "main")
+        stated = config.architectures
+    return str(stated[0]) if isinstance(stated, list) and stated else ItemizedCLIPModel.__name__
+
+
+def require_architecture(name: str, config: Any, head: type[PreTrainedModel] | None) -> None:
+    """
+    Looks at what a model was saved as.
+
+    Raises:
+        ValueError: it has another head than is asked for, or none.
+    """
+    stated = str((getattr(config, "architectures", None) or [ItemizedCLIPModel.__name__])[0])
+    expected = (head or ItemizedCLIPModel).__name__
+    if stated == expected or (head is None and not stated.startswith("ItemizedCLIPFor")):
+        return
+    cure = "pass the model that it was trained from" if head is None else "train one with `itemized-clip train --task`"
+    raise ValueError(f"{name} holds a {stated}, expected a {expected}: {cure}.")
+
+
+def load_head(
+    model: str | os.PathLike,
+    head: type[M],
+    device: str = "auto",
+    dtype: torch.dtype | str | None = "auto",
+    revision: str | None = None,
+) -> tuple[M, ItemizedCLIPProcessor]:
+    """
+    A trained head with its towers, and its processor.
+
+    Args:
+        model: folder or Hub name.
+        head: its class, e.g. [`ItemizedCLIPForImageClassification`].
+        device, dtype, revision: as of `load`.
+
+    Raises:
+        ValueError: the folder holds another head or none, or a file of it is damaged.
+    """
+    name, revision = split_revision(str(model), revision)
+    loaded = load_model(name, dtype, revision=revision, head=head)
+    processor = load_processor(name, revision)
+    processor.check_model(loaded.config)
+    return loaded.eval().to(pick_device(device)), processor
 
 
 def _restore_domain(name: str, revision: str | None) -> None:

@@ -6,10 +6,13 @@ import re
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from heads import make_classifier
 from labeled_files import write_labeled_studies
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, pipeline
 
 from itemized_clip_cli import main
+from itemized_clip_hf import ItemizedCLIPForImageClassification
+from itemized_clip_hf.models.load import load_head
 from itemized_clip_hf.trainer.supervised.few_shot import draw_shots
 
 pytest.importorskip("nibabel")
@@ -24,6 +27,12 @@ def train(*arguments, fails: bool = False):
     done = CliRunner().invoke(main, ["train", "--task", "classification", *map(str, arguments)])
     assert (done.exit_code != 0) == fails, done.output
     return done
+
+
+def predict(*arguments) -> dict:
+    done = CliRunner().invoke(main, ["predict", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
 
 
 def test_a_classifier_from_the_shell(model_folder, files, tmp_path):
@@ -54,6 +63,15 @@ def test_a_classifier_from_the_shell(model_folder, files, tmp_path):
     assert any("optimistic" in note for note in results["notes"])
     model = AutoModelForImageClassification.from_pretrained(out)
     assert model.label_names == ["coin", "large"] and model.config.class_weights[1] == 1
+    # predict gives its labels, as the model alone does
+    scored = predict("-m", out, "-i", files / "studies.jsonl", "--json")
+    assert [list(entry["scores"]) for entry in scored["results"]] == [["coin", "large"]] * 12
+    assert [entry["scores"]["large"] > 0.5 for entry in scored["results"]] == [bool(number % 2) for number in range(12)]
+    assert scored["quantity"] == "probability"
+    logits = predict("-m", out, "-i", files / "studies.jsonl", "--scores", "logit", "--json")["results"][3]["scores"]
+    classify = pipeline("image-classification", model=str(out), device="cpu")
+    own = {e["label"]: e["score"] for e in classify({"AX_T1": str(files / "s3.nii.gz")}, function_to_apply="none")}
+    assert logits == pytest.approx(own, abs=1e-4)
     # a whole run is not trained over, and goes on where it is asked to, with the options it was begun with
     assert "holds checkpoints" in train(*common, fails=True).output
     again = train(*studies[:4], *evaluation, "-o", out, "--set", "num_train_epochs=6", "--resume", "--json")
@@ -115,6 +133,23 @@ def test_shots_are_of_every_label_and_grow():
     assert not np.array_equal(draw_shots(table, 3, (0, 1)), draw_shots(table, 3, (0, 2)))
     classes = np.repeat([0, 1, 2], 10)
     assert np.bincount(classes[draw_shots(classes, 4, (0, 0))]).tolist() == [4, 4, 4]
+
+
+def test_what_a_classifier_cannot_do(model_folder, files, tmp_path):
+    make_classifier().save_pretrained(tmp_path)
+    for arguments, message in (
+        (("predict", "-p", "mass"), "leave out -p"),
+        (("predict", "--scores", "similarity"), "has no similarities"),
+        (
+            ("explain", "-p", "mass", "-o", str(tmp_path / "maps")),
+            "holds a ItemizedCLIPForImageClassification, expected a",
+        ),
+    ):
+        verb, *rest = arguments
+        done = CliRunner().invoke(main, [verb, "-m", str(tmp_path), "-i", str(files / "s0.nii.gz"), *rest])
+        assert done.exit_code != 0 and message in " ".join(done.stderr.split()), done.output
+    with pytest.raises(ValueError, match="expected a ItemizedCLIPForImageClassification: train one"):
+        load_head(model_folder, ItemizedCLIPForImageClassification)
 
 
 @pytest.mark.parametrize(
