@@ -121,14 +121,14 @@ def architecture_of(name: str | os.PathLike, revision: str | None = None) -> str
 
 def require_architecture(name: str, config: Any, head: type[PreTrainedModel] | None) -> None:
     """
-    Looks at what a model was saved as.
+    Looks at what a model was saved as. The folder of a segmentation model holds the whole model that it was made from.
 
     Raises:
-        ValueError: it has another head than is asked for, or none.
+        ValueError: it has another head than is asked for, or none; or it is a classifier, whose text tower is missing.
     """
     stated = str((getattr(config, "architectures", None) or [ItemizedCLIPModel.__name__])[0])
     expected = (head or ItemizedCLIPModel).__name__
-    if stated == expected or (head is None and not stated.startswith("ItemizedCLIPFor")):
+    if stated == expected or (head is None and stated != "ItemizedCLIPForImageClassification"):
         return
     cure = "pass the model that it was trained from" if head is None else "train one with `itemized-clip train --task`"
     raise ValueError(f"{name} holds a {stated}, expected a {expected}: {cure}.")

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shlex
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +122,33 @@ def test_a_few_shot_curve_goes_on(model_folder, files, tmp_path):
     assert (out / "few_shot.jsonl").read_text().splitlines() == lines
     other = train(*studies, *test, "-o", out, "--resume", "--set", "max_steps=2", fails=True)
     assert "other settings" in other.stderr
+
+
+@pytest.mark.slow  # what it says is tested one by one above
+def test_every_block_of_the_page(model_folder, files, tmp_path, monkeypatch):
+    for package in ("peft", "sklearn", "matplotlib"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_folder, "my-model")
+    shutil.copytree(files, ".", dirs_exist_ok=True)
+    for name in ("train.jsonl", "test.jsonl"):
+        shutil.copy("studies.jsonl", name)
+    for name in ("t1.nii.gz", "t2.nii.gz"):
+        shutil.copy("s1.nii.gz", name)
+    Path("prompts.yaml").write_text("large: [large mass, a mass]\ncoin: a coin\n")
+    page = (Path(__file__).parents[2] / "docs" / "classification.md").read_text()
+    names: dict = {}
+    for kind, text in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        if kind == "python":
+            exec(text, names)
+            continue
+        for line in text.replace("\\\n", " ").replace("max_steps=100", "max_steps=1").splitlines():
+            arguments = shlex.split(line)[1:]
+            short = ["--set", "num_train_epochs=2", "--device", "cpu"] if "--patience" in arguments else []
+            done = CliRunner().invoke(main, [*arguments, *short])
+            assert done.exit_code == 0, done.output
+    assert names["attention"].shape[:2] == (1, 2) and len(names["maps"]) == 1
+    assert Path("scores.csv").read_text().startswith("id,path,quantity,coin,large")
 
 
 def test_shots_are_of_every_label_and_grow():

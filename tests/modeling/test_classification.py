@@ -11,16 +11,16 @@ from torch.nn import functional as F
 from itemized_clip_hf import ItemizedCLIPForImageClassification
 from itemized_clip_hf.evaluation.quantity import convert
 from itemized_clip_hf.evaluation.zero_shot import score_studies
+from itemized_clip_hf.phantom import PhantomDataset
+from itemized_clip_hf.phantom.experiment import as_scans
 
 PROMPTS = {"mass": ["left frontal mass"], "bleed": [ITEMS[1], "a bleed"], "normal": "no significant abnormalities."}
 
 
 def studies():
-    rng = np.random.default_rng(0)
-    return [
-        {"AX_T1": rng.normal(size=(6, 16, 16)), "AX_T2": rng.normal(size=(7, 18, 16))},
-        {"AX_T1": rng.normal(size=(6, 9, 9))},
-    ]
+    """Of the phantom, of other sequences each."""
+    found = [as_scans(study) for study in PhantomDataset("test", 3, shape=(8, 16, 16))]
+    return [dict(list(scans.items())[: 2 + number]) for number, scans in enumerate(found)]
 
 
 @pytest.mark.parametrize("scoring", ["items", "global"])

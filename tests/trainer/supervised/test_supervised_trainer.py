@@ -1,15 +1,17 @@
 """The Trainer of heads: what is frozen, rates of layers, adapters, bad studies, and runs that go on."""
 
 import csv
+import signal
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from heads import bright_studies, make_classifier, make_trainer
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from itemized_clip_hf import ItemizedCLIPForImageClassification, ItemizedCLIPProcessor
+from itemized_clip_hf.trainer.interrupts import Interrupts, TrainingInterruptedError
 from itemized_clip_hf.trainer.supervised.arguments import SupervisedArguments
 from itemized_clip_hf.trainer.supervised.labels import ClassificationCollator
 from itemized_clip_hf.trainer.supervised.run import supervised_arguments, train_in_folder
@@ -33,7 +35,7 @@ def test_a_head_learns_and_is_saved_with_its_processor(processor, tmp_path):
     assert ItemizedCLIPProcessor.from_pretrained(tmp_path).preprocessing() == again.config.preprocessing
 
 
-@pytest.mark.parametrize("kind", ["multi", "single"])
+@pytest.mark.parametrize("kind", ["multi", pytest.param("single", marks=pytest.mark.slow)])
 def test_the_plain_trainer_of_the_library(processor, tmp_path, kind):
     """No argument of it has to be changed: examples are what the processor returns, with labels."""
     studies = bright_studies(12)
@@ -161,17 +163,31 @@ def test_what_cannot_work_is_refused(processor, tmp_path):
         make_trainer(tmp_path, processor, train=bright_studies(2), dataloader_drop_last=True).train()
 
 
-def test_a_run_in_its_folder(processor, tmp_path):
-    folder = tmp_path / "run"
+class PressCtrlC(TrainerCallback):
+    """After the second step."""
 
-    def build(steps=2):
-        return make_trainer(folder, processor, max_steps=steps, save_strategy="steps", save_steps=2)
+    def __init__(self, interrupts: Interrupts):
+        self.interrupts = interrupts
 
-    trainer = train_in_folder(build, folder)
-    assert trainer.state.global_step == 2 and (folder / "model.safetensors").exists()
-    with pytest.raises(ValueError, match="holds checkpoints of an earlier run"):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self.interrupts._hear(signal.SIGINT, None)
+
+
+def test_a_run_in_its_folder_is_ended_by_a_signal_and_goes_on(processor, tmp_path, capfd):
+    folder, interrupts = tmp_path / "run", Interrupts()
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 50}
+
+    def build(callbacks=()):
+        return make_trainer(folder, processor, keywords={"callbacks": list(callbacks)}, **settings)
+
+    with pytest.raises(TrainingInterruptedError, match="after step 2; the last checkpoint is .*--resume"):
+        train_in_folder(lambda: build([PressCtrlC(interrupts)]), folder, interrupts=interrupts)
+    assert "finishing this step" in capfd.readouterr().err and not (folder / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="holds checkpoints of an earlier run, up to step 2"):
         train_in_folder(build, folder)
-    assert train_in_folder(lambda: build(4), folder, resume=True).state.global_step == 4
+    trainer = train_in_folder(build, folder, resume=True)
+    assert trainer.state.global_step == 3 and (folder / "model.safetensors").exists()
 
 
 def test_the_class_token_starts_from_zeros(processor, tmp_path):
