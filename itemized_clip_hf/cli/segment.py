@@ -161,7 +161,8 @@ class Segmenting:
         folders: set[str] = set()
         for record in records:
             folder = self.place / unique(file_name(record["id"], "study"), folders)
-            wanted = [list(prompts), record.get("items"), record.get("absent"), self.compare]
+            truth = [str(record.get(name)) for name in ("masks", "label_map", "mask_scan", "findings")]
+            wanted = [list(prompts), record.get("items"), record.get("absent"), *(truth if self.compare else [])]
             yield (
                 record,
                 folder,

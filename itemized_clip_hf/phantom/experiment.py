@@ -26,7 +26,7 @@ from ..recipes import load_recipe
 from ..trainer.from_recipe import build_arguments, build_model, build_processor
 from ..trainer.trainer import ItemizedCLIPTrainer
 from .dataset import PhantomDataset
-from .nifti import write_study
+from .nifti import describe_study, write_study
 from .reports import ZERO_SHOT_PROMPTS
 from .study import DEFAULT_SHAPE, PhantomStudy
 
@@ -188,8 +188,7 @@ def write_drawn_studies(studies: list[PhantomStudy], folder: Path) -> None:
     lines = []
     for study in studies:
         files = write_study(study, folder / "studies" / study.id)
-        images = {name: f"studies/{study.id}/{file}" for name, file in files.items()}
-        lines.append(json.dumps({"id": study.id, "images": images, "items": study.items}) + "\n")
+        lines.append(json.dumps(describe_study(study, files, f"studies/{study.id}")) + "\n")
         if study is studies[0]:
             (folder / "study").mkdir(parents=True, exist_ok=True)
             for file in files.values():

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,12 +46,30 @@ def mask_files(study: PhantomStudy) -> list[str | None]:
     ]
 
 
+def describe_study(study: PhantomStudy, images: dict[str, str], folder: str) -> dict[str, Any]:
+    """
+    The line of a list: "id", "images" (sequence name to path), "items", "findings" (what each item is about), "masks" (a path
+    or null for each) and "absent" (prompts of the findings that the study does not have).
+
+    Args:
+        images: from `write_study`.
+        folder: of the study, relative to that of the list.
+    """
+    return {
+        "id": study.id,
+        "images": {name: f"{folder}/{file}" for name, file in images.items()},
+        "items": study.items,
+        "findings": study.item_findings,
+        "masks": [file and f"{folder}/{file}" for file in mask_files(study)],
+        "absent": [ZERO_SHOT_PROMPTS[finding] for finding, present in study.labels.items() if not present],
+    }
+
+
 def write_dataset(dataset: Iterable[PhantomStudy], folder: str | os.PathLike) -> Path:
     """
     Write every study into ``folder/<id>`` and a ``studies.jsonl`` with one line a study.
 
-    A line holds "id", "images" (sequence name to path, relative to ``folder``), "items", "findings" (what each item is about),
-    "masks" (a path or null for each), "absent" (prompts of the findings that the study does not have) and "labels".
+    A line is `describe_study` and "labels".
 
     Returns:
         path of ``studies.jsonl``.
@@ -61,15 +80,7 @@ def write_dataset(dataset: Iterable[PhantomStudy], folder: str | os.PathLike) ->
     with table.open("w", encoding="utf-8") as lines:
         for study in dataset:
             images = write_study(study, folder / study.id)
-            record = {
-                "id": study.id,
-                "images": {name: f"{study.id}/{file}" for name, file in images.items()},
-                "items": study.items,
-                "findings": study.item_findings,
-                "masks": [file and f"{study.id}/{file}" for file in mask_files(study)],
-                "absent": [ZERO_SHOT_PROMPTS[finding] for finding, present in study.labels.items() if not present],
-                "labels": study.labels,
-            }
+            record = describe_study(study, images, study.id) | {"labels": study.labels}
             lines.write(json.dumps(record) + "\n")
     return table
 

@@ -110,6 +110,17 @@ def test_of_several_large_scans_the_field_alone_is_drawn_and_said(chest):
     assert "outside of that masks are empty" in drawn.notes[0] and drawn.notes[0].startswith("one: ")
 
 
+def test_windows_of_a_scan_make_one_mask(tokenizer):
+    head = ItemizedCLIPProcessor.from_domain("head-ct", tokenizer=tokenizer, scan_size=[8, 16, 16], in_plane_size=16)
+    head.image_processor.accept = ("not-hu", "not-raw")
+    truth = box((20, 50, 60), (6, 10, 20), (8, 20, 20))
+    model = build()
+    drawn = draw_study(model, head, {"scan": ct(truth, (5.0, 4.0, 4.0))}, ITEM)
+    windows = model.shapes[0][1]
+    assert windows > 1 and [len(masks) for masks in drawn.masks] == [1]
+    assert drawn.masks[0][0].share == pytest.approx(1) and dice(drawn.masks[0][0].values > 0, truth) > 0.7
+
+
 def test_components_and_holes(processor):
     shape = (10, 40, 36)
     large, small = box(shape, (1, 5, 5), (8, 20, 20)), box(shape, (1, 30, 30), (8, 6, 5))

@@ -171,3 +171,25 @@ def test_records(tmp_path, scan, truth):
     (tmp_path / "plain.jsonl").write_text('{"id": "s1", "images": {"T1": "t1.nii"}, "items": ["x"]}\n')
     with pytest.raises(ValueError, match="no column `masks`"):
         read_mask_records(tmp_path / "plain.jsonl")
+
+
+def test_a_real_label_map(data_folder):
+    """BraTS: the volume of each label in the model's grid is that of the file, and labels lie within the brain."""
+    case = data_folder / "volumes" / "mri_brats_2013_pat0005_1"
+    if not case.exists():
+        pytest.skip(f"{case.name} is not there")
+    settings = {"scan_size": [48, 112, 112], "in_plane_size": 112, "accept": ["not-raw"]}
+    processor = ItemizedCLIPImageProcessor.from_domain("brain-mri", **settings)
+    scans = processor.process_study({"FLAIR": str(case / "flair.nii.gz"), "T1c": str(case / "t1c.nii.gz")})
+    labels = labels_of_classes(StudyMasks(label_map=str(case / "seg.nii.gz")), scans, 5)
+    written = read_nifti(case / "seg.nii.gz")
+    voxel = abs(np.linalg.det(written.affine[:3, :3]))
+    for number, scan in enumerate(scans):
+        own = abs(np.linalg.det(np.asarray(scan.source.affine)[:3, :3] @ scan.to_source[:3, :3]))
+        whole, laid = (written.array > 0).sum() * voxel, ((labels[number] > 0) & (labels[number] < UNKNOWN)).sum() * own
+        assert laid == pytest.approx(whole, rel=0.05)
+        brain = scan.pixel_values[0].numpy() > float(scan.pixel_values.min()) + 0.05
+        marked = (labels[number] > 0) & (labels[number] < UNKNOWN)
+        assert brain[marked].mean() > 0.98 > brain.mean()
+    with pytest.raises(ValueError, match="a mask is of one finding"):
+        as_binary(read_mask(case / "seg.nii.gz"))
