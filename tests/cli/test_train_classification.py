@@ -91,7 +91,7 @@ def test_classes_and_the_class_token(model_folder, files, tmp_path):
     )
     results = json.loads((out / "results.json").read_text())
     assert results["problem_type"] == "single_label_classification" and "zero_shot" not in results
-    assert set(results["trained"]) == {"labels", "choice"} and results["labels"] == ["large", "small"]
+    assert set(results["trained"]) == {"labels", "choice", "unreadable"} and results["labels"] == ["large", "small"]
 
 
 def test_a_few_shot_curve_goes_on(model_folder, files, tmp_path):

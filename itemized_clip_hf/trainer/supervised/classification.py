@@ -13,11 +13,12 @@ from transformers.utils import logging
 from ...data.files import write_text
 from ...data.layout import Layout
 from ...data.studies.records import Records, read_records
+from ...data.studies.storage import check_prepared
 from ...domains import load_domain
 from ...evaluation.label_scores import mean_figures, summarize_labels
 from ...evaluation.text_table import null_for_nan
 from ...evaluation.zero_shot import fold
-from ...modeling.classification_itemized_clip import SINGLE_LABEL, ItemizedCLIPForImageClassification
+from ...modeling.classification_itemized_clip import SINGLE_LABEL, UNKNOWN, ItemizedCLIPForImageClassification
 from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ...models.load import load, say_origin
 from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -171,6 +172,10 @@ def read_parts(options: ClassificationOptions) -> ClassificationParts:
     processor.image_processor.layout = options.layout
     rule = Layout.of_processor(processor, options.layout)
 
+    for folder in (options.data, options.eval_data):
+        if folder is not None:
+            check_prepared(folder, processor.image_processor)
+
     def read(data: str | os.PathLike[str], labels: Any, like: StudyLabels | None) -> tuple[StudyLabels, Records]:
         records = read_records(data, images_column=options.images_column, layout=rule)
         found = read_study_labels(records, labels, options.label_names, options.id_column, like)
@@ -245,12 +250,21 @@ def build_trainer(
     )
 
 
+def predict_logits(trainer: SupervisedTrainer, studies: LabeledStudies) -> np.ndarray:
+    """Logits (S, F); NaN for studies that could not be read."""
+    found = trainer.predict(cast(Any, studies))
+    logits, labels = np.array(found.predictions, dtype=np.float32), np.asarray(found.label_ids)
+    logits[np.isnan(labels).all(1) if labels.ndim == 2 else labels == UNKNOWN] = np.nan
+    return logits
+
+
 def evaluate(trainer: SupervisedTrainer, studies: LabeledStudies) -> dict[str, Any]:
     """Figures of the classifier on some studies, with intervals over them; studies that cannot be read are left out."""
-    found = trainer.predict(cast(Any, studies))
     names = cast(ItemizedCLIPForImageClassification, trainer.accelerator.unwrap_model(trainer.model)).label_names
-    results = summarize_labels(names, cast(np.ndarray, found.predictions), cast(np.ndarray, found.label_ids))
-    return {name: result.to_dict() for name, result in results.items()}
+    logits = predict_logits(trainer, studies)
+    usable = ~np.isnan(logits).any(1)
+    results = summarize_labels(names, logits[usable], studies.labels[usable])
+    return {name: result.to_dict() for name, result in results.items()} | {"unreadable": int((~usable).sum())}
 
 
 def describe_run(parts: ClassificationParts, options: ClassificationOptions) -> dict[str, Any]:

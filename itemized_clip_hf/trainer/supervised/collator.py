@@ -1,11 +1,14 @@
 """Studies with labels or masks -> a batch; what the heads share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
+from ...data.study import Skipped
 from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ...processing.scans_itemized_clip import ProcessedScan
 from ..augmentation import Augmentation
@@ -97,3 +100,34 @@ class SupervisedCollator(StudyScans):
         return ProcessedScan(
             None, torch.zeros(*(shapes[0] if shapes else (own.num_channels, *own.scan_size))), None, None
         )
+
+
+class EveryRow(Dataset[Any]):
+    """
+    Studies of an evaluation, one row each: of a study that cannot be read an empty one, which is reported.
+
+    Args:
+        studies: map-style, closed.
+        report: called with what is left out.
+    """
+
+    def __init__(self, studies: Any, report: Callable[[Skipped], None]):
+        self.studies = studies
+        self.report = report
+        self.id_column = getattr(studies, "id_column", None)
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.studies[index]
+        except DATA_ERRORS as error:
+            name = self.id_of(index) if hasattr(self.studies, "id_of") else str(index)
+            self.report(skipped_study(name, error))
+            return PreparedExample([])
+
+    def id_of(self, index: int) -> str:
+        """Id of a study, its images left closed."""
+        name: str = self.studies.id_of(index)
+        return name

@@ -33,6 +33,7 @@ from .classification import (
     ClassificationParts,
     build_trainer,
     describe_run,
+    predict_logits,
     read_parts,
 )
 from .labels import LabeledStudies
@@ -225,15 +226,6 @@ class Curve:
 
         closed = [Closed(partial(lambda number: studies[number]["images"], number)) for number in range(len(studies))]
         return extract_features(self.parts.model, self.parts.processor, closed, on_error=report)
-
-
-def predict_logits(trainer: SupervisedTrainer, studies: LabeledStudies) -> np.ndarray:
-    """Logits (S, F); NaN for studies that could not be read."""
-    found = trainer.predict(cast(Any, studies))
-    logits, labels = np.array(found.predictions, dtype=np.float32), np.asarray(found.label_ids)
-    lost = np.isnan(labels).all(1) if labels.ndim == 2 else labels < 0
-    logits[lost] = np.nan
-    return logits
 
 
 def draw_shots(table: np.ndarray, shots: int | str, seed: tuple[int, int]) -> np.ndarray:

@@ -21,7 +21,7 @@ from ..preparation import align_weights, freeze_tower, require_steps
 from ..sampler import SeededDataset
 from ..temporarily import temporarily
 from .arguments import REFUSED_BY_HEADS, SupervisedArguments
-from .collator import SupervisedCollator
+from .collator import EveryRow, SupervisedCollator
 
 TOWERS = ("vision_model", "text_model")
 _LAYER = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.")
@@ -67,6 +67,11 @@ class SupervisedTrainer(CompleteEvaluation, ScheduledTrainer, CheckpointingTrain
         prepare_head(model, args, processing_class)
         if train_dataset is not None:
             train_dataset = SeededDataset(train_dataset, data_collator.prepare, data_collator.report)
+        self._report = data_collator.report
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: self._every_row(studies) for name, studies in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._every_row(eval_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -88,6 +93,18 @@ class SupervisedTrainer(CompleteEvaluation, ScheduledTrainer, CheckpointingTrain
         studies = len(cast(SeededDataset, self.train_dataset))
         require_steps(self.args, studies, len(loader), self._train_batch_size)
         return loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """All studies, a row each."""
+        is_passed = eval_dataset is not None and not isinstance(eval_dataset, str)
+        return super().get_eval_dataloader(self._every_row(eval_dataset) if is_passed else eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """All studies, a row each."""
+        return super().get_test_dataloader(self._every_row(test_dataset))
+
+    def _every_row(self, studies: Any) -> EveryRow:
+        return studies if isinstance(studies, EveryRow) else EveryRow(studies, self._report)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The library's groups of parameters, parted by the rates of the layers."""

@@ -143,6 +143,26 @@ def test_a_bad_study_is_listed_and_its_row_stays_in_an_evaluation(processor, tmp
     assert trainer.studies_left_out == 1
 
 
+class OneUnreadable(list):
+    """Studies of which one cannot even be taken from the list."""
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise ValueError("row 2 of the list holds text that is not UTF-8: it is damaged.")
+        return super().__getitem__(index)
+
+    def id_of(self, index):
+        return f"study-{index}"
+
+
+def test_a_study_that_cannot_be_taken_from_the_list(processor, tmp_path):
+    studies = OneUnreadable(bright_studies(4))
+    trainer = make_trainer(tmp_path, processor, train=studies, evaluate=studies, max_steps=2, eval_strategy="epoch")
+    trainer.train()
+    assert np.isnan(trainer.predict(studies).label_ids).all(1).tolist() == [False, True, False, False]
+    assert (tmp_path / "quarantine.csv").read_text().splitlines()[1].startswith("study-1,row 2 of the list")
+
+
 def test_what_cannot_work_is_refused(processor, tmp_path):
     with pytest.raises(ValueError, match="layer_decay is 1.5"):
         SupervisedArguments(output_dir=str(tmp_path), layer_decay=1.5)
