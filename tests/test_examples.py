@@ -25,7 +25,7 @@ def read_example(path: Path):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_is_short_and_tells_of_its_own_options(path, monkeypatch, capsys):
-    for package in ("nibabel", "sklearn", "matplotlib"):
+    for package in ("nibabel", "sklearn", "matplotlib", *(["monai"] if "monai." in path.read_text() else [])):
         pytest.importorskip(package)
     assert len(path.read_text().splitlines()) < 150
     module = read_example(path)
@@ -119,6 +119,41 @@ def test_finetune_classifier(tmp_path):
         if len(set(truth)) == 2:
             aucs = [100 * roc_auc_score(truth, scores[:, column]) for scores in (before, after)]
             assert [float(figure) for figure in rows[name]] == pytest.approx(aucs, abs=0.051)
+
+
+@pytest.mark.slow
+def test_segment_with_text(tmp_path):
+    """The figures are those of the saved model; the example's labels are those of the package's own reading of masks."""
+    pytest.importorskip("monai")
+    import torch
+
+    from itemized_clip_hf.data.studies.masks import StudyMasks, labels_of_items, read_mask_records
+    from itemized_clip_hf.evaluation.masks import evaluate_masks
+    from itemized_clip_hf.models.segmenter import load_segmenter
+    from itemized_clip_hf.monai_transforms import ItemizedCLIPProcessd
+
+    options = ("--phantom_studies", 16, "--phantom_steps", 2, "--num_epochs", 1)
+    printed = run_example("03", *options, "--output_dir", tmp_path)
+    assert re.search(r"^epoch 1: loss \d", printed, re.MULTILINE) and "surface_distance" in printed
+    model, processor = load_segmenter(tmp_path, "cpu")
+    figures = evaluate_masks(model, processor, read_mask_records(tmp_path / "phantom/test/studies.jsonl"), resamples=0)
+    dice = figures.figures["all findings"]["dice"].value
+    (shown,) = re.findall(r"all findings, dice +([\d.]+)", printed)
+    assert float(shown) == pytest.approx(100 * dice, abs=0.051)
+
+    module = read_example(next(path for path in EXAMPLES if path.stem.startswith("03")))
+    transform = module.Compose([ItemizedCLIPProcessd("images", processor, "texts", max_scans=5), module.ItemMasks(4)])
+    compared = 0
+    for record in list(read_mask_records(tmp_path / "phantom/train/studies.jsonl"))[:6]:
+        labels = transform(module.as_example(record, 4))["labels"]
+        assert labels.shape == (5, 4, 8, 32, 32) and (labels[4] == module.UNKNOWN).all()
+        known = StudyMasks.of_record(record)
+        drawn = [place for place, mask in enumerate(known.masks) if mask is not None][:3]
+        chosen = [*drawn, *range(len(known.items), len(known.items) + len(known.absent))][:4]
+        expected = labels_of_items(known, chosen, processor.image_processor.process_study(record["images"]))
+        assert torch.equal(labels[:4, : len(chosen)], torch.from_numpy(expected))
+        compared += len(drawn)
+    assert compared > 3
 
 
 @pytest.mark.slow
