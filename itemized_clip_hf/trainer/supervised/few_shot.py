@@ -234,7 +234,7 @@ def draw_shots(table: np.ndarray, shots: int | str, seed: tuple[int, int]) -> np
 
     >>> table = np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
     >>> rows = draw_shots(table, 1, (0, 0))
-    >>> [sorted(set(table[rows, label])) for label in (0, 1)]
+    >>> [sorted(set(table[rows, label].tolist())) for label in (0, 1)]
     [[0.0, 1.0], [0.0, 1.0]]
     >>> draw_shots(table, "all", (0, 0)).tolist()
     [0, 1, 2, 3]
