@@ -64,6 +64,7 @@ def test_a_classifier_from_the_shell(model_folder, files, tmp_path):
     assert found["auc"]["value"] == 1 and found["auc"]["low"] <= 1 and found["positive"] == 6
     assert set(results["zero_shot"]["labels"]["findings"]) == {"large", "coin"}
     assert any("optimistic" in note for note in results["notes"])
+    assert any("12 of 12 studies of the evaluation are trained on" in note for note in results["notes"])
     model = AutoModelForImageClassification.from_pretrained(out)
     assert model.label_names == ["coin", "large"] and model.config.class_weights[1] == 1
     # predict gives its labels, as the model alone does
@@ -87,7 +88,7 @@ def test_classes_and_the_class_token(model_folder, files, tmp_path):
     train(
         *("-i", files / "studies.jsonl", "--labels", files / "classes.csv", "-m", model_folder, "-o", out),
         *("--eval-data", files / "studies.jsonl", "--eval-labels", files / "classes.csv", "--head", "class_token"),
-        *("--set", "max_steps=2", "--patience", 3, "--device", "cpu"),
+        *("--set", "max_steps=2", "--set", "eval_steps=1", "--patience", 3, "--device", "cpu"),
     )
     results = json.loads((out / "results.json").read_text())
     assert results["problem_type"] == "single_label_classification" and "zero_shot" not in results

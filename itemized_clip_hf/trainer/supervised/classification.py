@@ -14,6 +14,7 @@ from ...data.files import write_text
 from ...data.layout import Layout
 from ...data.studies.records import Records, read_records
 from ...data.studies.storage import check_prepared
+from ...data.studies.training_ids import ids_of, warn_of_training
 from ...domains import load_domain
 from ...evaluation.label_scores import mean_figures, summarize_labels
 from ...evaluation.text_table import null_for_nan
@@ -163,6 +164,8 @@ def classification_arguments(options: ClassificationOptions, settings: dict[str,
     defaults: dict[str, Any] = {"save_total_limit": 2}
     if options.eval_data is not None:
         defaults |= {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+        if "eval_steps" in settings:  # what is evaluated has to be saved, or the best could not be kept
+            defaults |= {"save_strategy": "steps", "save_steps": settings["eval_steps"]}
     return supervised_arguments(options.output, settings, **defaults)
 
 
@@ -187,15 +190,27 @@ def read_parts(options: ClassificationOptions) -> ClassificationParts:
     constant = [name for name, count in labels.counts().items() if count in (0, len(labels.numbers))]
     if constant:
         logger.warning(f"training has no studies of both kinds for the labels {constant}: they cannot be learned")
+    train_data = LabeledStudies(records, labels.table, labels.numbers)
     eval_labels, eval_data = None, None
     if options.eval_data is not None:
         eval_labels, eval_records = read(options.eval_data, options.eval_labels, labels)
         eval_data = LabeledStudies(eval_records, eval_labels.table, eval_labels.numbers)
+        for note in seen_before(options.model, train_data, eval_data):
+            logger.warning(note)
+            eval_labels.notes.append(note)
     prompts = {}
     if options.head == "items":
         prompts = choose_label_prompts(labels.names, options.prompts, model.config.domain)
-    train_data = LabeledStudies(records, labels.table, labels.numbers)
     return ClassificationParts(model, processor, labels, train_data, eval_labels, eval_data, prompts)
+
+
+def seen_before(model: str, train_data: LabeledStudies, studies: LabeledStudies) -> list[str]:
+    """Notes where studies of the evaluation are trained on here, or were by the model that training starts from."""
+    ids = ids_of(studies)
+    shared = set(ids) & set(ids_of(train_data))
+    here = [f"{len(shared)} of {len(ids)} studies of the evaluation are trained on, too: their figures say little"]
+    before = warn_of_training(model, ids)
+    return [*(here if shared else ()), *([before] if before else ())]
 
 
 def choose_label_prompts(

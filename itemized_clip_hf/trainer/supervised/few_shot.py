@@ -14,6 +14,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ...data.files import whole_file, write_text
+from ...data.studies.training_ids import ids_of
 from ...data.tables import write_csv
 from ...evaluation.encode import Closed
 from ...evaluation.few_shot import ALL, FewShotRun, order_of, plot_few_shot, tabulate
@@ -23,7 +24,7 @@ from ...evaluation.results import TableResult
 from ...evaluation.text_table import null_for_nan
 from ...explain.figures import new_figure
 from ...models.adapters import require_peft
-from ...provenance import hash_json
+from ...provenance import hash_json, hash_model
 from ..interrupts import Interrupts, TrainingInterruptedError
 from ..output_folder import held
 from ..run_record import RunRecord
@@ -88,7 +89,8 @@ def few_shot_curve(
         )
     parts = read_parts(options)
     parts.processor.image_processor.accept = args.get("accept") or ()
-    begun = hash_json([describe_run(parts, options), args, len(parts.eval_data or ())])
+    studies = [ids_of(data) for data in (parts.train_data, parts.eval_data)]
+    begun = hash_json([describe_run(parts, options), hash_model(parts.model), args, studies])
     with interrupts.listening() if interrupts is not None else nullcontext(), held(folder, resume):
         if record is not None:
             record.write(folder)
