@@ -116,4 +116,7 @@ def run(
             mean = results.get(name, {}).get("labels", {}).get("mean", {}).get(metric)
             if mean is not None:
                 summary[f"{name}_{metric}"] = round(mean["value"], 4)
+        choice = results.get(name, {}).get("choice", {}).get("tasks", {}).get("classes", {})
+        if "accuracy" in choice:
+            summary[f"{name}_accuracy"] = round(choice["accuracy"]["value"], 4)
     return summary

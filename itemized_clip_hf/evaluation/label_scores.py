@@ -95,11 +95,16 @@ def summarize_labels(
 
 
 def mean_figures(results: dict[str, TableResult]) -> dict[str, float]:
-    """Means over the labels (`auc`, `average_precision`, ...), of classes `choice_accuracy` and the like; known values only."""
+    """
+    What stands for the whole, known values only: means over the labels; of classes AUC and average precision, each class
+    against the rest, and accuracy and the like of the choice.
+    """
     figures = {name: estimate.value for name, estimate in results["labels"].mean.items() if estimate.is_known}
-    for task in (results["choice"].tasks or {}).values() if "choice" in results else ():
-        figures |= {f"choice_{name}": estimate.value for name, estimate in task.estimates.items() if estimate.is_known}
-    return figures
+    if "choice" not in results:
+        return figures
+    choice = next(iter((results["choice"].tasks or {}).values())).estimates
+    ranked = {name: figures[name] for name in ("auc", "average_precision") if name in figures}
+    return {name: one.value for name, one in choice.items() if one.is_known} | ranked
 
 
 def _truth(labels: np.ndarray | None = None, classes: np.ndarray | None = None) -> Truth:

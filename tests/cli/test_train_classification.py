@@ -85,12 +85,18 @@ def test_a_classifier_from_the_shell(model_folder, files, tmp_path):
 
 def test_classes_and_the_class_token(model_folder, files, tmp_path):
     out = tmp_path / "out"
-    train(
-        *("-i", files / "studies.jsonl", "--labels", files / "classes.csv", "-m", model_folder, "-o", out),
+    done = train(
+        *("-i", files / "studies.jsonl", "--labels", files / "classes.csv", "-m", model_folder, "-o", out, "--json"),
         *("--eval-data", files / "studies.jsonl", "--eval-labels", files / "classes.csv", "--head", "class_token"),
         *("--set", "max_steps=2", "--set", "eval_steps=1", "--patience", 3, "--device", "cpu"),
     )
     results = json.loads((out / "results.json").read_text())
+    summary = json.loads(done.stdout.strip().splitlines()[-1])
+    tasks = results["trained"]["choice"]["tasks"]["classes"]
+    assert summary["trained_accuracy"] == round(tasks["accuracy"]["value"], 4) and tasks["classes"] == {
+        "large": 6,
+        "small": 6,
+    }
     assert results["problem_type"] == "single_label_classification" and "zero_shot" not in results
     assert set(results["trained"]) == {"labels", "choice", "unreadable"} and results["labels"] == ["large", "small"]
 

@@ -75,7 +75,7 @@ def test_figures_of_labels_and_of_classes():
     assert found.findings["a"].estimates["auc"].value == 1 and found.findings["b"].unknown == 1
     classes = summarize_labels(["a", "b"], logits, np.array([0, 1, 0, -100]), resamples=20)
     assert classes["choice"].studies == 3
-    assert mean_figures(classes)["choice_accuracy"] == pytest.approx(2 / 3)
+    assert mean_figures(classes)["accuracy"] == pytest.approx(2 / 3)
     assert mean_figures(classes)["auc"] == 1
     np.testing.assert_allclose(apply_function(logits, "softmax").sum(1), 1, rtol=1e-6)
     np.testing.assert_allclose(apply_function(logits, "sigmoid"), 1 / (1 + np.exp(-logits)), rtol=1e-6)
