@@ -48,20 +48,23 @@ class ScriptArguments:
     prompts_file: str | None = field(default=None, metadata={"help": "YAML or JSON: label -> prompt or prompts."})
     phantom: bool = field(default=False, metadata={"help": "Train on generated studies instead of lists."})
     phantom_studies: int = field(default=600, metadata={"help": "Generated training studies; a quarter of it to test."})
-    recipe: str = field(default="phantom", metadata={"help": "Model, preprocessing and defaults of the training."})
+    recipe: str | None = field(default=None, metadata={"help": "Model, preprocessing and defaults of the training."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "Fine-tune this model, no fresh one."})
     tokenizer: str | None = field(default=None, metadata={"help": "Of a fresh model, where it is not learned."})
 
     def __post_init__(self):
         if self.phantom == (self.train_file is not None) or (self.train_file is None) != (self.test_file is None):
             raise ValueError("pass --train_file and --test_file, or --phantom for generated studies.")
+        self.recipe = self.recipe or ("phantom" if self.phantom else None)
+        if self.recipe is None:
+            raise ValueError("pass --recipe, a name that `itemized-clip info` lists or a YAML file.")
 
 
 def parse() -> tuple[ScriptArguments, ItemizedCLIPTrainingArguments, Recipe]:
     """Options; those that are left out are as the recipe has them."""
     parser = HfArgumentParser((ScriptArguments, ItemizedCLIPTrainingArguments))
     options, _ = parser.parse_known_args()
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe or "phantom")
     changes = {} if options.objective == parser.get_default("objective") else {"objective": options.objective}
     defaults = build_arguments(recipe, options.output_dir, changes)
     names = (*recipe.training, "per_device_train_batch_size", "use_cpu")
@@ -108,6 +111,8 @@ def main() -> None:
     studies, test = read_studies(script.train_file, recipe.domain), read_records(script.test_file)
     if script.model_name_or_path is not None:
         model, processor = load(script.model_name_or_path, "cpu")
+        if model.config.domain != recipe.domain:
+            raise ValueError(f"the model is of domain {model.config.domain!r}, the recipe of {recipe.domain!r}.")
     else:
         processor = build_processor(recipe, studies.items(), script.tokenizer)
         model = build_model(recipe, processor.tokenizer, args.seed)

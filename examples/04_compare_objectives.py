@@ -54,7 +54,7 @@ class ScriptArguments:
     prompts_file: str | None = field(default=None, metadata={"help": "YAML or JSON: label -> prompt or prompts."})
     phantom: bool = field(default=False, metadata={"help": "Train on generated studies instead of lists."})
     phantom_studies: int = field(default=600, metadata={"help": "Generated training studies; a quarter of it to test."})
-    recipe: str = field(default="phantom", metadata={"help": "Model, preprocessing and training arguments."})
+    recipe: str | None = field(default=None, metadata={"help": "Model, preprocessing and training arguments."})
     tokenizer: str | None = field(default=None, metadata={"help": "Path, where the recipe learns none."})
     context_length: int | None = field(
         default=None, metadata={"help": "Tokens of a text, for all objectives: some join all items of a study."}
@@ -63,6 +63,9 @@ class ScriptArguments:
     def __post_init__(self):
         if self.phantom == (self.train_file is not None) or (self.train_file is None) != (self.test_file is None):
             raise ValueError("pass --train_file and --test_file, or --phantom for generated studies.")
+        self.recipe = self.recipe or ("phantom" if self.phantom else None)
+        if self.recipe is None:
+            raise ValueError("pass --recipe, a name that `itemized-clip info` lists or a YAML file.")
 
 
 def write_phantom(script: ScriptArguments, args: TrainingArguments) -> None:

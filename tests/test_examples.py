@@ -47,6 +47,17 @@ def test_every_example_is_short_and_tells_of_its_own_options(path, monkeypatch, 
         module.main()
 
 
+@pytest.mark.parametrize("name", ["01", "04"])
+def test_own_studies_need_a_recipe(name, monkeypatch):
+    """None of the small one of the generated studies by default."""
+    pytest.importorskip("sklearn")
+    module = read_example(next(path for path in EXAMPLES if path.stem.startswith(name)))
+    line = "--train_file train.jsonl --test_file test.jsonl --output_dir nowhere".split()
+    monkeypatch.setattr(sys, "argv", ["example", *line])
+    with pytest.raises(ValueError, match="pass --recipe"):
+        module.main()
+
+
 def run_example(name: str, *options, launcher=()) -> str:
     """What an example prints."""
     (path,) = [path for path in EXAMPLES if path.stem.startswith(name)]

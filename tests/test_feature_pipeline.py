@@ -3,6 +3,7 @@
 import base64
 import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +140,18 @@ def test_pictures_in_every_form(make, tmp_path):
     for found in several:
         np.testing.assert_allclose(found, expected, atol=1e-6)
     assert len(extract(np.stack([np.asarray(picture())] * 2))) == 2
+
+
+def test_the_page(make, write_volume, tmp_path, monkeypatch, capsys):
+    """The code block of docs/features.md, as it stands."""
+    _, _, folder = make("brain-mri")
+    for name in ("T1", "FLAIR"):
+        write_volume(f"demo-output/study/{name}.nii.gz")
+    (tmp_path / "demo-output" / "model").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "features.md").read_text()
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out == "torch.Size([1, 16]) torch.Size([1, 16, 16]) torch.Size([1, 8, 16])\n"
 
 
 def test_settings_of_the_image_processor(make):
