@@ -90,15 +90,15 @@ def few_shot_curve(
     parts = read_parts(options)
     parts.processor.image_processor.accept = args.get("accept") or ()
     studies = [ids_of(data) for data in (parts.train_data, parts.eval_data)]
-    begun = hash_json([describe_run(parts, options), hash_model(parts.model), args, studies])
+    decisive = {name: value for name, value in args.items() if name != "use_cpu"}
+    begun = hash_json([describe_run(parts, options), hash_model(parts.model), decisive, studies])
     with interrupts.listening() if interrupts is not None else nullcontext(), held(folder, resume):
         if record is not None:
             record.write(folder)
         curve = Curve(parts, options, args, folder, interrupts)
         done = read_runs(folder / RUNS, begun)
-        write_text(
-            folder / RUNS, "".join(as_line(run, begun) for run in done)
-        )  # without what was not written to its end
+        whole_lines = [as_line(run, begun) for run in done]  # without one that was not written to its end
+        write_text(folder / RUNS, "".join(whole_lines))
         planned = [(k, repeat) for k in shots for repeat in range(repeats)]
         for k, repeat in planned:
             for run in curve.runs(k, repeat, [run.method for run in done if (run.shots, run.repeat) == (k, repeat)]):
