@@ -160,19 +160,19 @@ def measure(folder: Path, held_out: tuple[str, ...], seed: int, args: argparse.N
 
 
 def table_rows(document: dict) -> list[str]:
-    """Of the documentation: means over the models, of findings with and without masks in training."""
-    titles = [f"{m}, {t}" for m in MAPS for t in ("one threshold", "threshold of each item")]
-    rows = ["| finding | masks in training | drawn | surface distance (mm) | " + " | ".join(titles) + " |"]
-    rows.append("| --- | --- |" + " ---: |" * (2 + len(titles)))
-    groups: dict[tuple[str, bool], list[dict]] = {}
-    for run in document["runs"]:
-        for finding, row in run["findings"].items():
-            groups.setdefault((finding, row["held_out"]), []).append(row)
-    for (finding, held_out), found in sorted(groups.items()):
-        cells = [np.mean([row[name]["value"] for row in found]) for name in ("dice", "surface_distance")]
-        heat = [np.mean([row[title] for row in found]) for title in titles]
-        numbers = [f"**{cells[0]:.2f}**", f"{cells[1]:.1f}", *(f"{value:.2f}" for value in heat)]
-        rows.append(f"| {finding.replace('_', ' ')} | {'no' if held_out else 'yes'} | " + " | ".join(numbers) + " |")
+    """Of the documentation: a row for every finding of every run; the better one of the heat maps."""
+    rows = [
+        "| finding | masks in training | model | Dice | surface distance (mm) | best heat map | best of each item |"
+    ]
+    rows.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    listed = [(finding, run["seed"], row) for run in document["runs"] for finding, row in run["findings"].items()]
+    for finding, seed, row in sorted(listed, key=lambda entry: (entry[2]["held_out"], entry[0], entry[1])):
+        dice = row["dice"]
+        heat = [max(row[f"{m}, {way}"] for m in MAPS) for way in ("one threshold", "threshold of each item")]
+        cells = [finding.replace("_", " "), "no" if row["held_out"] else "yes", str(seed)]
+        cells.append(f"**{dice['value']:.2f}** [{dice['low']:.2f}, {dice['high']:.2f}]")
+        cells += [f"{row['surface_distance']['value']:.1f}", *(f"{value:.2f}" for value in heat)]
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 

@@ -12,8 +12,8 @@ from .configuration_itemized_clip import ItemizedCLIPConfig, ItemizedCLIPVisionC
 from .pooling_itemized_clip import ItemizedCLIPItemPooler, loaded_weights
 
 MODES = ("items", "classes")
-ITEMS_AT_ONCE = 4
-"""Items of a study that are decoded at once: each takes as much memory as a scan of `channels` channels."""
+ROWS_AT_ONCE = 4
+"""Masks that are drawn at once outside of training: each takes some gigabyte where scans are large."""
 NUM_MAPS = 5
 CERTAIN = 50.0
 """Logit of a voxel that is to count nothing in a loss."""
@@ -223,11 +223,20 @@ class ItemizedCLIPMaskDecoder(nn.Module):
         Returns:
             logits (M, K, D, H, W), or (M, classes, D, H, W) without items.
         """
-        if products is None or maps is None:
-            return self._decode(features)
-        some = zip(torch.split(products, ITEMS_AT_ONCE, 1), torch.split(maps, ITEMS_AT_ONCE, 1))
-        rows = [self._decode_items(features, *chosen) for chosen in some]
-        return torch.cat(rows, 1)
+        scans = len(features[0])
+        items = 1 if products is None else products.shape[1]
+        at_once = scans * items if self.training else ROWS_AT_ONCE
+        step = max(at_once // items, 1)
+        drawn = []
+        for start in range(0, scans, step):
+            some = slice(start, start + step)
+            own = [feature[some] for feature in features]
+            if products is None or maps is None:
+                drawn.append(self._decode(own))
+                continue
+            pairs = zip(torch.split(products[some], at_once, 1), torch.split(maps[some], at_once, 1))
+            drawn.append(torch.cat([self._decode_items(own, *pair) for pair in pairs], 1))
+        return torch.cat(drawn)
 
     def _decode_items(self, features: list[torch.Tensor], products: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         scans, items = products.shape[:2]

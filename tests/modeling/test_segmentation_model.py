@@ -13,6 +13,7 @@ pytest.importorskip("monai")
 
 from itemized_clip_hf import ItemizedCLIPForSemanticSegmentation, ItemizedCLIPModel, ItemizedCLIPProcessor
 from itemized_clip_hf.explain.attribution import contributions
+from itemized_clip_hf.modeling import mask_decoder_itemized_clip
 from itemized_clip_hf.modeling.mask_decoder_itemized_clip import item_maps, mask_loss, upsampling_steps
 from itemized_clip_hf.modeling.segmentation_itemized_clip import IGNORE
 
@@ -107,6 +108,22 @@ def test_prompts_of_all_studies_are_those_of_each():
         for number, study in enumerate((one, two)):
             alone = model(**{**study, "input_ids": one["input_ids"]}).logits[0]
             torch.testing.assert_close(shared[number], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["items", "classes"])
+def test_masks_do_not_depend_on_how_many_are_drawn_at_once(mode, monkeypatch):
+    model = build(mode=mode)
+    study = random_study(model, scans=3)
+    inputs = (
+        study if mode == "items" else {name: study[name] for name in ("pixel_values", "scan_mask", "scan_name_ids")}
+    )
+    found = []
+    with torch.no_grad():
+        for rows in (1, 2, 4, 100):
+            monkeypatch.setattr(mask_decoder_itemized_clip, "ROWS_AT_ONCE", rows)
+            found.append(model(**inputs).logits)
+    for logits in found[1:]:
+        torch.testing.assert_close(logits, found[0], atol=1e-5, rtol=1e-4)
 
 
 def test_the_loss_is_monais_over_what_is_known():
