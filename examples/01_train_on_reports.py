@@ -4,7 +4,8 @@ Train on your own reports: a list of reports and image files in, a model folder 
     python examples/01_train_on_reports.py --phantom --output_dir runs/reports --max_steps 100
     python examples/01_train_on_reports.py --train_file train.jsonl --test_file test.jsonl --prompts_file prompts.yaml \
         --recipe brain-mri --tokenizer vocab.txt --output_dir runs/reports
-    accelerate launch --multi_gpu --num_processes 2 examples/01_train_on_reports.py --phantom --output_dir runs/reports
+    accelerate launch --multi_gpu --num_processes 2 examples/01_train_on_reports.py \
+        --phantom --output_dir runs/reports --max_steps 100
 
 `--phantom` writes generated brain studies to OUTPUT_DIR/phantom and trains on them. Your own lists are JSONL (or CSV, parquet),
 a line a study: its scans by the names of their sequences, paths from the list's folder on; its report as it was written, or the

@@ -1,10 +1,11 @@
 """
 Compare training objectives: the same studies, model, steps and seeds, other objectives by their names; one table.
 
-    python examples/04_compare_objectives.py --phantom --output_dir runs/objectives --max_steps 200
+    python examples/04_compare_objectives.py --phantom --output_dir runs/objectives --max_steps 50
     python examples/04_compare_objectives.py --train_file train.jsonl --test_file test.jsonl --prompts_file prompts.yaml \
         --recipe brain-mri --output_dir runs/objectives --objectives itemized_clip flair siglip --seeds 0 1 2
-    accelerate launch --multi_gpu --num_processes 2 examples/04_compare_objectives.py --phantom --output_dir runs/objectives
+    accelerate launch --multi_gpu --num_processes 2 examples/04_compare_objectives.py \
+        --phantom --output_dir runs/objectives --max_steps 50
 
 `--phantom` writes generated brain studies to OUTPUT_DIR/phantom. Your own lists are JSONL (or CSV, parquet), a line a study:
 its scans by the names of their sequences, paths from the list's folder on, and its findings; in the test list labels as well:
