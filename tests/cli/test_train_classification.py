@@ -109,11 +109,11 @@ def test_a_few_shot_curve_goes_on(model_folder, files, tmp_path):
     out = tmp_path / "curve"
     settings = ("--set", "max_steps=1", "--device", "cpu", "--json")
     begun = (*studies, *test, "-o", out, "-m", model_folder, "--label", "large", *settings)
-    done = train(*begun, "--shots", 2, "--repeats", 2)
+    done = train(*begun, "--shots", 2, "--repeats", 1)
     table = json.loads(done.stdout.strip().splitlines()[-1])["table"]
     assert [(row["method"], row["shots"], row["studies"], row["repeats"]) for row in table] == [
         ("zero-shot", 0, 0, 0),
-        *[(method, 2, 4, 2) for method in ("linear probe", "head", "LoRA")],
+        *[(method, 2, 4, 1) for method in ("linear probe", "head", "LoRA")],
     ]
     assert table[1]["auc"] == 1  # to be seen from two studies of each kind
     names = ["few_shot.csv", "few_shot.json", "few_shot.jsonl", "few_shot.png", "run.json"]
@@ -121,7 +121,7 @@ def test_a_few_shot_curve_goes_on(model_folder, files, tmp_path):
     assert (out / "few_shot.csv").read_text().startswith("method,shots,studies")
     lines = (out / "few_shot.jsonl").read_text().splitlines()
     (out / "few_shot.jsonl").write_text(
-        "\n".join(lines[:4]) + "\n" + lines[4][:40]
+        "\n".join(lines[:2]) + "\n" + lines[2][:40]
     )  # as a run that was killed leaves it
     assert "holds a curve already" in train(*begun, "--shots", 2, fails=True).stderr
     again = train(*studies, *test, "-o", out, "--resume", *settings[2:])
