@@ -7,7 +7,7 @@ Evaluate a model by a protocol: a YAML file says what is asked, a table what is 
     accelerate launch --num_processes 1 examples/05_evaluate_protocol.py --phantom --output_dir runs/protocol   # one process
 
 `--phantom` writes a protocol and generated brain studies to OUTPUT_DIR/phantom and, where no model is named, trains a small
-one. A protocol of your own:
+one in minutes, which knows little yet: `make demo` leaves a better one in demo-output/model. A protocol of your own:
 
     title: Bleeds and masses
     domain: head-ct

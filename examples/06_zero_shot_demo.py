@@ -7,8 +7,9 @@ Zero-shot demo of a model by its name: the scores of one study, and where the mo
     accelerate launch --num_processes 1 examples/06_zero_shot_demo.py --phantom --output_dir runs/zero-shot   # one process
 
 A study is a NIfTI or DICOM file, a folder or zip of DICOM files, a picture, or the scans of a visit, each with the name of its
-sequence before it. Without labels the prompts of the model's domain are used. `--phantom` generates a brain study and, where
-no model is named, trains a small one.
+sequence before it. Without labels the prompts of the model's domain are used. `--phantom` generates a brain study with a mass
+and a bleed and, where no model is named, trains a small one in minutes, which knows little yet: `make demo` leaves a better one
+in demo-output/model.
 
 Prints the labels with their scores, highest first. A score is the text-conditioned cosine similarity of its label alone, -1 to
 1: scores of a study do not sum to 1 and are not probabilities. OUTPUT_DIR holds a picture of each of the first `--top_k` labels
