@@ -230,6 +230,7 @@ def check_dicom(content: bytes, source: Path):
     assert not {one.SOPInstanceUID for one in made} & {first.SOPInstanceUID}
 
 
+@pytest.mark.slow  # what it shows is looked at in test_actions, the page in the tests above
 def test_prior_and_current_side_by_side(open_tab):
     """Two studies of the server's folder: scores, differences, and two viewers that follow the table."""
     tab = open_tab()

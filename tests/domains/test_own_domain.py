@@ -82,6 +82,7 @@ def test_a_domain_is_one_file(knee, tokenizer):
     assert not any(problem.code == "missing-series" for report in reports for problem in report.problems)
 
 
+@pytest.mark.slow  # a process that knows nothing but the folder
 def test_it_is_known_in_processes_that_start_later(knee):
     load_domain(knee)
     code = "from itemized_clip_hf.domains import load_domain; print(load_domain('knee-mri').title)"

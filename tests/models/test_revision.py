@@ -70,6 +70,7 @@ print(float(model.logit_bias.detach()), told == {"name": name, "revision": first
 """
 
 
+@pytest.mark.slow  # names are looked at above; this loads two commits in processes of their own
 def test_revisions_by_name(two_commits, model_folder, write_volume, tmp_path):
     repo, (old, new) = two_commits
     scan = write_volume("study/AX_T1.nii.gz")

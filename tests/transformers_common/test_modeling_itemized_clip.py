@@ -233,6 +233,7 @@ class ItemizedCLIPModelTest(ModelTesterMixin, TrainingTesterMixin, unittest.Test
         _, inputs = tester.prepare_config_and_inputs_for_common()
         return self._prepare_for_class(inputs, ItemizedCLIPModel, return_labels=True)
 
+    @pytest.mark.slow  # tests/trainer/test_overfit.py overfits by every objective
     def test_training_overfit(self):
         with mock.patch.object(ItemizedCLIPConfig, "vocab_size", VOCABULARY, create=True):  # logged by the mixin
             super().test_training_overfit()
