@@ -26,6 +26,9 @@ from .card_text import clean_name, escape, escape_line
 FACTS, CARD = "card.yaml", "README.md"
 UNKNOWN_LICENSE = "unknown"
 PIPELINES = {True: "zero-shot-image-classification", False: "zero-shot-study-classification"}
+CLASSIFIES, DRAWS = "image-classification", "image-segmentation"
+HEADS = {"ItemizedCLIPForImageClassification": CLASSIFIES, "ItemizedCLIPForSemanticSegmentation": DRAWS}
+"""Architecture of a config -> what the model does besides, or instead of, scoring texts, in the Hub's words."""
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _PAPER = {"benchmark": str, "metric": str, "value": float, "source": str, "comparison": str}
@@ -59,6 +62,8 @@ class CardFacts:
         data_terms: what the licence of the data asks for.
         image, text: settings of its processor where they differ from the domain's.
         scoring: `items` or `global`, as in the model's config.
+        head: `image-classification` or `image-segmentation`, as the architecture of the config says; empty without one.
+        labels: of a classifier, or of a model that draws classes.
         rendered: hash of the card that was last made of these facts: another one has been edited by hand.
 
     >>> facts = CardFacts(name="org/my-model", domain="head-ct", license="cc-by-nc-4.0")
@@ -90,6 +95,8 @@ class CardFacts:
     image: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     scoring: str = "items"
+    head: str = ""
+    labels: list[str] = field(default_factory=list)
     rendered: str = ""
 
     @classmethod
@@ -119,6 +126,8 @@ class CardFacts:
         check_section(self.text, _TEXT, f"{where}: text")
         if self.scoring not in SCORINGS:
             raise ValueError(f"{where}: scoring is {self.scoring!r}, expected one of {list(SCORINGS)}.")
+        if self.head not in ("", *HEADS.values()):
+            raise ValueError(f"{where}: head is {self.head!r}, expected one of {list(HEADS.values())}, or nothing.")
 
     def write(self, path: str | Path) -> None:
         """Writes the facts that are stated as YAML."""
@@ -147,6 +156,8 @@ def facts_of_folder(folder: str | os.PathLike, name: str | None = None) -> CardF
         facts = CardFacts(name=name or folder.resolve().name, domain=domain)
     facts.name = name or facts.name
     facts.scoring = config.get("scoring", facts.scoring)
+    facts.head = HEADS.get((config.get("architectures") or [""])[0], "")
+    facts.labels = labels_of_config(config) if facts.head else []
     processor = _read_json(folder / "processor_config.json").get("image_processor", {})
     own = load_domain(facts.domain).image
     facts.image = {k: processor[k] for k in own if k in processor and _as_json(processor[k]) != _as_json(own[k])}
@@ -161,6 +172,15 @@ def facts_of_folder(folder: str | os.PathLike, name: str | None = None) -> CardF
             "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         }
     return facts
+
+
+def labels_of_config(config: Mapping[str, Any]) -> list[str]:
+    """Names that a head gives its outputs, without the background of a model that draws classes; none where it takes texts."""
+    decoder = config.get("mask_decoder") or {}
+    named = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
+    if decoder.get("mode", "classes") != "classes":
+        return []
+    return [named[number] for number in sorted(named) if number or not decoder]
 
 
 def text_of_folder(folder: Path, config: dict, domain: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,13 +207,14 @@ def render(facts: CardFacts) -> ModelCard:
     """The card; the same facts give the same bytes."""
     domain = load_domain(facts.domain)
     picture = domain.image["scan_size"][0] == 1
+    contract = input_contract({**domain.image, **facts.image}, {**domain.text, **facts.text})
     return ModelCard.from_template(
         metadata(facts, domain),
         template_path=str(_TEMPLATE),
         facts=escape(facts),
         domain=domain,
         picture=picture,
-        contract=input_contract({**domain.image, **facts.image}, {**domain.text, **facts.text}),
+        contract=[row for row in contract if facts.head != CLASSIFIES or row[0] != "Text"],
         paper=escape([{**row, "shown": f"{row['value']}"} for row in facts.paper]),
         measured=escape([{**row, "shown": Measured.from_dict(row).estimate.format(" to ")} for row in facts.measured]),
         prompts={label: prompts[0] for label, prompts in list(domain.prompts.items())[:2]},
@@ -204,7 +225,8 @@ def render(facts: CardFacts) -> ModelCard:
 
 def metadata(facts: CardFacts, domain: Domain) -> ModelCardData:
     """YAML header: library, task, licence, base models, tags and the `model-index` of all figures."""
-    tags = ["itemized_clip", "zero-shot", "vision-language", facts.domain]
+    kind = [CLASSIFIES] if facts.head == CLASSIFIES else ["zero-shot", "vision-language", *filter(None, [facts.head])]
+    tags = ["itemized_clip", *kind, facts.domain]
     if domain.modality is not None:
         tags += ["medical", "radiology", "3d", "not-a-medical-device"]
     results = [_eval_result(_reported(row), " (reported by the paper)") for row in facts.paper]
@@ -214,7 +236,7 @@ def metadata(facts: CardFacts, domain: Domain) -> ModelCardData:
         about |= {"license_name": facts.license_name, "license_link": facts.license_link}
     # The widget of this task sends one picture, which a model of volumes cannot take; the Hub has no task of its own for them.
     if domain.image["scan_size"][0] == 1:
-        about["pipeline_tag"] = PIPELINES[True]
+        about["pipeline_tag"] = CLASSIFIES if facts.head == CLASSIFIES else PIPELINES[True]
     return ModelCardData(
         language="en",
         license=facts.license or UNKNOWN_LICENSE,
@@ -288,14 +310,17 @@ def snippet(facts: CardFacts, domain: Domain) -> str:
     labels = [prompts[0] for prompts in domain.prompts.values()][:2] or ["a dog", "a red car"]
     picture = domain.image["scan_size"][0] == 1
     name = json.dumps(clean_name(facts.name))
+    is_classifier = facts.head == CLASSIFIES
+    asked = "" if is_classifier else f", candidate_labels={json.dumps(labels)}"
+    unit = "not calibrated" if is_classifier else "cosine similarity, each label by itself"
     lines = [
         "import itemized_clip_hf  # installed from a clone of its repository: pip install -e '.[all]'",
         "from transformers import pipeline",
         "",
-        f'classify = pipeline("{PIPELINES[picture]}", model={name})',
+        f'classify = pipeline("{CLASSIFIES if is_classifier else PIPELINES[picture]}", model={name})',
         f"image = {domain.example or (_PICTURE if picture else _STUDY)}",
-        f"for found in classify(image, candidate_labels={json.dumps(labels)}):",
-        '    print(found["label"], found["score"])  # cosine similarity, each label by itself',
+        f"for found in classify(image{asked}):",
+        f'    print(found["label"], found["score"])  # {unit}',
     ]
     return "\n".join(lines)
 

@@ -47,10 +47,13 @@ def load_and_score(folder: str, mode: str, place: str) -> None:
     else:
         import itemized_clip_hf  # noqa: F401
     import torch
-    from transformers import AutoModel, AutoProcessor
+    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoProcessor
 
     trust = {"trust_remote_code": True} if mode == "folder" else {}
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32, **trust).eval()
+    architectures = AutoConfig.from_pretrained(folder, **trust).architectures or []
+    is_classifier = "ItemizedCLIPForImageClassification" in architectures
+    auto_class = AutoModelForImageClassification if is_classifier else AutoModel
+    model = auto_class.from_pretrained(folder, dtype=torch.float32, **trust).eval()
     processor = AutoProcessor.from_pretrained(folder, **trust)
     made_for = model.config.preprocessing
     if made_for is not None and processor.preprocessing() != made_for:
@@ -61,12 +64,16 @@ def load_and_score(folder: str, mode: str, place: str) -> None:
     scan = (
         torch.rand(3, size[1] + 3, size[2], generator=generator) if picture else torch.rand(*size, generator=generator)
     )
-    inputs = processor(images=[[scan]], text=["a finding", "another one"], return_tensors="pt")
+    texts = {} if is_classifier else {"text": ["a finding", "another one"]}
+    inputs = processor(images=[[scan]], **texts, return_tensors="pt")
     with torch.no_grad():
         outputs = model(**inputs)
-    if not (outputs.logits_per_image.shape == (1, 2) and outputs.logits_per_image.isfinite().all()):
-        raise SystemExit(f"logits of shape {tuple(outputs.logits_per_image.shape)}, or not finite")
-    found = {"logits": outputs.logits_per_image, "embeds": outputs.image_embeds, "items": outputs.item_embeds}
+    logits = outputs.logits if is_classifier else outputs.logits_per_image
+    if not (logits.shape == (1, model.config.num_labels if is_classifier else 2) and logits.isfinite().all()):
+        raise SystemExit(f"logits of shape {tuple(logits.shape)}, or not finite")
+    found = {"logits": logits}
+    if not is_classifier:
+        found |= {"embeds": outputs.image_embeds, "items": outputs.item_embeds}
     first = os.path.join(place, "outputs.pt")
     if mode == "package":
         torch.save(found, first)

@@ -13,10 +13,16 @@ from sources import source, tokenizer_of_size, training_dictionary
 from tiny_models import ITEMS, TRAINING
 
 from itemized_clip_cli import main
-from itemized_clip_hf import ItemizedCLIPProcessor, ItemizedCLIPTrainer, ItemizedCLIPTrainingArguments
+from itemized_clip_hf import (
+    ItemizedCLIPForImageClassification,
+    ItemizedCLIPProcessor,
+    ItemizedCLIPTrainer,
+    ItemizedCLIPTrainingArguments,
+)
 from itemized_clip_hf.domains import available_domains, load_domain
 from itemized_clip_hf.evaluation.results import measured_figures, read_result
-from itemized_clip_hf.hub.card import CardFacts, card_text, facts_of_folder, is_edited
+from itemized_clip_hf.hub.card import CardFacts, card_text, facts_of_folder, is_edited, labels_of_config
+from itemized_clip_hf.hub.load_test import run_load_test
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
 NAMES = sorted(path.stem for path in CARDS.glob("*.yaml"))
@@ -267,3 +273,38 @@ def test_facts_with_errors(tmp_path):
 def test_a_model_scored_by_its_global_embedding_promises_no_heat_maps():
     text = card_text(CardFacts(name="a/b", domain="head-ct", scoring="global"))
     assert "there are no heat maps" in text and "This model has none" in text
+
+
+def test_a_classifier_promises_its_labels_and_no_texts(tmp_path, make_model, processor):
+    model = make_model(use_scan_name_encoder=True, scan_name_hidden_size=32)
+    model.config.domain = "brain-mri"
+    prompts = {"mass": "a small mass", "bleed": "bleed"}
+    classifier = ItemizedCLIPForImageClassification.from_prompts(model, processor, prompts)
+    for part in (classifier, processor):
+        part.save_pretrained(tmp_path)
+    facts = facts_of_folder(tmp_path, "org/heads")
+    assert facts.head == "image-classification" and facts.labels == ["mass", "bleed"]
+    card = ModelCard(card_text(facts))
+    assert "image-classification" in card.data.tags and "zero-shot" not in card.data.tags
+    assert "takes no texts: mass, bleed." in card.text and 'pipeline("image-classification"' in card.text
+    assert "cosine" not in card.text and "candidate_labels" not in card.text and "| Text |" not in card.text
+
+
+@pytest.mark.slow  # two processes that import all; what else it loads is pushed in test_push
+def test_a_classifier_passes_its_load_test(tmp_path, make_model, processor):
+    model = make_model(use_scan_name_encoder=True, scan_name_hidden_size=32)
+    for part in (
+        ItemizedCLIPForImageClassification.from_prompts(model, processor, {"mass": "a small mass"}),
+        processor,
+    ):
+        part.save_pretrained(tmp_path)
+    run_load_test(tmp_path)
+
+
+def test_a_model_that_draws_says_what_it_draws():
+    facts = CardFacts(name="org/masks", domain="brain-mri", head="image-segmentation")
+    assert "of what a text names." in card_text(facts) and '-i STUDY -p "..." -o masks' in card_text(facts)
+    facts.labels = ["liver", "tumor"]
+    assert "of liver, tumor." in card_text(facts) and "-i STUDY -o masks" in card_text(facts)
+    assert labels_of_config({"id2label": {"0": "air", "1": "liver"}, "mask_decoder": {"mode": "classes"}}) == ["liver"]
+    assert labels_of_config({"id2label": {"0": "LABEL_0"}, "mask_decoder": {"mode": "items"}}) == []

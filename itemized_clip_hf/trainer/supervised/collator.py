@@ -1,6 +1,7 @@
 """Studies with labels or masks -> a batch; what the heads share."""
 
 from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class PreparedExample:
 
 
 @dataclass
-class SupervisedCollator(StudyScans):
+class SupervisedCollator(StudyScans, ABC):
     """
     Makes batches of studies with their targets. A head says in `read_target` and `collate_targets` what these are.
 
@@ -55,6 +56,7 @@ class SupervisedCollator(StudyScans):
     def __post_init__(self) -> None:
         self.check_settings()
 
+    @abstractmethod
     def read_target(
         self, example: dict[str, Any], scans: list[ProcessedScan], generator: torch.Generator | None
     ) -> Any:
@@ -64,11 +66,10 @@ class SupervisedCollator(StudyScans):
         Raises:
             ValueError: the study has none that can be used.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def collate_targets(self, studies: list[PreparedExample]) -> dict[str, torch.Tensor]:
         """Arguments of the head's forward pass; a target of None is unknown."""
-        raise NotImplementedError
 
     def prepare(self, example: dict[str, Any]) -> PreparedExample:
         """One example, processed; raises where the study cannot be used."""
