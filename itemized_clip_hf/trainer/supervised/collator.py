@@ -1,7 +1,7 @@
 """Studies with labels or masks -> a batch; what the heads share."""
 
-from collections.abc import Callable
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
