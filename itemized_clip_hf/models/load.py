@@ -131,7 +131,7 @@ def require_architecture(name: str, config: Any, head: type[PreTrainedModel] | N
     if stated == expected or (head is None and stated != "ItemizedCLIPForImageClassification"):
         return
     cure = "pass the model that it was trained from" if head is None else "train one with `itemized-clip train --task`"
-    raise ValueError(f"{name} holds a {stated}, expected a {expected}: {cure}.")
+    raise ValueError(f"{name} holds an {stated}, expected an {expected}: {cure}.")
 
 
 def load_head(

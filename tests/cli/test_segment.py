@@ -71,7 +71,7 @@ def test_masks_are_compared_and_bad_studies_listed(studies, segmenter, tmp_path)
 
 def test_what_is_refused(studies, segmenter, model_folder, tmp_path):
     for arguments, told in (
-        (["-m", model_folder, "-p", "a mass"], "expected a ItemizedCLIPForSemanticSegmentation"),
+        (["-m", model_folder, "-p", "a mass"], "expected an ItemizedCLIPForSemanticSegmentation"),
         (["-m", segmenter, "-p", "a mass", "--masks"], "leave out -p"),
         (["-m", segmenter, "--threshold", "2"], "expected a probability"),
         (["-m", segmenter, "--keep-largest", "0"], "expected 1 or more components"),

@@ -179,13 +179,13 @@ def test_what_a_classifier_cannot_do(model_folder, files, tmp_path):
         (("predict", "--scores", "similarity"), "has no similarities"),
         (
             ("explain", "-p", "mass", "-o", str(tmp_path / "maps")),
-            "holds a ItemizedCLIPForImageClassification, expected a",
+            "holds an ItemizedCLIPForImageClassification, expected an",
         ),
     ):
         verb, *rest = arguments
         done = CliRunner().invoke(main, [verb, "-m", str(tmp_path), "-i", str(files / "s0.nii.gz"), *rest])
         assert done.exit_code != 0 and message in " ".join(done.stderr.split()), done.output
-    with pytest.raises(ValueError, match="expected a ItemizedCLIPForImageClassification: train one"):
+    with pytest.raises(ValueError, match="expected an ItemizedCLIPForImageClassification: train one"):
         load_head(model_folder, ItemizedCLIPForImageClassification)
 
 

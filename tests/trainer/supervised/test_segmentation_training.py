@@ -142,7 +142,7 @@ def test_classes(model_folder, studies, tmp_path):
 
 
 def test_what_is_refused(model_folder, studies, tmp_path, make_model):
-    with pytest.raises(ValueError, match="expected a ItemizedCLIPForSemanticSegmentation"):
+    with pytest.raises(ValueError, match="expected an ItemizedCLIPForSemanticSegmentation"):
         load_segmenter(model_folder, "cpu")
     for changes, settings, told in (
         ({}, {"lora": "attention"}, "pass --train all"),
