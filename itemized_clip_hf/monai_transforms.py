@@ -43,6 +43,8 @@ class ItemizedCLIPProcessd(MapTransform):
         accept: codes of the checks that a scan is used in spite of, see `itemized-clip inspect`.
         allow_missing_keys: a study may lack some of the scans.
 
+    `PersistentDataset` needs `hash_transform=monai.data.utils.pickle_hashing`: without it files of another processor are taken.
+
     The transform takes the keys of scans and text away and adds `pixel_values` (N, C, D, H, W), `scan_mask` (N,),
     `scan_name_ids` (N, 110) where the processor has names, `scan_affines` (N, 4, 4), voxels (d, h, w) -> mm in RAS+ and NaN for
     scans without geometry, and with a text `input_ids` and `attention_mask` (K, T) and `item_mask` (K,).

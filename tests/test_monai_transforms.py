@@ -15,6 +15,9 @@ import yaml
 data = pytest.importorskip("monai.data")
 transforms = pytest.importorskip("monai.transforms")
 
+from monai.data.utils import pickle_hashing
+
+from itemized_clip_hf import ItemizedCLIPProcessor
 from itemized_clip_hf.data.readers.read import read_file
 from itemized_clip_hf.explain.encoded import explain_result
 from itemized_clip_hf.monai_transforms import ItemizedCLIPProcessd, to_meta_tensor
@@ -93,6 +96,16 @@ def test_caches_threads_and_pickles(studies, processd, processor, tmp_path):
         (batch,) = data.ThreadDataLoader(dataset, batch_size=3, num_workers=0)
         check_batch(batch, studies, processor)
     assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_a_cache_tells_processors_apart(studies, processor, tokenizer, tmp_path):
+    other = ItemizedCLIPProcessor.from_domain("brain-mri", tokenizer=tokenizer, scan_size=[8, 24, 24], in_plane_size=24)
+    settings = {"cache_dir": tmp_path / "cache", "hash_transform": pickle_hashing}
+    for own, size in ((processor, 16), (other, 24), (processor, 16)):
+        chain = transforms.Compose([ItemizedCLIPProcessd("AX_T1", own)])
+        rows = [{"id": row["id"], "AX_T1": row["AX_T1"]} for row in studies]
+        assert data.PersistentDataset(rows, chain, **settings)[0]["pixel_values"].shape[-1] == size
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_what_monai_loaded_and_changed_before(studies, processor):
@@ -215,7 +228,7 @@ def test_every_block_of_the_page(write_volume, make_model, processor, tmp_path, 
             exec(compile(text, PAGE.name, "exec"), names)
         else:
             Augmentation(yaml.safe_load(text)["training"]["augmentation"])
-    assert capsys.readouterr().out.split("\n")[:2] == ["True", "torch.Size([1, 8]) tensor([1])"]
+    assert capsys.readouterr().out.split("\n")[:3] == ["True", "torch.Size([1, 8]) tensor([1])", "4"]
 
 
 @pytest.mark.parametrize("name", ["phantom", "brain-mri", "head-ct", "chest-ct"])
