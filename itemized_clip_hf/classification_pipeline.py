@@ -1,19 +1,17 @@
 """`pipeline("image-classification")` of a classifier: studies or pictures in, the scores of its labels out."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
-from transformers.image_utils import load_image
 from transformers.pipelines.image_classification import ImageClassificationPipeline
 
 from .evaluation.encode import encode_studies
 from .evaluation.label_scores import apply_function, default_function, label_logits
 from .explain.maps import paint_items
 from .modeling.classification_itemized_clip import ItemizedCLIPForImageClassification
-from .pipelines import apply, check_choices, check_image_processor, is_picture_url
+from .pipelines import ImagesPipeline, check_choices, check_image_processor
 from .processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
 
 
@@ -69,7 +67,7 @@ def label_studies(
             yield found
 
 
-class ItemizedCLIPClassificationPipeline(ImageClassificationPipeline):
+class ItemizedCLIPClassificationPipeline(ImagesPipeline, ImageClassificationPipeline):  # type: ignore[misc]  # other arguments
     """
     `image-classification` of [`ItemizedCLIPForImageClassification`], see `label_studies`. Of every other model it makes the
     library's own pipeline.
@@ -79,14 +77,10 @@ class ItemizedCLIPClassificationPipeline(ImageClassificationPipeline):
     """
 
     model: ItemizedCLIPForImageClassification
-    image_processor: ItemizedCLIPImageProcessor
-
-    def __new__(cls, *args, **kwargs):
-        """The library's own pipeline where the model is not ItemizedCLIP."""
-        model = kwargs.get("model", args[0] if args else None)
-        if getattr(getattr(model, "config", None), "model_type", None) == "itemized_clip":
-            return super().__new__(cls)
-        return ImageClassificationPipeline(*args, **kwargs)
+    _library_class = ImageClassificationPipeline
+    _task = "image-classification"
+    _process = staticmethod(label_studies)
+    _names = ("inputs", "images")
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -98,38 +92,3 @@ class ItemizedCLIPClassificationPipeline(ImageClassificationPipeline):
                 "be random: train one (itemized-clip train --task classification), or score texts "
                 '(pipeline("zero-shot-study-classification")).'
             )
-
-    def __call__(self, *args, **kwargs) -> Any:
-        """
-        Args:
-            inputs: one study or picture or a list of them, in any form that the processor takes, for models of pictures also
-                the address of one; a generator or data set of them.
-            top_k, function_to_apply, heat_maps, batch_size, num_workers, accept, layout: of `label_studies`; what is left out
-                is as the pipeline was made with.
-            timeout: seconds to wait for a picture that is fetched.
-
-        Returns:
-            for one study a list of `{"label", "score"}`, highest first; for several studies a list of these, for a generator or
-            data set an iterator.
-        """
-        named = [name for name in ("inputs", "images") if name in kwargs]
-        if len(args) + len(named) != 1:
-            raise TypeError("expected one argument, the images; all others by their names.")
-        inputs = args[0] if args else kwargs.pop(named[0])
-        made_with = {"batch_size": self._batch_size, "num_workers": self._num_workers, **self._preprocess_params}
-        given = {**made_with, **self._sanitize_parameters(**kwargs)[0]}
-        timeout = given.pop("timeout", None)
-        fetches = self.model.config.vision.image_shape[0] == 1
-
-        def label(studies: Iterable) -> Iterator:
-            opened = (load_image(x, timeout=timeout) if fetches and is_picture_url(x) else x for x in studies)
-            return label_studies(self.model, self.image_processor, opened, **given)
-
-        return apply(label, self.image_processor, inputs)
-
-    def _sanitize_parameters(self, **kwargs):
-        known = set(signature(label_studies).parameters) - {"model", "image_processor", "studies"} | {"timeout"}
-        unknown = sorted(set(kwargs) - known)
-        if unknown:
-            raise TypeError(f"image-classification has no arguments {unknown}; it has {sorted(known)}.")
-        return {name: value for name, value in kwargs.items() if value is not None}, {}, {}

@@ -132,11 +132,8 @@ def to_meta_tensor(image: "Scan | HeatMap | ProcessedScan") -> MetaTensor:
         volume = image.pixel_values.numpy(force=True)
         affine = image.voxel_affine()
     else:
-        volume, affine = (
-            np.asarray(getattr(image, "values", None) if hasattr(image, "values") else image.array),
-            image.affine,
-        )
-        volume = volume[None]
+        values: Any = image.values if hasattr(image, "values") else image.array
+        volume, affine = np.asarray(values)[None], image.affine
     if affine is None:
         raise ValueError("it has no affine, for which MONAI would put the identity: use its array.")
     depth_last = np.ascontiguousarray(volume.transpose(0, 3, 2, 1))

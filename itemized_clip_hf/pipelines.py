@@ -229,7 +229,66 @@ class ItemizedCLIPPipeline(Pipeline):
         return model_outputs["found"]
 
 
-class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
+class OfOneModel:
+    """Part of a pipeline that is registered for all models: of every other one it makes the library's own pipeline."""
+
+    _library_class: type[Pipeline]
+
+    def __new__(cls, *args, **kwargs):
+        """The library's own pipeline where the model is not ItemizedCLIP."""
+        model = kwargs.get("model", args[0] if args else None)
+        if getattr(getattr(model, "config", None), "model_type", None) == "itemized_clip":
+            return super().__new__(cls)
+        return cls._library_class(*args, **kwargs)
+
+
+class ImagesPipeline(OfOneModel):
+    """
+    Part of a pipeline that takes images and nothing else: `_process(model, image_processor, studies, **arguments)` is what it
+    makes of them, one after another.
+    """
+
+    _task: str
+    _process: Callable[..., Iterator]
+    _names: tuple[str, ...] = ("images",)
+    """By which the images may be passed."""
+
+    def __call__(self, *args, **kwargs) -> Any:
+        """
+        Args:
+            images: one study or picture or a list of them, in any form that the processor takes, for models of pictures also
+                the address of one; a generator or data set of them.
+            timeout: seconds to wait for a picture that is fetched.
+            kwargs: arguments of `_process`; what is left out is as the pipeline was made with.
+
+        Returns:
+            what `_process` makes of one study; for several studies a list, for a generator or data set an iterator.
+        """
+        this: Any = self
+        named = [name for name in self._names if name in kwargs]
+        if len(args) + len(named) != 1:
+            raise TypeError("expected one argument, the images; all others by their names.")
+        images = args[0] if args else kwargs.pop(named[0])
+        made_with = {"batch_size": this._batch_size, "num_workers": this._num_workers, **this._preprocess_params}
+        given = {**made_with, **self._sanitize_parameters(**kwargs)[0]}
+        timeout = given.pop("timeout", None)
+        fetches = this.model.config.vision.image_shape[0] == 1
+
+        def process(studies: Iterable) -> Iterator:
+            opened = (load_image(x, timeout=timeout) if fetches and is_picture_url(x) else x for x in studies)
+            return self._process(this.model, this.image_processor, opened, **given)
+
+        return apply(process, this.image_processor, images)
+
+    def _sanitize_parameters(self, **kwargs):
+        known = set(signature(self._process).parameters) - {"model", "image_processor", "studies"} | {"timeout"}
+        unknown = sorted(set(kwargs) - known)
+        if unknown:
+            raise TypeError(f"{self._task} has no arguments {unknown}; it has {sorted(known)}.")
+        return {name: value for name, value in kwargs.items() if value is not None}, {}, {}
+
+
+class ItemizedCLIPImagePipeline(OfOneModel, ZeroShotImageClassificationPipeline):
     """
     `zero-shot-image-classification` of ItemizedCLIP: each label is scored by itself instead of sharing one softmax with the
     others, and it takes what `classify_studies` does. Of every other model it makes the library's own pipeline.
@@ -238,13 +297,7 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
     model: ItemizedCLIPModel
     processor: ItemizedCLIPProcessor
     _load_processor = None  # type: ignore[assignment]  # the library's never loads one, and needs none
-
-    def __new__(cls, *args, **kwargs):
-        """The library's own pipeline where the model is not ItemizedCLIP."""
-        model = kwargs.get("model", args[0] if args else None)
-        if getattr(getattr(model, "config", None), "model_type", None) == "itemized_clip":
-            return super().__new__(cls)
-        return ZeroShotImageClassificationPipeline(*args, **kwargs)
+    _library_class = ZeroShotImageClassificationPipeline
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -283,24 +336,21 @@ class ItemizedCLIPImagePipeline(ZeroShotImageClassificationPipeline):
         return {**preprocess, **own}, forward, postprocess
 
 
-class ItemizedCLIPFeaturePipeline(ImageFeatureExtractionPipeline):
+class ItemizedCLIPFeaturePipeline(ImagesPipeline, ImageFeatureExtractionPipeline):  # type: ignore[misc]  # other arguments
     """
     `image-feature-extraction` of ItemizedCLIP: features of studies and pictures, see `extract_features`. Of every other model
     it makes the library's own pipeline.
+
+    Returns, as the library's: for one study nested lists or a tensor, (1, P) with `pool`, else (1, L, P).
 
         extract = pipeline("image-feature-extraction", model=folder)
         extract({"AX_T1": "t1.nii.gz", "AX_T2": "t2.nii.gz"}, pool=True, return_tensors=True)  # (1, P)
     """
 
     model: ItemizedCLIPModel
-    image_processor: ItemizedCLIPImageProcessor
-
-    def __new__(cls, *args, **kwargs):
-        """The library's own pipeline where the model is not ItemizedCLIP."""
-        model = kwargs.get("model", args[0] if args else None)
-        if getattr(getattr(model, "config", None), "model_type", None) == "itemized_clip":
-            return super().__new__(cls)
-        return ImageFeatureExtractionPipeline(*args, **kwargs)
+    _library_class = ImageFeatureExtractionPipeline
+    _task = "image-feature-extraction"
+    _process = staticmethod(extract_features)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -311,40 +361,6 @@ class ItemizedCLIPFeaturePipeline(ImageFeatureExtractionPipeline):
                 "features: pass the model that it was made from, or the classifier itself, "
                 "model=ItemizedCLIPForImageClassification.from_pretrained(...)."
             )
-
-    def __call__(self, *args, **kwargs) -> Any:
-        """
-        Args:
-            images: one study or picture or a list of them, in any form that the processor takes, for models of pictures also
-                the address of one; a generator or data set of them.
-            pool, return_tensors, batch_size, num_workers, accept, layout, image_processor_kwargs: of `extract_features`; what
-                is left out is as the pipeline was made with.
-            timeout: seconds to wait for a picture that is fetched.
-
-        Returns:
-            as the library's pipeline: for one study nested lists or a tensor, (1, P) with `pool`, else (1, L, P); for several
-            studies a list of these, for a generator or data set an iterator.
-        """
-        if len(args) + ("images" in kwargs) != 1:
-            raise TypeError("expected one argument, the images; all others by their names.")
-        images = args[0] if args else kwargs.pop("images")
-        made_with = {"batch_size": self._batch_size, "num_workers": self._num_workers, **self._preprocess_params}
-        given = {**made_with, **self._sanitize_parameters(**kwargs)[0]}
-        timeout = given.pop("timeout", None)
-        fetches = self.model.config.vision.image_shape[0] == 1
-
-        def extract(studies: Iterable) -> Iterator:
-            opened = (load_image(x, timeout=timeout) if fetches and is_picture_url(x) else x for x in studies)
-            return extract_features(self.model, self.image_processor, opened, **given)
-
-        return apply(extract, self.image_processor, images)
-
-    def _sanitize_parameters(self, **kwargs):
-        known = set(signature(extract_features).parameters) - {"model", "image_processor", "studies"} | {"timeout"}
-        unknown = sorted(set(kwargs) - known)
-        if unknown:
-            raise TypeError(f"image-feature-extraction has no arguments {unknown}; it has {sorted(known)}.")
-        return {name: value for name, value in kwargs.items() if value is not None}, {}, {}
 
 
 def is_classifier(model: Any) -> bool:

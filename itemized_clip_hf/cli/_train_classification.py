@@ -94,11 +94,9 @@ def run(
     from itemized_clip_hf.trainer.supervised.classification import ClassificationOptions, train_classifier
 
     names = {"prompt_file": "prompts"}
-    stated = {names.get(name, name): value for name, value in options.items() if name != "accept"}
+    stated = {names.get(name, name): value for name, value in options.items()}
     if stated.get("label_names"):
         stated["label_names"] = tuple(stated["label_names"])
-    if options.get("accept"):
-        settings = {**settings, "accept": list(options["accept"])}
     shots, repeats = stated.pop("shots", None), stated.pop("repeats", None)
     if shots is None and repeats is not None:
         raise click.UsageError("--repeats has no effect without --shots: leave it out.")

@@ -52,11 +52,9 @@ def run(
     """Trains a model that draws masks; its summary."""
     from itemized_clip_hf.trainer.supervised.segmentation import SegmentationOptions, train_segmenter
 
-    stated = {name: value for name, value in options.items() if name != "accept"}
+    stated = dict(options)
     if stated.get("classes"):
         stated["classes"] = tuple(stated["classes"])
-    if options.get("accept"):
-        settings = {**settings, "accept": list(options["accept"])}
     trainer, results = train_segmenter(SegmentationOptions(**stated), settings, resume, interrupts, record)
     summary = {"output": stated["output"], "steps": trainer.state.global_step, "left_out": trainer.studies_left_out}
     figures = results.get("trained", {}).get("figures", {}).get("all findings", {})

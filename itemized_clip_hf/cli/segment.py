@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -212,16 +211,15 @@ class Segmenting:
         return lambda scan, error: click.echo(f"{study}, scan {scan} left out: {error}", err=True)
 
     def _write_quarantine(self) -> None:
-        from itemized_clip_hf.data.cells import neutralize
+        from itemized_clip_hf.data.files import whole_file
+        from itemized_clip_hf.data.tables import write_csv
 
         path = self.place / "quarantine.csv"
         if not self.errors:
             path.unlink(missing_ok=True)
             return
-        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow(["study", "reason"])
-            writer.writerows([neutralize(name), neutralize(str(error))] for name, error in self.errors.items())
+        with whole_file(path) as temporary:
+            write_csv(temporary, [("study", "reason"), *((name, str(error)) for name, error in self.errors.items())])
 
     def report(self, as_json: bool) -> None:
         """JSON, or a table of the masks, and the figures where masks were compared."""

@@ -149,6 +149,9 @@ def train_head(
     """The summary of a run of another task; arguments as of `train_reports`."""
     settings = {**run.settings, **({"use_cpu": True} if device == "cpu" else {})}
     options = {**run.options, **again, "output": output}
+    accept = options.pop("accept", None)
+    if accept:
+        settings["accept"] = list(accept)
     with ending_at_signals() as interrupts:
         summary: dict[str, Any] = task_module(task).run(options, settings, resume, interrupts, run)
     return summary

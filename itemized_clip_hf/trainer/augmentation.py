@@ -125,9 +125,9 @@ class Augmentation:
         named = [name_and_arguments(entry) for entry in self.settings.transforms]
         self.mirror_prob = next((float(a.get("prob", FLIP_PROB)) for name, a in named if name == FLIP), 0.0)
         others = [(name, arguments) for name, arguments in named if name != FLIP]
+        self._transforms = [(name, make_transform(name, arguments)) for name, arguments in others]
         for name, arguments in others:
             try_transform(name, arguments)
-        self._transforms = [make_transform(name, arguments) for name, arguments in others]
 
     def apply(
         self,
@@ -269,9 +269,9 @@ def known_transforms(transforms: Any) -> dict[str, Any]:
     }
 
 
-def make_transform(name: str, arguments: Mapping[str, Any]) -> tuple[str, Any]:
+def make_transform(name: str, arguments: Mapping[str, Any]) -> Any:
     """
-    A transform of MONAI for a scan and its mask, with its name.
+    A transform of MONAI for a scan and its mask.
 
     Raises:
         ValueError: there is none, or it does not take these arguments.
@@ -290,7 +290,7 @@ def make_transform(name: str, arguments: Mapping[str, Any]) -> tuple[str, Any]:
     if is_spatial and "mode" in parameters:
         filled["mode"] = (arguments.get("mode", "bilinear"), "nearest")
     try:
-        return name, known[name](**{**arguments, **filled})
+        return known[name](**{**arguments, **filled})
     except (TypeError, ValueError) as error:
         raise ValueError(f"augmentation: {name} does not take {dict(arguments)}: {error}") from None
 
@@ -303,7 +303,8 @@ def try_transform(name: str, arguments: Mapping[str, Any]) -> None:
         ValueError: it does not work, mirrors the volume, turns it by 45 degrees and more, or changes its shape: what texts say
             of left, upper and anterior would not hold.
     """
-    _, transform = make_transform(name, {**arguments, "prob": 1.0} if takes_prob(name) else arguments)
+    always = {"prob": 1.0} if "prob" in inspect.signature(known_transforms(require_monai())[name]).parameters else {}
+    transform = make_transform(name, {**arguments, **always})
     is_spatial = MASK in transform.keys
     shape = (16, 48, 48) if is_spatial else (12, 24, 24)
     noise = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
@@ -336,12 +337,6 @@ def slopes_of(moved: torch.Tensor, axes: torch.Tensor) -> np.ndarray:
     design = torch.cat([before, torch.ones(1, before.shape[1])])[:, inside].t()
     slopes: np.ndarray = torch.linalg.lstsq(design, values[:3, inside].t()).solution[:3].numpy()
     return slopes
-
-
-def takes_prob(name: str) -> bool:
-    """Whether a transform has a probability."""
-    cls = known_transforms(require_monai()).get(name)
-    return cls is not None and "prob" in inspect.signature(cls).parameters
 
 
 def require_kept(name: str, changed: Any, before: torch.Tensor) -> None:

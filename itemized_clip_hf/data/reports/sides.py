@@ -7,8 +7,8 @@ _OTHER = {"left": "right", "right": "left", "lt": "rt", "rt": "lt", "l": "r", "r
 _LOBES_AND_VESSELS = "ul|ll|uq|lq|ue|le|ica|eca|cca|mca|aca|pca|va|ij|mlo|cc"
 _BEFORE, _AFTER = r"(?<![^\W_\d])", r"(?![^\W_\d])"
 _WORD = re.compile(
-    rf"{_BEFORE}(?:(?P<word>left|right)(?=(?:sided|ness|wards?|most|s)?{_AFTER})|(?P<short>lt|rt){_AFTER}"
-    rf"|(?P<letter>[lr])(?=(?:{_LOBES_AND_VESSELS}){_AFTER}))",
+    rf"{_BEFORE}(?:(?:left|right)(?=(?:sided|ness|wards?|most|s)?{_AFTER})|(?:lt|rt){_AFTER}"
+    rf"|[lr](?=(?:{_LOBES_AND_VESSELS}){_AFTER}))",
     re.IGNORECASE,
 )
 _UNTOLD = (

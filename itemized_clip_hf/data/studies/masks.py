@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from ...explain.maps import paint_tokens, source_array
+from ...modeling.segmentation_itemized_clip import IGNORE as UNKNOWN
 from ...processing.pictures_itemized_clip import PICTURE_SUFFIXES
 from ...processing.scans_itemized_clip import ProcessedScan
 from ..readers import reader_of
 from ..study import Scan
 from .records import Records, read_records
 
-UNKNOWN = 255
-"""In labels: a voxel whose truth is not known, as the model's loss takes it."""
 SAME_PLACE = 1e-2
 """Voxels by which a mask may lie away from a scan of its shape and still be in its grid: rounding of headers."""
 

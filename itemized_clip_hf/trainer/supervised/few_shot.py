@@ -20,6 +20,7 @@ from ...evaluation.encode import Closed
 from ...evaluation.few_shot import ALL, FewShotRun, order_of, plot_few_shot, tabulate
 from ...evaluation.label_scores import mean_figures, summarize_labels
 from ...evaluation.linear_probe import extract_features, probe_scores
+from ...evaluation.metrics import require_sklearn
 from ...evaluation.results import TableResult
 from ...evaluation.text_table import null_for_nan
 from ...explain.figures import new_figure
@@ -138,10 +139,7 @@ def require_tools() -> None:
     """Raises an ImportError that names the extra where scikit-learn, peft or matplotlib is missing."""
     require_peft()
     new_figure(1, 1)
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        raise ImportError("the linear probe needs scikit-learn: pip install 'itemized-clip-hf[metrics]'.") from None
+    require_sklearn()
 
 
 class Curve:
