@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from itemized_clip_hf import ItemizedCLIPTrainingArguments
-from itemized_clip_hf.trainer.muon import MuonWithAdamW, linear_weights
+from itemized_clip_hf.trainer.muon import BatchedMuon, MuonWithAdamW, linear_weights
 
 RATE = 0.01
 
@@ -91,3 +91,27 @@ def test_frozen_layers_are_left_out_and_shards_refused(tmp_path):
     assert [id(weight) for weight in linear_weights(net)] == [id(net.layers[2].weight)]
     with pytest.raises(ValueError, match="whole matrices"):
         ItemizedCLIPTrainingArguments(str(tmp_path), muon_learning_rate=1e-3, fsdp=True)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_steps_are_those_of_torch(decay):
+    """Only the precision of the iteration differs."""
+    shapes = [(6, 24), (6, 24), (24, 6), (5, 5)]
+    generator = torch.Generator().manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    settings = {"lr": 0.05, "weight_decay": decay, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+    first, second = BatchedMuon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    start = [weight.detach().clone() for weight in ours]
+    for number in range(4):
+        for one, other in zip(ours, theirs):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        if number == 2:
+            ours[1].grad = theirs[1].grad = None
+        first.step()
+        second.step()
+    for one, other, before in zip(ours, theirs, start):
+        assert (one - other).norm() < 0.02 * (other - before).norm()
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(first.state[one]["momentum_buffer"], second.state[other]["momentum_buffer"])
