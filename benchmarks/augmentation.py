@@ -50,14 +50,14 @@ def train_and_score(arm: str, seed: int, studies: int, steps: int, folder: Path)
     """Figures of one model."""
     from itemized_clip_hf.evaluation.metrics import auroc
     from itemized_clip_hf.evaluation.zero_shot import score_studies
-    from itemized_clip_hf.phantom import ZERO_SHOT_PROMPTS, PhantomDataset
-    from itemized_clip_hf.phantom.experiment import SCAN_SIZE, as_scans, play_pointing_game
+    from itemized_clip_hf.phantom import COARSE_SHAPE, ZERO_SHOT_PROMPTS, PhantomDataset
+    from itemized_clip_hf.phantom.experiment import as_scans, play_pointing_game
     from itemized_clip_hf.recipes import load_recipe
     from itemized_clip_hf.trainer.from_recipe import build_arguments, build_model, build_processor
     from itemized_clip_hf.trainer.trainer import ItemizedCLIPTrainer
 
-    recipe = load_recipe("phantom")
-    generated = list(PhantomDataset("train", studies, seed=seed, shape=SCAN_SIZE))
+    recipe = load_recipe("phantom").variant("coarse")
+    generated = list(PhantomDataset("train", studies, seed=seed, shape=COARSE_SHAPE))
     processor = build_processor(recipe, (study.items for study in generated))
     rows = [
         {"id": study.id, "images": prepared(study, processor), "items": study.items, "is_normal": study.is_normal}
@@ -70,7 +70,7 @@ def train_and_score(arm: str, seed: int, studies: int, steps: int, folder: Path)
     ItemizedCLIPTrainer(model, arguments, train_dataset=rows, processing_class=processor).train()
     seconds = time.perf_counter() - started
     model.eval()
-    unseen = list(PhantomDataset("test", TESTED, seed=seed, shape=SCAN_SIZE))
+    unseen = list(PhantomDataset("test", TESTED, seed=seed, shape=COARSE_SHAPE))
     labels, scores = score_studies(model, processor, map(as_scans, unseen), ZERO_SHOT_PROMPTS, batch_size=32)
     aucs = [
         auroc(np.array([study.labels[label] for study in unseen]), scores[:, column])

@@ -65,7 +65,7 @@ def parse() -> tuple[ScriptArguments, ItemizedCLIPTrainingArguments, Recipe]:
     """Options; those that are left out are as the recipe has them."""
     parser = HfArgumentParser((ScriptArguments, ItemizedCLIPTrainingArguments))
     options, _ = parser.parse_known_args()
-    recipe = load_recipe(options.recipe or "phantom")
+    recipe = load_recipe(options.recipe) if options.recipe else load_recipe("phantom").variant("coarse")
     changes = {} if options.objective == parser.get_default("objective") else {"objective": options.objective}
     defaults = build_arguments(recipe, options.output_dir, changes)
     names = (*recipe.training, "per_device_train_batch_size", "use_cpu")

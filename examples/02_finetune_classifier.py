@@ -80,7 +80,7 @@ def write_phantom(script: ScriptArguments, args: TrainingArguments) -> None:
     if script.model_name_or_path is None:
         if args.world_size > 1:
             raise SystemExit("several processes need a model: pass --model_name_or_path, e.g. the folder of 01.")
-        train_phantom(folder, steps=script.phantom_steps, studies=600)
+        train_phantom(folder, steps=script.phantom_steps, studies=600, variant="coarse")
         script.model_name_or_path = str(folder / "model")
     with args.main_process_first():
         if args.process_index == 0:

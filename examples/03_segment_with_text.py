@@ -99,7 +99,7 @@ def write_phantom(script: ScriptArguments, accelerator: Accelerator) -> None:
     if script.model_name_or_path is None:
         if accelerator.num_processes > 1:
             raise SystemExit("several processes need a model: pass --model_name_or_path, e.g. the folder of 01.")
-        train_phantom(folder, steps=script.phantom_steps, studies=600)
+        train_phantom(folder, steps=script.phantom_steps, studies=600, variant="coarse")
         script.model_name_or_path = str(folder / "model")
     with accelerator.main_process_first():
         if accelerator.is_main_process:  # seed 1: studies that the model was not trained on

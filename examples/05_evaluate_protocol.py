@@ -75,7 +75,7 @@ def write_phantom(script: ScriptArguments) -> None:
     findings = "".join(f"  {name}: {prompt}\n" for name, prompt in ZERO_SHOT_PROMPTS.items())
     Path(script.protocol).write_text(f"title: Generated studies\ndomain: brain-mri\nfindings:\n{findings}")
     if script.model_name_or_path is None:
-        train_phantom(folder, steps=script.phantom_steps, studies=600, device=script.device)
+        train_phantom(folder, steps=script.phantom_steps, studies=600, device=script.device, variant="coarse")
         script.model_name_or_path = str(folder / "model")
 
 

@@ -55,7 +55,7 @@ def write_phantom(script: ScriptArguments) -> None:
     script.study = [f"{name}={folder / 'study' / file}" for name, file in files.items()]
     script.labels = script.labels or list(ZERO_SHOT_PROMPTS.values())
     if script.model_name_or_path is None:
-        train_phantom(folder, steps=script.phantom_steps, studies=600, device=script.device)
+        train_phantom(folder, steps=script.phantom_steps, studies=600, device=script.device, variant="coarse")
         script.model_name_or_path = str(folder / "model")
 
 

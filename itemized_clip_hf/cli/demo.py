@@ -13,12 +13,14 @@ from itemized_clip_cli import device_option, json_option
 @click.command()
 @click.option("-o", "--output", default="demo-output", show_default=True, type=click.Path(file_okay=False))
 @click.option("--seed", default=0, show_default=True)
-@click.option("--steps", default=1600, show_default=True, help="Optimizer steps.")
+@click.option("--steps", type=int, help="Optimizer steps; the recipe's by default.")
 @click.option("--studies", default=3000, show_default=True, help="Generated training studies.")
 @click.option("--test-studies", default=300, show_default=True)
 @device_option
 @json_option
-def command(output: str, seed: int, steps: int, studies: int, test_studies: int, device: str, as_json: bool) -> None:
+def command(
+    output: str, seed: int, steps: int | None, studies: int, test_studies: int, device: str, as_json: bool
+) -> None:
     """
     The whole way on generated brain studies: train, score, explain, save.
 
@@ -26,8 +28,10 @@ def command(output: str, seed: int, steps: int, studies: int, test_studies: int,
     nor a GPU.
     """
     from itemized_clip_hf.phantom import PhantomDataset
-    from itemized_clip_hf.phantom.experiment import SCAN_SIZE, evaluate_phantom, train_phantom
+    from itemized_clip_hf.phantom.experiment import RECIPE, SCAN_SIZE, evaluate_phantom, train_phantom
+    from itemized_clip_hf.recipes import load_recipe
 
+    steps = load_recipe(RECIPE).training["max_steps"] if steps is None else steps
     start = time.time()
     folder = Path(output)
     model, processor = train_phantom(folder, seed, steps, studies, device)

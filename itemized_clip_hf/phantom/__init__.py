@@ -5,9 +5,11 @@ from .findings import FINDINGS, Finding
 from .nifti import write_dataset, write_study
 from .reports import NORMAL, NORMAL_ITEMS, ZERO_SHOT_PROMPTS, located_prompt
 from .sequences import SEQUENCES
-from .study import PhantomStudy, generate_study
+from .study import COARSE_SHAPE, DEFAULT_SHAPE, PhantomStudy, generate_study
 
 __all__ = [
+    "COARSE_SHAPE",
+    "DEFAULT_SHAPE",
     "FINDINGS",
     "NORMAL",
     "NORMAL_ITEMS",

@@ -1,4 +1,4 @@
-"""The healthy head: scalp, skull, cerebrospinal fluid, grey and white matter, ventricles and deep nuclei."""
+"""The healthy head: scalp, skull, eyes, cerebrospinal fluid, folded cortex, white matter, ventricles, cerebellum."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import cast
 
 import numpy as np
 
-from .geometry import Ellipsoid, Grid, Shape, Union
+from .cortex import Cortex, sample_cortex
+from .geometry import Difference, Ellipsoid, Grid, HeadGrid, Shape, Union
 
-TISSUES = ("scalp", "skull", "csf", "grey", "white", "deep_grey", "calcification")
+TISSUES = ("fat", "muscle", "bone", "marrow", "csf", "grey", "white", "deep_grey", "calcification")
 """Order of the first axis of `tissue_fractions`."""
+
+SCALP = 4.5
+"""Thickness of the skin and the fat under it, mm."""
+EYE, SOCKET = 12.0, 18.0
+"""Radius of an eye and of the fat around it, mm."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +34,11 @@ class Pose:
     angle: float
     scale: float
 
-    def to_head(self, points: np.ndarray) -> np.ndarray:
-        """Map world positions (3, ...) in mm to head coordinates of the same shape, in mm."""
+    def to_head(self) -> np.ndarray:
+        """The 3x4 map from world positions (RAS+ mm) to head coordinates, in mm."""
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) / self.scale
-        flat = turn.astype(np.float32) @ points.reshape(3, -1)
-        flat -= (turn @ np.array(self.shift)).astype(np.float32)[:, None]
-        return flat.reshape(points.shape)
+        return np.column_stack([turn, -turn @ np.array(self.shift)])
 
 
 @dataclass(frozen=True)
@@ -43,87 +47,157 @@ class Anatomy:
 
     pose: Pose
     head: Ellipsoid
+    face: Ellipsoid
     skull: Ellipsoid
     intracranial: Ellipsoid
     brain: Ellipsoid
-    white: Ellipsoid
+    cortex: Cortex
     ventricles: Union
-    deep_grey: Union
+    inclusions: tuple[tuple[str, Shape], ...]
     calcification: Ellipsoid
 
     def enlarged_ventricles(self, factor: float) -> Union:
         """Return the ventricles grown by ``factor`` (1 leaves them as they are), mostly in width."""
         return Union(tuple(_grow_ventricle(cast(Ellipsoid, part), factor) for part in self.ventricles.parts))
 
-    def head_points(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        """Return the voxel centres in head coordinates, ``(3, D, H, W)``, and the voxel size (x, y, z), both in mm."""
-        return self.pose.to_head(grid.points()), grid.voxel / np.float32(self.pose.scale)
+    def in_grid(self, grid: Grid) -> HeadGrid:
+        """Return the voxels of a grid in head coordinates."""
+        pose, affine = self.pose.to_head(), grid.affine
+        turn = (pose[:, :3] @ grid.rotation).astype(np.float32)
+        points = turn @ grid.upright_points().reshape(3, -1)
+        points += pose[:, 3:].astype(np.float32)
+        return HeadGrid(pose @ affine, points.reshape(3, *grid.shape))
 
 
 def sample_anatomy(rng: np.random.Generator) -> Anatomy:
     """Draw a random healthy head."""
-
-    def jitter(values: tuple[float, float, float], spread: float) -> tuple[float, float, float]:
-        return tuple((np.array(values) * rng.uniform(1 - spread, 1 + spread, 3)).tolist())
-
     pose = Pose(
         shift=tuple(rng.uniform(-6, 6, 3).tolist()),
         angle=float(rng.uniform(-0.14, 0.14)),
         scale=float(rng.uniform(0.93, 1.04)),
     )
-    axes = np.array(jitter((62.0, 78.0, 64.0), 0.04))
-    phase, white_phase, tilt = rng.uniform(0, 2 * np.pi, 3).tolist()
-    head, skull, intracranial = (
-        Ellipsoid((0.0, 0.0, 0.0), tuple((axes + extra).tolist())) for extra in (15.0, 7.0, 0.0)
+    axes = np.array(_jitter(rng, (62.0, 78.0, 64.0), 0.04))
+    scalp, bone = rng.uniform(7, 10), rng.uniform(6, 9)
+    head, skull, intracranial, brain = (
+        Ellipsoid((0.0, 0.0, 0.0), tuple((axes + extra).tolist())) for extra in (scalp + bone, bone, 0.0, -3.0)
     )
-    brain = Ellipsoid((0.0, 0.0, 0.0), tuple((axes - 3).tolist()), ripple=0.02, ripple_frequency=9, ripple_phase=phase)
-    white = Ellipsoid(
-        (0.0, 0.0, 0.0), tuple((axes - 13).tolist()), ripple=0.07, ripple_frequency=8, ripple_phase=white_phase
-    )
+    face = Ellipsoid((0.0, 26.0, -66.0), _jitter(rng, (64.0, 70.0, 56.0), 0.04))
     size = rng.uniform(0.85, 1.12)
     y, z = rng.uniform(-6, 6), rng.uniform(2, 10)
-    sides = (-1, 1)
     ventricles = tuple(
-        _ventricle(side, jitter((6.0 * size, 25.0 * size, 13.0 * size), 0.1), y, z, rng.uniform(0.004, 0.010))
-        for side in sides
+        _ventricle(side, _jitter(rng, (6.0 * size, 25.0 * size, 13.0 * size), 0.1), y, z, rng.uniform(0.004, 0.010))
+        for side in (-1, 1)
     )
-    nuclei = tuple(
-        Ellipsoid((side * rng.uniform(24, 28), 4.0, -4.0), jitter((8.0, 16.0, 11.0), 0.1), angle=side * 0.25)
-        for side in sides
+    pineal = Ellipsoid((0.0, rng.uniform(-26, -22), -6.0), _jitter(rng, (4.0, 4.0, 7.0), 0.2))
+    return Anatomy(
+        pose=pose,
+        head=head,
+        face=face,
+        skull=skull,
+        intracranial=intracranial,
+        brain=brain,
+        cortex=sample_cortex(rng),
+        ventricles=Union(ventricles),
+        inclusions=_sample_inclusions(rng),
+        calcification=pineal,
     )
-    pineal = Ellipsoid((0.0, -24.0 + 2 * float(np.sin(tilt)), -6.0), jitter((5.0, 5.0, 8.0), 0.2))
-    return Anatomy(pose, head, skull, intracranial, brain, white, Union(ventricles), Union(nuclei), pineal)
 
 
-def tissue_fractions(anatomy: Anatomy, ventricles: Shape, points: np.ndarray, voxel: np.ndarray) -> np.ndarray:
+def _sample_inclusions(rng: np.random.Generator) -> tuple[tuple[str, Shape], ...]:
+    """What lies inside the layers, and of which tissue it is; later ones cover earlier ones."""
+    callosum = Ellipsoid((0.0, 4.0, 4.0), _jitter(rng, (30.0, 40.0, 26.0), 0.08))
+    width = rng.uniform(1.2, 2.2)
+    nuclei = [
+        Ellipsoid((side * rng.uniform(24, 28), 4.0, -2.0), _jitter(rng, (7.0, 17.0, 11.0), 0.1), angle=side * 0.25)
+        for side in (-1, 1)
+    ]
+    thalami = [
+        Ellipsoid((side * 9.5, -13.0, 0.0), _jitter(rng, (8.0, 13.0, 9.0), 0.1), angle=side * -0.3) for side in (-1, 1)
+    ]
+    cerebellum = Ellipsoid((0.0, -44.0, -42.0), _jitter(rng, (42.0, 25.0, 20.0), 0.06))
+    stem = Ellipsoid((0.0, -18.0, -50.0), _jitter(rng, (13.0, 11.0, 32.0), 0.08))
+    return (
+        ("grey", Difference(Ellipsoid((0.0, 0.0, 4.0), (width + 3.5, 74.0, 60.0)), callosum)),
+        ("csf", Difference(Ellipsoid((0.0, 0.0, 4.0), (width, 75.0, 61.0)), callosum)),
+        ("deep_grey", Union(tuple(nuclei + thalami))),
+        ("csf", Ellipsoid((0.0, -10.0, -3.0), (rng.uniform(1.8, 3.2), 13.0, 9.0))),
+        ("csf", Union((_grown(cerebellum, 2.5), _grown(stem, 4.0)))),
+        ("grey", _folded(cerebellum, rng.uniform(0, 6))),
+        ("white", _folded(_grown(cerebellum, -8.0), rng.uniform(0, 6), ripple=0.25)),
+        ("white", stem),
+        ("csf", Ellipsoid((0.0, -31.0, -42.0), (5.0, 4.0, 8.0))),
+    )
+
+
+def tissue_fractions(anatomy: Anatomy, ventricles: Shape, grid: HeadGrid) -> np.ndarray:
     """
     Work out how much of every voxel each tissue fills.
 
     Args:
         anatomy: the head.
         ventricles: the ventricles to draw, normal or enlarged.
-        points: voxel centres in head coordinates (mm), ``(3, D, H, W)``.
-        voxel: voxel size in mm in the order x, y, z.
+        grid: from `Anatomy.in_grid`.
 
     Returns:
         float32 ``(len(TISSUES), D, H, W)``; what is left to 1 is air.
     """
-    fractions = np.empty((len(TISSUES), *points.shape[1:]), dtype=np.float32)
-    outer = anatomy.head.coverage(points, voxel)
-    shells = (anatomy.skull, anatomy.intracranial, anatomy.brain, anatomy.white)
-    for index, shell in enumerate(shells):
-        inner = shell.coverage(points, voxel)
-        inner = np.minimum(inner, outer)
-        fractions[index] = outer - inner
-        outer = inner
-    fractions[4] = outer
-    inclusions = ((anatomy.deep_grey, 5), (ventricles, 2), (anatomy.calcification, 6))
-    fractions[5:] = 0
-    for shape, index in inclusions:
-        part = shape.coverage(points, voxel)
-        fractions *= 1 - part
-        fractions[index] += part
+    fractions = np.zeros((len(TISSUES), *grid.shape), dtype=np.float32)
+    skull, cavity = anatomy.skull, anatomy.intracranial
+    shells = (anatomy.head, _grown(anatomy.head, -SCALP), skull, _grown(skull, -1.8), _grown(cavity, 1.8), cavity)
+    head, soft, bone, marrow, inner_bone, inside, brain = grid.shells([*shells, anatomy.brain])
+    for layer, face in ((head, anatomy.face), (soft, _grown(anatomy.face, -SCALP))):
+        box, covered = grid.coverage(face)
+        np.maximum(layer[box], covered, out=layer[box])
+    layers = (head, soft), (soft, bone), (bone, inside), (marrow, inner_bone), (inside, brain)
+    for layer, (outer, inner) in zip(fractions, layers):
+        np.subtract(outer, inner, out=layer)
+    fractions[2] -= fractions[3]
+    np.maximum(fractions, 0, out=fractions)
+    around = head - bone
+    _fill(fractions, "fat", grid, _orbits(anatomy, SOCKET), around)
+    _fill(fractions, "csf", grid, _orbits(anatomy, EYE), around)
+    box = grid.box(anatomy.brain)
+    csf, grey = anatomy.cortex.fractions(anatomy.brain, grid.points[(slice(None), *box)], grid.voxel)
+    cerebrum = brain[box]
+    for name, share in (("csf", csf), ("grey", grey), ("white", 1 - csf - grey)):
+        fractions[TISSUES.index(name)][box] += cerebrum * share
+    for name, shape in anatomy.inclusions:
+        _fill(fractions, name, grid, shape, brain)
+    _fill(fractions, "csf", grid, ventricles)
+    _fill(fractions, "calcification", grid, anatomy.calcification)
     return fractions
+
+
+def _fill(fractions: np.ndarray, tissue: str, grid: HeadGrid, shape: Shape, within: np.ndarray | None = None) -> None:
+    """Fill a shape with one tissue, in place, where the voxels are `within` (D, H, W) something."""
+    parts = shape.parts if isinstance(shape, Union) else (shape,)
+    for part in parts:
+        box, covered = grid.coverage(part)
+        if within is not None:
+            covered = covered * within[box]
+        view = fractions[(slice(None), *box)]
+        view *= 1 - covered
+        view[TISSUES.index(tissue)] += covered
+
+
+def _orbits(anatomy: Anatomy, radius: float) -> Union:
+    """Two balls where the eyes are; `radius` in mm."""
+    depth = anatomy.skull.semi_axes[1] - 22
+    return Union(tuple(Ellipsoid((side * 32.0, depth, -41.0), (radius, radius, radius)) for side in (-1, 1)))
+
+
+def _jitter(rng: np.random.Generator, values: tuple[float, float, float], spread: float) -> tuple[float, float, float]:
+    return tuple((np.array(values) * rng.uniform(1 - spread, 1 + spread, 3)).tolist())
+
+
+def _grown(shape: Ellipsoid, extra: float) -> Ellipsoid:
+    """The ellipsoid with semi-axes longer by `extra` mm."""
+    return Ellipsoid(shape.centre, tuple((np.array(shape.semi_axes) + extra).tolist()))
+
+
+def _folded(shape: Ellipsoid, phase: float, ripple: float = 0.05) -> Ellipsoid:
+    """The ellipsoid with the fine waves of the cerebellum."""
+    return Ellipsoid(shape.centre, shape.semi_axes, ripple=ripple, ripple_frequency=11.0, ripple_phase=phase)
 
 
 def _ventricle(side: int, semi_axes: tuple[float, float, float], y: float, z: float, bend: float) -> Ellipsoid:

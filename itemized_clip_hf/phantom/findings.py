@@ -68,6 +68,7 @@ class Finding:
         intensity: intensity of the lesion in each sequence that shows it, on the scale of
             `sequences.TISSUE_INTENSITY`; empty for a finding that changes the anatomy itself.
         visible_in: names of the sequences that show it.
+        mottle: relative amplitude of the patches inside it.
         place: draws where it lies, given the placements that are already there.
     """
 
@@ -77,6 +78,7 @@ class Finding:
     place: Placer = field(repr=False)
     visible_in: tuple[str, ...]
     intensity: dict[str, float] = field(default_factory=dict)
+    mottle: float = 0.0
 
 
 def draw_findings(rng: np.random.Generator) -> list[str]:
@@ -122,10 +124,10 @@ def _ventricles(rng: np.random.Generator, anatomy: Anatomy, others: list[Placeme
 
 def _subdural(rng: np.random.Generator, anatomy: Anatomy, others: list[Placement]) -> Placement:
     side = SIDES[rng.integers(2)]
-    thickness = float(rng.uniform(13, 24))
+    thickness = float(rng.uniform(10, 21))
     away = (-thickness if side == "right" else thickness, float(rng.uniform(-0.3, 0.3)) * thickness, 0.0)
     crescent = Difference(anatomy.intracranial, replace(anatomy.intracranial, centre=away))
-    return Placement("subdural_collection", crescent, "thin" if thickness < 18.5 else "thick", side)
+    return Placement("subdural_collection", crescent, "thin" if thickness < 15.5 else "thick", side)
 
 
 def _focal(name: str, radii: tuple[float, float], ripple: float = 0.0) -> Placer:
@@ -185,21 +187,22 @@ FINDINGS: dict[str, Finding] = {
             "subdural collection along the brain",
             _subdural,
             visible_in=("T1", "T2", "FLAIR"),
-            intensity={"T1": 1.0, "T2": 0.95, "FLAIR": 1.05},
+            intensity={"T1": 0.95, "T2": 0.92, "FLAIR": 1.0},
         ),
         Finding(
             "mass",
             0.30,
             "mass in the brain",
-            _focal("mass", (19.0, 30.0), ripple=0.12),
+            _focal("mass", (16.0, 28.0), ripple=0.12),
             visible_in=("T1", "T2", "FLAIR"),
-            intensity={"T1": 0.40, "T2": 0.90, "FLAIR": 0.95},
+            intensity={"T1": 0.36, "T2": 0.84, "FLAIR": 0.88},
+            mottle=0.3,
         ),
         Finding(
             "cyst",
             0.26,
             "cyst in the brain",
-            _focal("cyst", (18.0, 26.0)),
+            _focal("cyst", (15.0, 25.0)),
             visible_in=("T1", "T2", "FLAIR"),
             intensity={"T1": 0.14, "T2": 1.05, "FLAIR": 0.10},
         ),
@@ -207,17 +210,17 @@ FINDINGS: dict[str, Finding] = {
             "bleed",
             0.27,
             "bleed in the brain",
-            _focal("bleed", (19.0, 27.0), ripple=0.06),
+            _focal("bleed", (15.0, 25.0), ripple=0.06),
             visible_in=("SWI",),
-            intensity={"SWI": 1.25},
+            intensity={"SWI": 0.06},
         ),
         Finding(
             "white_matter_lesion",
             0.27,
             "white matter lesion in the brain",
-            _focal("white_matter_lesion", (17.0, 26.0), ripple=0.15),
+            _focal("white_matter_lesion", (15.0, 25.0), ripple=0.15),
             visible_in=("FLAIR",),
-            intensity={"FLAIR": 1.1},
+            intensity={"FLAIR": 1.0},
         ),
     )
 }

@@ -9,13 +9,20 @@ import numpy as np
 
 from .anatomy import sample_anatomy, tissue_fractions
 from .findings import FINDINGS, Placement, draw_findings, place_findings
-from .geometry import Grid
+from .geometry import Grid, HeadGrid
 from .reports import NORMAL, write_item, write_normal_item
 from .sequences import SEQUENCES, acquire, render_tissues
 
-DEFAULT_SHAPE = (8, 32, 32)
+DEFAULT_SHAPE = (16, 64, 64)
+"""Voxels of a scan, depth first: 8 mm x 3 mm x 3 mm each."""
+COARSE_SHAPE = (8, 32, 32)
+"""Voxels of a scan where time matters more than looks: 16 mm x 6 mm x 6 mm each."""
+MAX_TILT = (0.22, 0.07)
+"""Radians by which the stack of slices is turned about x and about y at most."""
 
-_ANATOMY, _DRAW, _PLACE, _CONTRAST, _NOISE, _REPORT = range(6)
+_ANATOMY, _DRAW, _PLACE, _CONTRAST, _NOISE, _REPORT, _TILT = range(7)
+_PATCHES = np.array([[0.31, 0.22, 0.1], [-0.17, 0.36, 0.2], [0.4, -0.13, 0.25]], dtype=np.float32)
+"""Waves whose sum makes the patches inside a mottled finding, 1/mm."""
 
 
 @dataclass
@@ -81,14 +88,14 @@ def generate_study(
         return np.random.default_rng(np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, *key)))
 
     name = study_id if study_id is not None else "-".join(map(str, ("study", sequence.entropy, *sequence.spawn_key)))
-    grid = Grid.covering(shape, spacing)
+    grid = Grid.covering(shape, spacing, tuple((make_rng(_TILT).uniform(-1, 1, 2) * MAX_TILT).tolist()))
     anatomy = sample_anatomy(make_rng(_ANATOMY))
     names = draw_findings(make_rng(_DRAW)) if findings is None else findings
     placements = place_findings(names, anatomy, lambda index: make_rng(_PLACE, index))
-    points, voxel = anatomy.head_points(grid)
+    voxels = anatomy.in_grid(grid)
     ventricles = next((p.shape for p in placements if p.finding == "enlarged_ventricles"), anatomy.ventricles)
-    images = render_tissues(tissue_fractions(anatomy, ventricles, points, voxel), make_rng(_CONTRAST))
-    masks = _paint_findings(images, placements, points, voxel)
+    images = render_tissues(tissue_fractions(anatomy, ventricles, voxels), make_rng(_CONTRAST))
+    masks = _paint_findings(images, placements, voxels)
     scans = acquire(images, make_rng(_NOISE))
     rng = make_rng(_REPORT)
     items = [write_item(placement, rng, held_out_templates) for placement in placements]
@@ -110,16 +117,21 @@ def generate_study(
     )
 
 
-def _paint_findings(
-    images: np.ndarray, placements: list[Placement], points: np.ndarray, voxel: np.ndarray
-) -> list[np.ndarray | None]:
+def _paint_findings(images: np.ndarray, placements: list[Placement], grid: HeadGrid) -> list[np.ndarray | None]:
     """Draw the findings into the images (4, D, H, W), in place, and return the mask (D, H, W) of each."""
     masks: list[np.ndarray | None] = []
     for placement in placements:
-        coverage = placement.shape.coverage(points, voxel)
+        box, coverage = grid.coverage(placement.shape)
         # On a very coarse grid a finding may fill no voxel by half; it then keeps the voxels it fills most.
-        masks.append((coverage >= min(0.5, float(coverage.max()))) & (coverage > 0))
-        for name, intensity in FINDINGS[placement.finding].intensity.items():
-            image = images[SEQUENCES.index(name)]
-            image += coverage * (intensity - image)
+        mask = np.zeros(grid.shape, dtype=bool)
+        mask[box] = (coverage >= min(0.5, float(coverage.max(initial=0)))) & (coverage > 0)
+        masks.append(mask)
+        finding = FINDINGS[placement.finding]
+        inside: np.ndarray | float = 1.0
+        if finding.mottle:
+            points = grid.points[(slice(None), *box)]
+            inside = 1 + np.float32(finding.mottle) * np.sin(np.tensordot(_PATCHES, points, 1)).mean(axis=0)
+        for name, intensity in finding.intensity.items():
+            image = images[SEQUENCES.index(name)][box]
+            image += coverage * (np.float32(intensity) * inside - image)
     return masks

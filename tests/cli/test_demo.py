@@ -32,7 +32,7 @@ def check_demo(folder: Path, done) -> dict:
 def test_demo_in_small_and_the_readme_after_it(tmp_path, monkeypatch):
     """All Python of the README, and the shell lines that name the demo, as printed, in the folder that the demo ran in."""
     monkeypatch.chdir(tmp_path)
-    done = run("demo", "--steps", 4, "--studies", 70, "--test-studies", 40)
+    done = run("demo", "--steps", 2, "--studies", 40, "--test-studies", 16)
     check_demo(Path("demo-output"), done)
     names: dict = {}
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
@@ -45,8 +45,7 @@ def test_demo_in_small_and_the_readme_after_it(tmp_path, monkeypatch):
     monkeypatch.setattr("itemized_clip_hf.app.serve.serve", lambda *_: None)  # it would wait for visitors
     for line in lines:
         result = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
-        # the demo's slices are far apart, which inspect says, with a status of its own
-        assert result.exit_code == ("inspect" in line), f"{line}: {result.output}"
+        assert result.exit_code == 0, f"{line}: {result.output}"
     assert list(Path("maps").rglob("*.png")) and Path("report.html").exists()
     arguments = ["predict", "-m", "demo-output/model", "-i", "demo-output/studies", "-p", "x", "--json"]
     scored = CliRunner().invoke(main, arguments)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from itemized_clip_hf.phantom import (
+    COARSE_SHAPE,
+    DEFAULT_SHAPE,
     FINDINGS,
     NORMAL,
     NORMAL_ITEMS,
@@ -31,7 +33,7 @@ def assert_same(first, second):
 
 @pytest.fixture(scope="module")
 def train():
-    return list(PhantomDataset("train", 500))
+    return list(PhantomDataset("train", 300, shape=COARSE_SHAPE))
 
 
 def test_generate_study_is_deterministic():
@@ -46,7 +48,7 @@ def test_study_structure(train):
     for study in train[:50]:
         assert tuple(study.scans) == SEQUENCES
         for scan in study.scans.values():
-            assert scan.shape == (8, 32, 32) and scan.dtype == np.float32
+            assert scan.shape == COARSE_SHAPE and scan.dtype == np.float32
             assert np.isfinite(scan).all() and scan.min() >= 0
         assert study.spacing == (16.0, 6.0, 6.0)
         assert len(study.items) == len(study.item_findings) == len(study.masks) == len(study.attributes)
@@ -54,7 +56,7 @@ def test_study_structure(train):
             if finding == NORMAL:
                 assert mask is None
             else:
-                assert mask.dtype == bool and mask.shape == (8, 32, 32) and mask.sum() >= 8
+                assert mask.dtype == bool and mask.shape == COARSE_SHAPE and mask.sum() >= 8
 
 
 def test_labels_agree_with_items(train):
@@ -81,7 +83,8 @@ def test_stated_location_is_where_the_mask_lies(train):
     for study in train[:150]:
         for mask, words in zip(study.masks, study.attributes):
             if "side" in words:
-                x = np.argwhere(mask)[:, 2].mean() - 15.5  # voxel index i grows to the patient's right
+                k, j, i = np.argwhere(mask).mean(axis=0)
+                x = (study.affine @ [i, j, k, 1])[0]  # x grows to the patient's right
                 assert (x > 0) == (words["side"] == "right")
 
 
@@ -96,9 +99,9 @@ def test_findings_hardly_overlap(train):
 
 
 @pytest.mark.parametrize("name", FINDINGS)
-@pytest.mark.parametrize("shape", [(8, 32, 32), (16, 64, 64)])
+@pytest.mark.parametrize("shape", [COARSE_SHAPE, DEFAULT_SHAPE])
 def test_finding_changes_the_scans_that_show_it_where_its_mask_is(name, shape):
-    for seed in range(6):
+    for seed in range(6 if shape == COARSE_SHAPE else 3):
         healthy = generate_study(seed, shape, findings=[])
         study = generate_study(seed, shape, findings=[name])
         assert healthy.is_normal and study.item_findings == [name]
@@ -139,19 +142,19 @@ def test_mask_of_a_finding_outside_the_grid_is_empty():
 
 
 def test_splits_are_disjoint():
-    datasets = [PhantomDataset(split, 60, seed=3) for split in ("train", "test")]
+    datasets = [PhantomDataset(split, 30, seed=3, shape=(4, 16, 16)) for split in ("train", "test")]
     scans = {study.scans["T1"].tobytes() for dataset in datasets for study in dataset}
-    assert len(scans) == 120
-    keys = [{d.seed_sequence(i).spawn_key for i in range(60)} for d in datasets]
+    assert len(scans) == 60
+    keys = [{d.seed_sequence(i).spawn_key for i in range(30)} for d in datasets]
     assert not keys[0] & keys[1]
-    assert len({study.id for dataset in datasets for study in dataset}) == 120
+    assert len({study.id for dataset in datasets for study in dataset}) == 60
 
 
 def test_dataset_is_map_style():
-    dataset = PhantomDataset("test", 5)
+    dataset = PhantomDataset("test", 5, shape=(4, 16, 16))
     assert len(dataset) == 5
     assert_same(dataset[-1], dataset[4])
-    assert_same(dataset[2], PhantomDataset("test", 50)[2])
+    assert_same(dataset[2], PhantomDataset("test", 50, shape=(4, 16, 16))[2])
     with pytest.raises(IndexError):
         dataset[5]
     with pytest.raises(ValueError, match="split"):
@@ -163,7 +166,7 @@ def as_pattern(template):
 
 
 def test_held_out_templates_are_used_by_the_test_split_only(train):
-    test = list(PhantomDataset("test", 120))
+    test = list(PhantomDataset("test", 120, shape=(4, 16, 16)))
     for name, templates in HELD_OUT_TEMPLATES.items():
         assert len(TEMPLATES[name]) >= 5 and templates
         patterns = [as_pattern(template) for template in templates]
@@ -235,7 +238,7 @@ def test_written_study_reads_back(tmp_path):
 
 def test_written_dataset(tmp_path):
     nibabel = pytest.importorskip("nibabel")
-    dataset = PhantomDataset("test", 3)
+    dataset = PhantomDataset("test", 3, shape=(6, 20, 24))
     table = write_dataset(dataset, tmp_path)
     records = [json.loads(line) for line in table.read_text().splitlines()]
     assert table == tmp_path / "studies.jsonl"
