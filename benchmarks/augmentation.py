@@ -48,10 +48,8 @@ def prepared(study, processor) -> dict:
 
 def train_and_score(arm: str, seed: int, studies: int, steps: int, folder: Path) -> dict:
     """Figures of one model."""
-    from itemized_clip_hf.evaluation.metrics import auroc
-    from itemized_clip_hf.evaluation.zero_shot import score_studies
-    from itemized_clip_hf.phantom import COARSE_SHAPE, ZERO_SHOT_PROMPTS, PhantomDataset
-    from itemized_clip_hf.phantom.experiment import as_scans, play_pointing_game
+    from itemized_clip_hf.phantom import COARSE_SHAPE, PhantomDataset
+    from itemized_clip_hf.phantom.experiment import evaluate_phantom
     from itemized_clip_hf.recipes import load_recipe
     from itemized_clip_hf.trainer.from_recipe import build_arguments, build_model, build_processor
     from itemized_clip_hf.trainer.trainer import ItemizedCLIPTrainer
@@ -71,13 +69,8 @@ def train_and_score(arm: str, seed: int, studies: int, steps: int, folder: Path)
     seconds = time.perf_counter() - started
     model.eval()
     unseen = list(PhantomDataset("test", TESTED, seed=seed, shape=COARSE_SHAPE))
-    labels, scores = score_studies(model, processor, map(as_scans, unseen), ZERO_SHOT_PROMPTS, batch_size=32)
-    aucs = [
-        auroc(np.array([study.labels[label] for study in unseen]), scores[:, column])
-        for column, label in enumerate(labels)
-    ]
-    game, localised, _ = play_pointing_game(model, processor, unseen, folder / "maps")
-    return {"auc": float(np.mean(aucs)), "pointing": game.rates(localised)[1], "seconds": round(seconds, 1)}
+    results = evaluate_phantom(model, processor, unseen, folder)
+    return {"auc": results.mean_auc, "pointing": results.pointing, "seconds": round(seconds, 1)}
 
 
 def main():

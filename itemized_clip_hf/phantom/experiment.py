@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 
 from ..bars import without_library_bars
 from ..data.study import Scan
+from ..evaluation.encode import EncodedStudies, encode_studies, encode_texts
 from ..evaluation.grounding import PointingGame
 from ..evaluation.metrics import auroc
-from ..evaluation.zero_shot import score_studies
-from ..explain.maps import explain_study, write_map
+from ..evaluation.zero_shot import encode_prompts, score_encoded
+from ..explain.maps import attend, explain_study, relate_to_mean, source_to_token, touched_tokens, write_map
 from ..explain.plots import plot_item, slug
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..models.load import pick_device
@@ -168,11 +169,16 @@ def evaluate_phantom(
     Heat maps of a few studies, and these studies as files, are written to `folder`.
     """
     studies, folder = list(test), Path(folder)
-    labels, scores = score_studies(
-        model, processor, (as_scans(study) for study in studies), ZERO_SHOT_PROMPTS, batch_size=32
-    )
-    game, localised, drawn = play_pointing_game(model, processor, studies, folder / "heat-maps")
-    write_drawn_studies(drawn, folder)
+    labels, prompts = encode_prompts(model, processor, ZERO_SHOT_PROMPTS)
+    scores, game = np.zeros((len(studies), len(labels))), PointingGame()
+    for encoded in encode_studies(model, processor, [as_scans(study) for study in studies], progress="scoring"):
+        scores[encoded.numbers] = score_encoded(model, prompts, encoded)
+        for row, number in enumerate(encoded.numbers):
+            play_pointing_game(model, processor, studies[number], encoded, row, game)
+    draw_studies(model, processor, [study for study in studies if len(study.items) >= 2][:DRAWN_STUDIES], folder)
+    localised = {
+        finding for study in studies for finding, words in zip(study.item_findings, study.attributes) if "lobe" in words
+    }
     findings = {}
     for column, label in enumerate(labels):
         truth = np.array([study.labels[label] for study in studies])
@@ -185,26 +191,51 @@ def evaluate_phantom(
     return ExperimentResults(len(studies), findings, mean_auc, hit, chance)
 
 
+@dataclass(frozen=True)
+class TokenMap:
+    """Attention of an item over the tokens (D, H, W) of a scan, and the transform (4, 4) of its voxel indices to theirs."""
+
+    tokens: np.ndarray
+    voxel_to_token: np.ndarray
+
+    def touched_tokens(self, mask: np.ndarray) -> np.ndarray:
+        """Tokens (D, H, W) that hold at least one voxel of a mask in the source's grid."""
+        return touched_tokens(mask, self.voxel_to_token, self.tokens.shape)
+
+
 def play_pointing_game(
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
+    study: PhantomStudy,
+    encoded: EncodedStudies,
+    row: int,
+    game: PointingGame,
+) -> None:
+    """Adds the items of one of the encoded studies, which has the number `row` among them, to the game."""
+    if study.is_normal:
+        return
+    keep, scans = encoded.keep_mask, encoded.scans[row]
+    items = encode_texts(model, processor, study.items)[None]
+    with torch.no_grad():
+        attention = attend(model, items, encoded.tokens[row, None], None if keep is None else keep[row, None])[0]
+    scan_size = tuple(scans[0].pixel_values.shape[1:])
+    grid = tuple(voxels // size for voxels, size in zip(scan_size, model.config.vision.patch_shape))
+    transforms = [source_to_token(scan.to_source, scan_size, grid) for scan in scans]
+    for finding, mask, tokens in zip(study.item_findings, study.masks, relate_to_mean(attention, len(scans), grid)[0]):
+        assert mask is not None, "only the sentence of a normal study has no mask"
+        game.add(finding, [TokenMap(*pair) for pair in zip(tokens, transforms)], [mask] * len(scans))
+
+
+def draw_studies(
     model: ItemizedCLIPModel, processor: ItemizedCLIPProcessor, studies: list[PhantomStudy], folder: Path
-) -> tuple[PointingGame, set[str], list[PhantomStudy]]:
-    """The game over all items, the findings that lie at one place, and the studies whose heat maps were drawn."""
-    game, localised = PointingGame(), set[str]()
-    drawn: list[PhantomStudy] = []
-    for study in tqdm(studies, desc="explaining", unit="study"):
-        if study.is_normal:
-            continue
+) -> None:
+    """Heat maps of some studies, and the studies as files."""
+    for study in studies:
         maps = explain_study(model, processor, as_scans(study), study.items)
         per_item = len(study.scans)
-        maps_of_items = [maps[start : start + per_item] for start in range(0, len(maps), per_item)]
-        for finding, mask, words, heat_maps in zip(study.item_findings, study.masks, study.attributes, maps_of_items):
-            game.add(finding, heat_maps, [mask] * per_item)
-            if "lobe" in words:
-                localised.add(finding)
-        if len(drawn) < DRAWN_STUDIES and len(study.items) >= 2:
-            drawn.append(study)
-            draw_maps(study, maps_of_items, folder / study.id)
-    return game, localised, drawn
+        by_item = [maps[start : start + per_item] for start in range(0, len(maps), per_item)]
+        draw_maps(study, by_item, folder / "heat-maps" / study.id)
+    write_drawn_studies(studies, folder)
 
 
 def draw_maps(study: PhantomStudy, maps_of_items: list[list[Any]], folder: Path) -> None:
