@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from itemized_clip_hf.data.studies.cache import CachedPictures
 from itemized_clip_hf.data.studies.records import read_records
 from itemized_clip_hf.evaluation.protocols import load_protocol
 from itemized_clip_hf.evaluation.zero_shot import match_class
-from itemized_clip_hf.processing.pictures_itemized_clip import draw_crop, draw_rot90_flip
 
 PATCH = 8
 GRID = 9
@@ -146,10 +144,10 @@ class Mosaics(Sequence):
         boxes = draw_layout(random)
         sources, items = self._draw_tiles(len(boxes), random)
         boxes = boxes[random.permutation(len(boxes))]
-        generator = torch.Generator().manual_seed(int(random.integers(2**62)))
         picture = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
-        for source, (top, left, rows, columns) in zip(sources, boxes):
-            tile = self._show(self.pictures.pixels[source], (rows, columns), generator)
+        draws = random.random((len(boxes), 5)) if self.training else [None] * len(boxes)
+        for source, (top, left, rows, columns), drawn in zip(sources, boxes.tolist(), draws):
+            tile = show_tile(self.pictures.pixels[source], (rows, columns), drawn)
             picture[top : top + rows, left : left + columns] = tile
         return Mosaic(picture, items, boxes, [self.pictures.classes[source] for source in sources], sources)
 
@@ -168,14 +166,32 @@ class Mosaics(Sequence):
             items.append(unused[random.integers(len(unused))])
         return sources, items
 
-    def _show(self, pixels: np.ndarray, size: tuple[int, int], generator: torch.Generator) -> np.ndarray:
-        if self.training:
-            top, left, rows, columns = draw_crop(*pixels.shape[:2], CROP_SCALE, generator)
-            turns, mirror = draw_rot90_flip(generator)
-            pixels = np.rot90(pixels[top : top + rows, left : left + columns], turns)
-            pixels = np.ascontiguousarray(pixels[:, ::-1] if mirror else pixels)
-        resized = Image.fromarray(pixels).resize((int(size[1]), int(size[0])), Image.Resampling.BICUBIC)
-        return np.asarray(resized)
+
+def show_tile(pixels: np.ndarray, size: tuple[int, int], drawn: np.ndarray | None = None) -> np.ndarray:
+    """
+    A picture in the size of its tile, (rows, columns, 3).
+
+    Args:
+        pixels: (S, S, 3) 8-bit.
+        drawn: five uniform numbers that choose the part, its size and shape and the turn of training; the whole if None.
+    """
+    if drawn is None:
+        return resize(pixels, size)
+    side = len(pixels)
+    share, aspect, y, x, turn = drawn.tolist()
+    area = side * side * (CROP_SCALE[0] + share * (CROP_SCALE[1] - CROP_SCALE[0]))
+    ratio = (4 / 3) ** (2 * aspect - 1)
+    rows, columns = min(round((area / ratio) ** 0.5), side), min(round((area * ratio) ** 0.5), side)
+    top, left = int(y * (side - rows + 1)), int(x * (side - columns + 1))
+    turns, mirror = divmod(int(turn * 8), 2)
+    shown = resize(pixels[top : top + rows, left : left + columns], size[::-1] if turns % 2 else size)
+    return np.rot90(shown[:, ::-1] if mirror else shown, turns)
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(rows, columns, 3) by Pillow's bicubic filter."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def draw_layout(random: np.random.Generator) -> np.ndarray:

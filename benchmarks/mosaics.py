@@ -34,6 +34,8 @@ from itemized_clip_hf.specs import merge
 RECIPE = "remote-sensing"
 RATES = (0.002, 0.004, 0.008)
 """Muon's; AdamW's rate goes along, in the recipe's ratio of the two."""
+TAKEN_AWAY = ("without IIS", "without KTA", "without worst-positive weighting", "without MPS")
+BATCH = 32
 CONTEXT = 256
 """Tokens of a text: joined captions of nine tiles."""
 TEST_MOSAICS, VAL_MOSAICS = 400, 200
@@ -49,16 +51,15 @@ def variants() -> dict[str, dict]:
     full = {"objective": FULL, "objective_weights": dict(load_domain("remote-sensing").objective)}
     found = {FULL: full}
     found |= {name: {"objective": name} for name in OBJECTIVES}
-    parts = {name: changes for name, changes in PARTS.items() if "diverse_sampling" not in changes}
-    return found | {f"{FULL}, {name}": merge(full, changes) for name, changes in parts.items()}
+    return found | {f"{FULL}, {name}": merge(full, PARTS[name]) for name in TAKEN_AWAY}
 
 
-def recipe_of(name: str, steps: int, seed: int, rate: float, batch: int | None = None) -> Recipe:
+def recipe_of(name: str, steps: int, seed: int, rate: float, batch: int = BATCH) -> Recipe:
     """The recipe of a run."""
     whole = load_recipe(RECIPE)
     ratio = whole.training["learning_rate"] / whole.training["muon_learning_rate"]
     changes = {
-        "global_batch_size": batch or whole.global_batch_size,
+        "global_batch_size": batch,
         "image": {"scan_size": [1, SIDE, SIDE], "train_crop_scale": None, "train_rot90_flip": False},
         "tokenizer": {"context_length": CONTEXT},
         "model": {
@@ -320,7 +321,7 @@ def main():
     parser.add_argument("-o", "--output", required=True, help="folder of the runs")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--grid-steps", type=int, default=400, help="of the shorter runs that choose the rates")
-    parser.add_argument("--batch", type=int, help="mosaics of a step; the recipe's if left out")
+    parser.add_argument("--batch", type=int, default=BATCH, help="mosaics of a step")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", metavar="NAME", default=[], help="some of them only")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")

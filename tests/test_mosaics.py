@@ -86,6 +86,27 @@ def test_an_item_is_true_of_its_tile_alone(tiles, training):
     assert len(first_places) > 5  # the order of the items does not tell their place
 
 
+def test_a_tile_of_training_is_a_turned_part_of_its_picture():
+    pixels = np.zeros((48, 48, 3), dtype=np.uint8)
+    pixels[:24, :24, 0], pixels[:24, 24:, 1], pixels[24:, :24, 2] = 200, 200, 200  # red and green above blue and black
+    corners = set()
+    for number in range(200):
+        tile = pictures.show_tile(pixels, (24, 40), np.random.default_rng(number).random(5))
+        assert tile.shape == (24, 40, 3)
+        corners.add(
+            tuple(
+                int(tile[row, column].argmax()) if tile[row, column].max() > 100 else 3
+                for row, column in ((1, 1), (1, -2), (-2, -2), (-2, 1))
+            )
+        )
+    clockwise = [(0, 1, 3, 2), (1, 3, 2, 0), (3, 2, 0, 1), (2, 0, 1, 3)]
+    assert corners == {*clockwise, *(corner[::-1] for corner in clockwise)}
+    whole = pictures.show_tile(pixels, (24, 24))
+    assert (whole[3, 3], whole[3, -3], whole[-3, 3], whole[-3, -3]) == pytest.approx(
+        np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200], [0, 0, 0]]), abs=3
+    )
+
+
 def test_a_mosaic_depends_on_seed_and_number_alone(tiles):
     one, other = pictures.Mosaics(tiles, 50, seed=3, training=True), pictures.Mosaics(tiles, 9, seed=3, training=True)
     later = one.mosaic(8)
@@ -190,7 +211,7 @@ def test_all_variants_have_the_same_budget():
     for name in mosaics.variants():
         recipe = mosaics.recipe_of(name, 400, 2, 0.008)
         training = recipe.training
-        assert training["max_steps"] == 400 and recipe.global_batch_size == 64 and training["seed"] == 2
+        assert training["max_steps"] == 400 and recipe.global_batch_size == 32 and training["seed"] == 2
         assert training["muon_learning_rate"] == 0.008 and training["learning_rate"] == pytest.approx(0.0014)
         assert training["max_items"] == 9 and training["diverse_sampling"] is None
     weights = mosaics.recipe_of("itemized_clip, without IIS", 400, 1, 0.004).training["objective_weights"]
