@@ -71,7 +71,7 @@ class EmbedOptions:
 def embed_cohort(
     model: ItemizedCLIPModel,
     processor: ItemizedCLIPProcessor,
-    studies: str | os.PathLike[str] | Records | Sequence[Mapping[str, Any]],
+    studies: str | os.PathLike[str] | Records | Iterable[Mapping[str, Any]],
     output: str | os.PathLike[str],
     options: EmbedOptions | None = None,
     *,
@@ -103,6 +103,8 @@ def embed_cohort(
     options = options or EmbedOptions()
     if isinstance(studies, (str, os.PathLike)):
         studies = read_records(studies)
+    if not hasattr(studies, "ids") and not isinstance(studies, Records):
+        studies = list(studies)  # looked through twice
     ids = ids_of(studies)
     refuse_repeats(ids, "the studies")
     prompts, about = options.prompt_texts, describe_for_others(model, hash_model(model), hash_processor(processor))

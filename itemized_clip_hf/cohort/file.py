@@ -219,6 +219,11 @@ class Cohort:
         column = self._column("scores")
         return np.stack([column.field(name).to_numpy() for name in self.facts.prompts], axis=1)
 
+    @property
+    def has_item_embeddings(self) -> bool:
+        """Whether there are item embeddings, those of all prompts then."""
+        return "item_embeddings" in self._file.schema_arrow.names
+
     def item_embeddings(self, label: str) -> np.ndarray:
         """
         (S, P) float32, what the item pooler gathers for a prompt.
@@ -226,7 +231,7 @@ class Cohort:
         Raises:
             ValueError: the cohort has no such prompt, or its model has no pooler that was trained.
         """
-        if "item_embeddings" not in self._file.schema_arrow.names or label not in self.facts.prompts:
+        if not self.has_item_embeddings or label not in self.facts.prompts:
             raise ValueError(f"{self.path.name} has no item embeddings of {label!r}.")
         values: np.ndarray = self._column("item_embeddings").field(label).flatten().to_numpy()
         return values.reshape(len(self), -1)
@@ -239,7 +244,7 @@ class Cohort:
         if not self.facts.tokens:
             raise ValueError(f"{self.path.name} holds no local tokens: embed it again with --tokens.")
 
-    def tokens_of(self, places: Sequence[int]) -> Iterator[tuple[int, StudyTokens]]:
+    def tokens_of(self, places: Sequence[int] | np.ndarray) -> Iterator[tuple[int, StudyTokens]]:
         """
         Rows and their tokens, in the order of the file, a row group in memory at a time.
 
