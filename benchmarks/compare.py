@@ -5,21 +5,34 @@
     python benchmarks/compare.py -o runs/compare --table          # of the runs that are there
 
 Every run is a process of its own and leaves a JSON file, so that the comparison can be stopped and goes on where it was.
-Figures are those of the zero-shot protocol (`rsicd.py`); intervals are over seeds and images together.
+Figures are those of the zero-shot protocol (`rsicd.py`) and, of objectives, item-level retrieval: every test image with the
+captions of all of them. Intervals are over seeds and images together, differences are paired by both. Each objective has the
+learning rate that is best for it on validation images, after short trials at every rate of one grid (`--trial-steps`); parts
+of ItemizedCLIP have that of the whole.
 """
 
 import argparse
+import io
 import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from rsicd import FIGURES, RESULTS, ROOT, about, cells, class_ranks, put_table, run_missing, summarize
+import numpy as np
+import pyarrow.parquet as pq
+from common import RESULTS, ROOT, about, place_of, put_table, run_missing
+from PIL import Image
+from rsicd import FIGURES, cells, class_ranks, figures, summarize
+from transformers import TrainerCallback
 
 from itemized_clip_hf.domains import load_domain
+from itemized_clip_hf.evaluation.tasks.items import evaluate_items
 from itemized_clip_hf.recipes import Recipe, load_recipe, merge_recipes
 from itemized_clip_hf.specs import merge
+from itemized_clip_hf.trainer.run import train_recipe
 
 FULL = "itemized_clip"
 OBJECTIVES = ("flair", "mps", "siglip", "clip", "dreamlip", "smartclip")
@@ -43,6 +56,11 @@ RECIPE = {
     "float32": {"training": {"bf16": False}},
 }
 DOCS = ROOT / "docs" / "objectives.md"
+ITEM_MARK = "<!-- items of benchmarks/results/rsicd-compare-objectives.json -->"
+RATES = (0.5, 1.0, 2.0)
+"""Factors of the recipe's learning rates, of Muon and AdamW alike."""
+TRIAL_SEED = 1000
+ITEM_FIGURES = ("COMPLETE@10", "COMPLETE@100", "I2T@10", "MLL")
 CONTEXT = 64
 """Tokens of a text: objectives of one text an image join its captions."""
 
@@ -62,7 +80,7 @@ def variants(group: str) -> dict[str, dict]:
     return {name: {"training": training} for name, training in found.items()}
 
 
-def recipe_of(base: str, group: str, name: str, steps: int, seed: int, batch: int | None) -> Recipe:
+def recipe_of(base: str, group: str, name: str, steps: int, seed: int, batch: int | None, rate: float = 1.0) -> Recipe:
     whole = load_recipe(base)
     usual = batch or whole.global_batch_size
     warmup = min(whole.training["warmup_steps"], steps // 8)
@@ -72,52 +90,121 @@ def recipe_of(base: str, group: str, name: str, steps: int, seed: int, batch: in
         common["tokenizer"] = {"context_length": CONTEXT}
         common["model"] = {"text_config": {"max_position_embeddings": CONTEXT}}
     recipe = Recipe(**merge_recipes(merge_recipes(vars(whole), common), variants(group)[name]))
+    for key in ("learning_rate", "muon_learning_rate"):
+        if recipe.training.get(key) is not None:
+            recipe.training[key] *= rate
     if usual and recipe.global_batch_size != usual:
         recipe.training["max_steps"] = steps * usual // recipe.global_batch_size
     return recipe
 
 
-def run_one(arguments, name: str, seed: int, place: Path) -> None:
-    """One run, in this process."""
-    from itemized_clip_hf.trainer.run import train_recipe
+class Curve(TrainerCallback):
+    """Figures of validation images while a run learns."""
 
-    recipe = recipe_of(arguments.recipe, arguments.group, name, arguments.steps, seed, arguments.batch)
-    start = time.perf_counter()
-    trainer = train_recipe(recipe, str(Path(arguments.data) / "train-*.parquet"), place / "model", disable_tqdm=True)
+    def __init__(self, data: Path, every: int):
+        self.data, self.every, self.points = data, every, {}
+
+    def on_step_end(self, args, state, control, model=None, processing_class=None, **_):
+        """Measures every so many steps."""
+        if state.global_step % self.every == 0:
+            ranks = np.array(class_ranks(model.eval(), processing_class, self.data / "val.parquet"))
+            self.points[str(state.global_step)] = {key: round(float(v), 3) for key, v in figures(ranks).items()}
+            model.train()
+
+
+def item_values(model, processor, path: Path) -> list[list[float]]:
+    """`ITEM_FIGURES` of every image (images, figures), its captions among those of all images."""
+    rows = pq.read_table(path, columns=["image", "captions_unique"]).to_pylist()
+    studies = [
+        {"images": partial(open_picture, row["image"]), "items": list(dict.fromkeys(row["captions_unique"]))}
+        for row in rows
+    ]
+    found = evaluate_items(model, processor, studies, batch_size=64).per_study()
+    return np.stack([found[name] for name in ITEM_FIGURES], 1).round(4).tolist()
+
+
+def open_picture(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded)).convert("RGB")
+
+
+def item_figures(values: np.ndarray) -> dict[str, float]:
+    """Means of (..., figures), shares in percent."""
+    factors = [1 if name == "MLL" else 100 for name in ITEM_FIGURES]
+    return {name: f * values[..., place].mean() for place, (name, f) in enumerate(zip(ITEM_FIGURES, factors))}
+
+
+def run_one(arguments, name: str, seed: int, rate: float, place: Path) -> None:
+    """One run, in this process."""
+    is_trial = seed == TRIAL_SEED
+    steps = arguments.trial_steps if is_trial else arguments.steps
+    recipe = recipe_of(arguments.recipe, arguments.group, name, steps, seed, arguments.batch, rate)
+    data, start = Path(arguments.data), time.perf_counter()
+    curve = Curve(data, max(steps // 8, 1))
+    trainer = train_recipe(recipe, str(data / "train-*.parquet"), place / "model", disable_tqdm=True, callbacks=[curve])
     seconds = time.perf_counter() - start
     model, processor = trainer.model.eval(), trainer.processing_class
-    splits = ("val",) if arguments.group == "recipe" else ("val", "test")
+    splits = ("val",) if arguments.group == "recipe" or is_trial else ("val", "test")
     result = {
         "variant": name,
         "seed": seed,
-        "steps": arguments.steps,
+        "rate": rate,
+        "steps": steps,
         "batch": arguments.batch or load_recipe(arguments.recipe).global_batch_size,
         "seconds": round(seconds, 1),
         "scoring": model.config.scoring,
-        "ranks": {split: class_ranks(model, processor, Path(arguments.data) / f"{split}.parquet") for split in splits},
+        "curve": curve.points,
+        "ranks": {split: class_ranks(model, processor, data / f"{split}.parquet") for split in splits},
+        "items": {
+            split: item_values(model, processor, data / f"{split}.parquet") for split in splits if split == "test"
+        },
         **about(),
     }
     (place / "result.json").write_text(json.dumps(result))
 
 
-def place_of(folder: Path, name: str, seed: int) -> Path:
-    return folder / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
+def with_own_rate(group: str) -> list[str]:
+    """Variants whose rate is looked for; the others have that of the first."""
+    return [FULL, *OBJECTIVES] if group == "objectives" else []
+
+
+def rates_of(folder: Path, group: str) -> dict[str, float]:
+    """Factor of each variant: the best on validation images by mean rank after the trials; 1 where none were asked for."""
+    best = {}
+    for name in with_own_rate(group):
+        paths = {rate: place_of(folder, name, TRIAL_SEED, rate) / "result.json" for rate in RATES}
+        trials = {rate: json.loads(path.read_text()) for rate, path in paths.items() if path.exists()}
+        if len(trials) == len(RATES):
+            best[name] = min(trials, key=lambda rate: np.mean(trials[rate]["ranks"]["val"]))
+    return {name: best.get(name, best.get(FULL, 1.0)) for name in variants(group)}
 
 
 def run_all(arguments) -> None:
     """What is missing, all variants of a seed before the next seed, in as many processes as asked for."""
-    jobs = {}
-    for seed in arguments.seeds:
-        for name in arguments.variants or variants(arguments.group):
-            jobs[place_of(Path(arguments.output), name, seed)] = ["--one", name, "--seeds", str(seed)]
-    run_missing(jobs, arguments.processes)
+    folder, names = Path(arguments.output), arguments.variants or list(variants(arguments.group))
+    trials = [name for name in with_own_rate(arguments.group) if name in names]
+    run_missing(jobs_of(folder, trials, [TRIAL_SEED], dict.fromkeys(trials, RATES)), arguments.processes)
+    rates = {name: (rate,) for name, rate in rates_of(folder, arguments.group).items()}
+    run_missing(jobs_of(folder, names, arguments.seeds, rates), arguments.processes)
+
+
+def jobs_of(
+    folder: Path, names: list[str], seeds: list[int], rates: Mapping[str, Sequence[float]]
+) -> dict[Path, list[str]]:
+    return {
+        place_of(folder, name, seed, rate): ["--one", name, str(seed), str(rate)]
+        for seed in seeds
+        for name in names
+        for rate in rates[name]
+    }
 
 
 def collect(folder: Path, group: str) -> dict[str, list[dict]]:
+    rates = rates_of(folder, group)
     found: dict[str, list[dict]] = {}
     for path in sorted(folder.glob("*/result.json")):
         result = json.loads(path.read_text())
-        found.setdefault(result["variant"], []).append(result)
+        if result["seed"] != TRIAL_SEED and result["rate"] == rates[result["variant"]]:
+            found.setdefault(result["variant"], []).append(result)
     return {name: found[name] for name in variants(group) if name in found}
 
 
@@ -127,13 +214,18 @@ def write_table(arguments) -> None:
         raise SystemExit(f"{arguments.output} holds no finished run.")
     first = next(iter(runs))
     ranks = {name: [run["ranks"][arguments.split] for run in own] for name, own in runs.items()}
-    rows = {
-        name: {
-            **summarize(own, ranks[first] if name != first else None),
+    items = {name: [run["items"].get(arguments.split) for run in own] for name, own in runs.items()}
+    rows = {}
+    for name, own in ranks.items():
+        others = first if name != first else None
+        rows[name] = {
+            **summarize(own, others and ranks[others]),
+            "rate": runs[name][0]["rate"],
             "seconds": [run["seconds"] for run in runs[name]],
+            "curves": {str(run["seed"]): run["curve"] for run in runs[name]},
         }
-        for name, own in ranks.items()
-    }
+        if all(items[name]) and all(items[first]):
+            rows[name]["items"] = summarize(items[name], others and items[others], figures=item_figures)
     facts = {name: runs[first][0][name] for name in ("steps", "batch", "device", "versions", "revision")}
     command = shlex.join(["python", "benchmarks/compare.py", *sys.argv[1:]])
     seeds = sorted({run["seed"] for own in runs.values() for run in own})
@@ -141,9 +233,12 @@ def write_table(arguments) -> None:
     target = Path(arguments.results or RESULTS / f"rsicd-compare-{arguments.group}.json")
     target.write_text(json.dumps(document, indent=1) + "\n")
     plot(rows, target.with_suffix(".png"))
-    print("\n".join(table_rows(document)))
+    plot_curves(rows, target.with_name(f"{target.stem}-curves.png"))
+    print("\n".join(table_rows(document) + item_rows(document)))
     if arguments.results is None:
         put_table(DOCS, doc_mark(arguments.group), table_rows(document))
+        if item_rows(document):
+            put_table(DOCS, ITEM_MARK, item_rows(document))
 
 
 def doc_mark(group: str) -> str:
@@ -163,6 +258,46 @@ def table_rows(document: dict) -> list[str]:
         against = "" if change is None else f"{change['value']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f})"
         lines.append(f"| {name} | {len(row['by_seed']['top1'])} | {' | '.join([*cells(own), against])} |")
     return lines
+
+
+def item_rows(document: dict) -> list[str]:
+    """Item-level retrieval, where the results hold it."""
+    variants = {name: row for name, row in document["variants"].items() if "items" in row}
+    if not variants:
+        return []
+    first = next(iter(variants))
+    lines = [
+        f"| variant | {' | '.join(ITEM_FIGURES)} | COMPLETE@100 against {first} |",
+        "|---" * (len(ITEM_FIGURES) + 2) + "|",
+    ]
+    for name, row in variants.items():
+        own = row["items"]["figures"]
+        cells_ = [f"{own[key]['value']:.1f} ({own[key]['low']:.1f} to {own[key]['high']:.1f})" for key in ITEM_FIGURES]
+        change = own.get("COMPLETE@100_difference")
+        against = "" if change is None else f"{change['value']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f})"
+        lines.append(f"| {name} | {' | '.join([*cells_, against])} |")
+    return lines
+
+
+def plot_curves(rows: dict[str, dict], path: Path) -> None:
+    """Top-1 on validation images over the steps, mean over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for (name, row), colour in zip(rows.items(), plt.get_cmap("tab20").colors):
+        curves = [curve for curve in row.get("curves", {}).values() if curve]
+        if curves:
+            steps = list(curves[0])
+            means = [np.mean([curve[step]["top1"] for curve in curves]) for step in steps]
+            axis.plot([int(step) for step in steps], means, "o-", markersize=3, color=colour, label=name)
+    axis.set(xlabel="step", ylabel="top-1 on validation images, %")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def plot(rows: dict[str, dict], path: Path) -> None:
@@ -201,11 +336,12 @@ def main():
     parser.add_argument("--table", action="store_true", help="only the table and the plot of what is there")
     parser.add_argument("--split", default="test", choices=["test", "val"])
     parser.add_argument("--results", help="results file; benchmarks/results/rsicd-compare-GROUP.json if left out")
-    parser.add_argument("--one", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument("--trial-steps", type=int, default=600, help="of the trials that choose the learning rates")
+    parser.add_argument("--one", nargs=3, metavar=("NAME", "SEED", "RATE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        place = place_of(Path(arguments.output), arguments.one, arguments.seeds[0])
-        return run_one(arguments, arguments.one, arguments.seeds[0], place)
+        name, seed, rate = arguments.one[0], int(arguments.one[1]), float(arguments.one[2])
+        return run_one(arguments, name, seed, rate, place_of(Path(arguments.output), name, seed, rate))
     if not arguments.table:
         if not arguments.data:
             parser.error("--data is needed")

@@ -22,10 +22,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from compare import FULL, OBJECTIVES, PARTS, place_of
+from common import RESULTS, ROOT, about, place_of, put_table, run_missing
+from compare import FULL, OBJECTIVES, PARTS
 from mosaic_figures import AUC, BETTER, classes_of, explain_maps, mean_auc, measure, score_classes, summarize
 from mosaic_pictures import MOST_TILES, PATCH, SIDE, Mosaic, Mosaics, TilePictures
-from rsicd import RESULTS, ROOT, about, put_table, run_missing
 
 from itemized_clip_hf.domains import load_domain
 from itemized_clip_hf.recipes import Recipe, load_recipe, merge_recipes

@@ -10,29 +10,23 @@ split is read once, at the end of training; learning curves are those of the val
 
 import argparse
 import json
-import os
-import platform
 import shlex
-import shutil
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from common import RESULTS, ROOT, about, put_table, run_missing
 
 from itemized_clip_hf.evaluation.evaluate import evaluate_protocol
 from itemized_clip_hf.evaluation.metrics import true_class_ranks
 from itemized_clip_hf.evaluation.protocols import load_protocol
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 LINES = {"30 classes": None, "playfields as playground": "playfields-as-playground"}
 FIGURES = {"top1": "top-1, %", "top5": "top-5, %", "mean_rank": "mean rank"}
 DIGITS = {"top1": 1, "top5": 1, "mean_rank": 2}
 PAPER = {"top1": 46.2, "top5": 78.7, "mean_rank": 3.86}
-END_MARK = "<!-- end of table -->"
 README_MARK = "<!-- table of benchmarks/results/rsicd-*.json -->"
 
 
@@ -48,51 +42,42 @@ def figures(ranks: np.ndarray) -> dict[str, float]:
     return {"top1": 100 * (ranks <= 1).mean(), "top5": 100 * (ranks <= 5).mean(), "mean_rank": ranks.mean()}
 
 
-def summarize(ranks: list[list[int]], against: list[list[int]] | None = None, resamples: int = 2000) -> dict:
+def summarize(
+    ranks: list[list[int]],
+    against: list[list[int]] | None = None,
+    resamples: int = 2000,
+    figures: Callable[[np.ndarray], dict[str, float]] = figures,
+) -> dict:
     """
-    Means over seeds with 95 % intervals over seeds and images together, and of the difference from `against`.
+    Means over seeds with 95 % intervals over seeds and images together, and of the difference from `against`, which is paired
+    by seed where both have as many.
 
     Args:
-        ranks, against: (seeds, images).
+        ranks, against: (seeds, images), or one more axis of several values an image.
+        figures: of a table like `ranks`.
     """
     generator = np.random.default_rng(0)
     table, other = np.array(ranks), None if against is None else np.array(against)
+    names = list(figures(table))
     drawn: list[dict[str, float]] = []
     for _ in range(resamples):
         images = generator.integers(table.shape[1], size=table.shape[1])
-        own = figures(table[generator.integers(len(table), size=len(table))][:, images])
+        chosen = generator.integers(len(table), size=len(table))
+        own = figures(table[chosen][:, images])
         if other is not None:
-            theirs = figures(other[generator.integers(len(other), size=len(other))][:, images])
-            own |= {f"{name}_difference": own[name] - theirs[name] for name in FIGURES}
+            same = chosen if len(other) == len(table) else generator.integers(len(other), size=len(other))
+            theirs = figures(other[same][:, images])
+            own |= {f"{name}_difference": own[name] - theirs[name] for name in names}
         drawn.append(own)
     values = figures(table)
     if other is not None:
-        values |= {f"{name}_difference": values[name] - figures(other)[name] for name in FIGURES}
+        values |= {f"{name}_difference": values[name] - figures(other)[name] for name in names}
     summary = {}
     for name, value in values.items():
         low, high = np.percentile([one[name] for one in drawn], [2.5, 97.5])
         summary[name] = {"value": round(float(value), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
-    seeds = {name: [round(float(figures(row)[name]), 3) for row in table] for name in FIGURES}
+    seeds = {name: [round(float(figures(row)[name]), 3) for row in table] for name in names}
     return {"images": table.shape[1], "figures": summary, "by_seed": seeds}
-
-
-def about() -> dict:
-    """Revision, device and versions."""
-    import torch
-    import transformers
-
-    git = shutil.which("git")
-    found = git and subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    threads = torch.get_num_threads()
-    device = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads} thread{'s' * (threads > 1)}"
-    )
-    versions = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-    return {"revision": found.stdout.strip() if found else "", "device": device, "versions": versions}
 
 
 def json_or_text(value: str):
@@ -163,27 +148,6 @@ def last_figures(arguments, seed: int) -> dict:
     return {"seed": seed, "checkpoint": Path(checkpoint).name, "val": own, **about()}
 
 
-def run_missing(jobs: dict[Path, list[str]], processes: int) -> None:
-    """
-    This command again, in processes of their own, for every folder that has no result yet.
-
-    Args:
-        jobs: folder of a run -> arguments that are added to the command line.
-        processes: runs at a time, which share the cores.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // processes, 1))}
-
-    def start(folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("a") as log:
-            command = [sys.executable, *sys.argv, *jobs[folder]]
-            done = subprocess.run(command, stdout=log, stderr=log, env=environment)
-        print(f"{folder.name}: {'done' if done.returncode == 0 else f'failed, see {folder}/log.txt'}", flush=True)
-
-    with ThreadPoolExecutor(processes) as pool:
-        list(pool.map(start, [folder for folder in jobs if not (folder / "result.json").exists()]))
-
-
 def write_results(arguments) -> None:
     folders = [Path(arguments.output) / f"seed-{seed}" for seed in arguments.seeds]
     runs = [json.loads((folder / "result.json").read_text()) for folder in folders]
@@ -236,14 +200,6 @@ def cells(own: dict) -> list[str]:
         f"{own[key]['value']:.{digits}f} ({own[key]['low']:.{digits}f} to {own[key]['high']:.{digits}f})"
         for key, digits in DIGITS.items()
     ]
-
-
-def put_table(path: Path, mark: str, rows: list[str]) -> None:
-    """Rows of a table between its mark and the end mark of a Markdown file."""
-    before, found, rest = path.read_text().partition(mark)
-    if not found or END_MARK not in rest:
-        raise ValueError(f"{path} has no lines {mark} and {END_MARK}.")
-    path.write_text("\n".join([before + mark, *rows, END_MARK]) + rest.partition(END_MARK)[2])
 
 
 def readme_rows(folder: Path = RESULTS) -> list[str]:

@@ -9,12 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
-compare, rsicd = pytest.importorskip("compare"), pytest.importorskip("rsicd")
-GROUPS = [group for group in ("objectives", "recipe") if (rsicd.RESULTS / f"rsicd-compare-{group}.json").exists()]
+common, compare, rsicd = (pytest.importorskip(name) for name in ("common", "compare", "rsicd"))
+GROUPS = [group for group in ("objectives", "recipe") if (common.RESULTS / f"rsicd-compare-{group}.json").exists()]
 
 
 def table_between(path: Path, mark: str) -> list[str]:
-    return path.read_text().split(mark + "\n")[1].split("\n" + rsicd.END_MARK)[0].split("\n")
+    return path.read_text().split(mark + "\n")[1].split("\n" + common.END_MARK)[0].split("\n")
 
 
 def test_table_of_the_readme():
@@ -24,7 +24,7 @@ def test_table_of_the_readme():
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_tables_of_the_comparison(group):
-    document = json.loads((rsicd.RESULTS / f"rsicd-compare-{group}.json").read_text())
+    document = json.loads((common.RESULTS / f"rsicd-compare-{group}.json").read_text())
     assert table_between(compare.DOCS, compare.doc_mark(group)) == compare.table_rows(document)
     measured = list(document["variants"])
     assert measured == [name for name in compare.variants(group) if name in measured]
@@ -83,3 +83,51 @@ def test_differences_of_attributions_are_paired():
             (0.1, 0.1)
         )
         assert other["interval"][1] - other["interval"][0] > 0.2
+
+
+def test_differences_are_paired_by_seed_and_image():
+    generator = np.random.default_rng(0)
+    ranks = generator.integers(1, 20, (3, 1)) + generator.integers(0, 10, (3, 200))
+    found = rsicd.summarize((ranks + 1).tolist(), ranks.tolist(), resamples=200)["figures"]["mean_rank_difference"]
+    assert (found["value"], found["low"], found["high"]) == (1.0, 1.0, 1.0)
+
+
+def test_every_objective_has_its_own_rate_and_parts_that_of_the_whole(tmp_path):
+    for name in compare.with_own_rate("objectives"):
+        best = {"clip": 2.0}.get(name, 0.5)
+        for rate in compare.RATES:
+            place = common.place_of(tmp_path, name, compare.TRIAL_SEED, rate)
+            place.mkdir()
+            trial = {
+                "variant": name,
+                "seed": compare.TRIAL_SEED,
+                "rate": rate,
+                "ranks": {"val": [1 + (rate != best)] * 3},
+            }
+            (place / "result.json").write_text(json.dumps(trial))
+    rates = compare.rates_of(tmp_path, "objectives")
+    assert rates["clip"] == 2.0 and rates["siglip"] == 0.5 and rates["itemized_clip, without IIS"] == 0.5
+    recipes = [compare.recipe_of("remote-sensing", "objectives", "clip", 400, 1, None, rate) for rate in (1.0, 2.0)]
+    for key in ("learning_rate", "muon_learning_rate"):
+        assert recipes[1].training[key] == 2 * recipes[0].training[key] > 0
+
+
+def test_what_the_claims_say_is_what_was_measured():
+    """An interval that holds zero is no claim, and one on the wrong side is said."""
+    claims = pytest.importorskip("claims")
+    generator = np.random.default_rng(0)
+    noise = {seed: generator.normal(0, 1, 80) for seed in range(5)}
+    better = {"higher": 1, "lower": -1}
+
+    def runs(shift: float) -> dict[int, dict]:
+        return {
+            seed: {"measured": {name: own + shift * better[way] for name, way in claims.BETTER.items()}}
+            for seed, own in noise.items()
+        }
+
+    for shift, verdict in ((0.1, "holds"), (-0.1, "the other way"), (0.0, "does not show")):
+        arms = {claims.FULL: runs(shift), claims.BASE: runs(0.0), "clip": {s: {"measured": {}} for s in noise}}
+        figures = {name: claims.summarize(arms, name, list(noise)) for name in claims.BETTER}
+        rows = claims.claim_rows({"figures": figures})[2:]
+        assert len(rows) == len(claims.BETTER) and all(row.endswith(f"| {verdict} |") for row in rows), rows
+        assert all("clip" not in figure["arms"] for figure in figures.values())

@@ -1,11 +1,13 @@
 """One training run from a recipe and a list of studies to a model folder: plan, build, train."""
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..bars import without_library_bars
@@ -100,6 +102,7 @@ def train_recipe(
     interrupts: Interrupts | None = None,
     layout: str | None = None,
     record: RunRecord | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     **overrides: Any,
 ) -> ItemizedCLIPTrainer:
     """
@@ -118,11 +121,10 @@ def train_recipe(
         interrupts: ends training at SIGINT and SIGTERM with a checkpoint, and a `TrainingInterruptedError`.
         layout: what the files of a folder are where it cannot be told, see `data.layout.Layout`.
         record: of the options that the run was begun with; kept in `output` for the one that goes on.
-        overrides: training arguments that win over the recipe's.
+        callbacks, overrides: of the library's trainer; training arguments that win over the recipe's.
 
     Raises:
-        ValueError: for an output folder that holds another run, is in use or cannot be written, and for arguments that cannot
-            work.
+        ValueError: the output folder holds another run, is in use or cannot be written, or arguments cannot work.
     """
     options = RunOptions(
         data=data,
@@ -144,7 +146,7 @@ def train_recipe(
         with held(output, resume, is_first):
             if record is not None and is_first:
                 record.write(output)
-            return train_run(plan, parts, interrupts)
+            return train_run(plan, parts, interrupts, callbacks)
 
 
 def plan_run(recipe: Recipe, options: RunOptions, overrides: dict[str, Any]) -> RunPlan:
@@ -182,7 +184,12 @@ def build_run(plan: RunPlan) -> RunParts:
     return RunParts(model, processor, train_data, eval_data)
 
 
-def train_run(plan: RunPlan, parts: RunParts, interrupts: Interrupts | None = None) -> ItemizedCLIPTrainer:
+def train_run(
+    plan: RunPlan,
+    parts: RunParts,
+    interrupts: Interrupts | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> ItemizedCLIPTrainer:
     """
     Training, and the model folder.
 
@@ -197,6 +204,7 @@ def train_run(plan: RunPlan, parts: RunParts, interrupts: Interrupts | None = No
         train_dataset=parts.train_data,
         eval_dataset=parts.eval_data,
         processing_class=parts.processor,
+        callbacks=list(callbacks),
     )
     describe_start(trainer, plan.options)
     train_until_signal(trainer, plan.checkpoint, interrupts)
