@@ -34,10 +34,10 @@ class BatchedMuon(torch.optim.Muon):
 
     def _step_alike(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
         """Parameters of one shape, device and type."""
-        gradients = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter, gradient in zip(parameters, gradients):
             if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         updates = torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"]))
