@@ -350,7 +350,7 @@ def read_prompts(path: str | os.PathLike) -> dict[str, list[str]]:
 
     Args:
         path: YAML or JSON with label -> prompt or prompts, or a list of prompts, which are their own labels; or `.txt` with one
-            prompt per line.
+            prompt per line; or what `itemized-clip prompts` wrote, see `read_choice`.
 
     Raises:
         ValueError: it holds neither, no prompt at all, or one that is blank or not text.
@@ -359,7 +359,7 @@ def read_prompts(path: str | os.PathLike) -> dict[str, list[str]]:
     if path.suffix.lower() == ".txt":
         content: Any = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     else:
-        content = read_written(path)
+        content = _split_choice(read_written(path))[0]
     if not isinstance(content, (dict, list)) or not content:
         raise ValueError(
             f"{path.name} holds {describe(content)}, expected label -> prompt or prompts, or a list of prompts."
@@ -373,3 +373,17 @@ def read_prompts(path: str | os.PathLike) -> dict[str, list[str]]:
         if not texts or not all(text.strip() for text in texts):
             raise ValueError(f"{path.name}: {_short(label)} has no prompt, or a blank one.")
     return prompts
+
+
+def read_choice(path: str | os.PathLike) -> dict[str, Any] | None:
+    """How the prompts of a file were chosen, as `itemized-clip prompts` notes it under `chosen`; None where it does not say."""
+    return None if Path(path).suffix.lower() == ".txt" else _split_choice(read_written(path))[1]
+
+
+def _split_choice(content: Any) -> tuple[Any, dict[str, Any] | None]:
+    """`prompts` and `chosen` of a file that has both, and no others; no label has a dictionary for its prompts."""
+    if isinstance(content, dict) and set(content) == {"prompts", "chosen"}:
+        prompts, chosen = content["prompts"], content["chosen"]
+        if isinstance(prompts, dict) and isinstance(chosen, dict):
+            return prompts, chosen
+    return content, None

@@ -146,11 +146,21 @@ def command(
     common |= {name: options[name] for name in ("id_column", "validation", "validation_labels", "skip_missing")}
     prompts = read_prompts(options["prompt_file"]) if options["prompt_file"] else None
     evaluation = evaluate_protocol(loaded, processor, protocol, data, labels=tables, prompts=prompts, **common)
-    results = complete(evaluation.results, say_origin(model), options["variant"])
+    results = complete(note_choice(evaluation, options["prompt_file"]), say_origin(model), options["variant"])
     write_text(target, json.dumps(results, indent=1) + "\n")
     click.echo(json.dumps(results, indent=1) if as_json else format_results(results))
     if plots:
         draw(loaded, processor, protocol, evaluation, target.with_suffix(".plots"), opener)
+
+
+def note_choice(evaluation: Evaluation, prompt_file: str | None) -> dict[str, Any]:
+    """Results with what is to be said of prompts that `prompts` chose."""
+    from itemized_clip_hf.evaluation.prompt_bank import choice_notes
+
+    results = evaluation.results
+    if prompt_file is not None:
+        results["notes"] += choice_notes(prompt_file, evaluation.studies.ids, results["model"]["sha256"])
+    return results
 
 
 def complete(results: dict[str, Any], origin: dict[str, Any], variant: str | None) -> dict[str, Any]:

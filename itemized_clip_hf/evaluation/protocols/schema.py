@@ -126,6 +126,22 @@ class Protocol:
         Raises:
             ValueError: a name has none, or prompts are given for a name that is not in the protocol.
         """
+        found = self.known_prompts(given)
+        missing = [name for name in self.names if name not in found]
+        if missing:
+            what = "prompts of this protocol are not public: pass them" if self.needs_prompts else "pass prompts"
+            raise ValueError(
+                f"{what} (--prompts FILE, name -> text or texts); {len(missing)} have none, e.g. {missing[:5]}."
+            )
+        return found
+
+    def known_prompts(self, given: Mapping[str, Any] | None = None) -> Prompts:
+        """
+        Prompts of the findings or classes that have any, in their order.
+
+        Raises:
+            ValueError: prompts are given for a name that is not in the protocol.
+        """
         own = self._own
         sources = [dict(given or {}), self.prompts, own if isinstance(own, dict) else {}]
         if not self.needs_prompts and self.domain is not None:
@@ -134,13 +150,11 @@ class Protocol:
         if unknown:
             raise ValueError(f"protocol {self.name} has no {unknown[:5]}; it asks for {self.names}.")
         found = {name: next((s[name] for s in sources if s.get(name) is not None), None) for name in self.names}
-        missing = [name for name, prompts in found.items() if prompts is None]
-        if missing:
-            what = "prompts of this protocol are not public: pass them" if self.needs_prompts else "pass prompts"
-            raise ValueError(
-                f"{what} (--prompts FILE, name -> text or texts); {len(missing)} have none, e.g. {missing[:5]}."
-            )
-        return {name: [prompts] if isinstance(prompts, str) else list(prompts) for name, prompts in found.items()}  # type: ignore[arg-type]
+        return {
+            name: [prompts] if isinstance(prompts, str) else list(prompts)
+            for name, prompts in found.items()
+            if prompts is not None
+        }
 
     def name_scan(self, name: str | None, prepared: bool = False) -> str:
         """
