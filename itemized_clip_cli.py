@@ -77,8 +77,10 @@ def domain_option(required: bool = False) -> Callable[[Any], Any]:
 
 LOOKS = {
     "accept": "code",
+    "against": "source",
     "base": "model",
     "checkpoint": "source",
+    "cohort": "source",
     "data": "source",
     "device": "device",
     "domain": "domain",

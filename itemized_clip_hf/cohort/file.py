@@ -233,7 +233,8 @@ class Cohort:
         """
         if not self.has_item_embeddings or label not in self.facts.prompts:
             raise ValueError(f"{self.path.name} has no item embeddings of {label!r}.")
-        values: np.ndarray = self._column("item_embeddings").field(label).flatten().to_numpy()
+        column = self._file.read([f"item_embeddings.{label}"]).column("item_embeddings").combine_chunks()
+        values: np.ndarray = column.field(label).flatten().to_numpy()
         return values.reshape(len(self), -1)
 
     def require_tokens(self) -> None:

@@ -298,7 +298,7 @@ def _draw(
         for column, panel in enumerate(row.panels):
             left = label + column * (row.width + GAP)
             axis = figure.add_axes((left / width, 1 - down / height, row.width / width, row.height / height))
-            _draw_panel(axis, row, panel, mappable)
+            draw_panel(axis, row, panel, mappable)
     if scale:
         body = height - top - bottom - LINE
         place = ((width - BAR + 0.12) / width, 1 - (top + LINE + 0.5 * body + 0.5 * min(body, 3)) / height)
@@ -310,7 +310,15 @@ def _draw(
         save_figure(figure, path)
 
 
-def _draw_panel(axis: Any, row: Row, panel: tuple[int, str, bool], mappable: Any) -> None:
+def draw_panel(axis: Any, row: Row, panel: tuple[int, str, bool], mappable: Any) -> None:
+    """
+    Draws one panel of a row.
+
+    Args:
+        axis: of matplotlib, which the panel fills.
+        panel: of `Row.panels`.
+        mappable: of `heat_colors`.
+    """
     from matplotlib.patheffects import withStroke
 
     number, name, hot = panel

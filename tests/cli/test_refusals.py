@@ -69,6 +69,10 @@ CASES = [
     ("predict -i @list.jsonl -m @model --prompts @prompts.yaml", "prompts.yaml.*duplicate key"),
     ("explain -i @lost -m @model", "there is no file or folder"),
     ("explain -i @list.jsonl -m @lost", "there is no model folder"),
+    ("embed -i @lost.jsonl -m @model -o @c.parquet", r"there is no file or folder .*lost.jsonl"),
+    ("embed -i @list.jsonl -m @model -o @list.jsonl/c.parquet", "cannot be written: .*list.jsonl is a file"),
+    ("search @lost.parquet --duplicates", "there is no file or folder"),
+    ("search @list.jsonl --text x", "--text needs the model"),
     ("inspect @lost", "there is no file or folder"),
     ("inspect @list.jsonl --domain brain", "unknown domain 'brain'"),
     (
