@@ -33,11 +33,16 @@ prompt_option = click.option(
 )
 scores_option = click.option(
     "--scores",
-    type=click.Choice(["similarity", "logit", "probability"]),
+    type=click.Choice(["similarity", "logit", "probability", "sigmoid"]),
     default="similarity",
     show_default=True,
-    help="What is written: the text-conditioned cosine similarity, which `evaluate` uses, too; the model's logit; or the "
-    "logit's sigmoid, which is not calibrated.",
+    help="What is written: the text-conditioned cosine similarity, which `evaluate` uses, too; the model's logit; its "
+    "probability where the model is calibrated (see `calibrate`), else the sigmoid of the logit, uncalibrated and called so.",
+)
+calibration_option = click.option(
+    "--calibration",
+    metavar="PATH",
+    help="Folder or file of a calibration (see `calibrate`) instead of the model's own; none: leave it out.",
 )
 precision_option = click.option(
     "--precision",

@@ -14,10 +14,12 @@ from transformers.image_utils import load_image
 from transformers.pipelines.image_feature_extraction import ImageFeatureExtractionPipeline
 from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
 
-from .evaluation.encode import encode_prompts, encode_studies
+from .evaluation.calibration import Calibration, load_calibration
+from .evaluation.encode import EncodedStudies, encode_prompts, encode_studies
+from .evaluation.probabilities import choose_quantity
 from .evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs
 from .evaluation.zero_shot import score_encoded
-from .explain.maps import attend, paint_items
+from .explain.maps import HeatMap, attend, paint_items
 from .modeling.modeling_itemized_clip import ItemizedCLIPModel
 from .processing.image_processing_itemized_clip import ItemizedCLIPImageProcessor
 from .processing.processing_itemized_clip import ItemizedCLIPProcessor, hash_image_settings, warn_of_differences
@@ -39,10 +41,14 @@ def classify_studies(
     top_k: int | None = None,
     num_workers: int | None = None,
     layout: str | None = None,
+    calibration: Calibration | str | bool | None = None,
+    point: str | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """
-    Scores of studies, one after another, each a list of `{"label", "score", "quantity"}`, highest first. Every label is scored
-    by itself: the scores of a study do not sum to 1, in any quantity.
+    Scores of studies, one after another, each a list of `{"label", "score", "quantity", "calibrated"}`, highest first. Every
+    label is scored by itself: the scores of a study do not sum to 1, in any quantity. Where the model is calibrated for the
+    texts of a label, its entry also has `probability`, `low` and `high` of its 95 % interval, `positive` at the
+    `operating_point`, and `distance_percentile`: the share of the calibration's studies, in percent, that lie nearer to them.
 
     Args:
         studies: in any form that the processor takes one.
@@ -53,32 +59,45 @@ def classify_studies(
         accept: codes of the checks that a scan is used in spite of, as `itemized-clip predict --accept`.
         layout: what the files of a folder are where it cannot be told, as `itemized-clip predict --layout`.
         scores: `"similarity"`, the text-conditioned cosine that the protocols of `evaluate` use; `"logit"`, `logits_per_image`
-            of the model; `"probability"`, its sigmoid, which is not calibrated.
+            of the model; `"probability"` where all labels are calibrated, else the `"sigmoid"` of the logit, called so.
+        calibration, point: see `evaluation.calibration.load_calibration`; logits and sigmoids are uncalibrated.
         top_k: how many of the labels are kept, the highest; all if None.
         num_workers: threads that read and process studies ahead, see `encode_studies`.
 
     Raises:
-        ValueError: there are no labels, no such `scores`, or `top_k` is below 1.
+        ValueError: there are no labels, no such `scores`, `top_k` is below 1, or the calibration is that of other weights.
     """
     check_choices(scores, top_k)
-    labels, embeds = encode_prompts(model, processor, read_labels(candidate_labels, hypothesis_template))
-    patch_size = model.config.vision.patch_shape
+    prompts = read_labels(candidate_labels, hypothesis_template)
+    said, scores = choose_quantity(load_calibration(model, processor, calibration, point), prompts, scores)
+    labels, embeds = encode_prompts(model, processor, prompts)
     stated: dict[str, Any] = {"accept": accept, "layout": layout, "num_workers": num_workers or 0}
     for encoded in encode_studies(model, processor, studies, batch_size or 1, **stated):
-        table = convert(model, score_encoded(model, embeds, encoded, normalizes_pool_inputs(scores)), scores)
+        similarities = score_encoded(model, embeds, encoded, normalizes_pool_inputs(scores))
+        judged, percentiles = said.of(similarities), said.percentiles(encoded)
+        table = said.table(judged) if scores == "probability" else convert(model, similarities, scores)
         for row, own in enumerate(table):
             chosen = np.argsort(-own, kind="stable")[:top_k].tolist()
             found: list[dict[str, Any]] = [
-                {"label": labels[place], "score": float(own[place]), "quantity": scores} for place in chosen
+                {"label": labels[place], "score": float(own[place]), "quantity": scores}
+                | said.entry(judged[row].get(labels[place]), percentiles[row])
+                for place in chosen
             ]
             if heat_maps:
-                keep = None if encoded.keep_mask is None else encoded.keep_mask[row : row + 1]
-                with torch.no_grad():
-                    attention = attend(model, embeds[None, chosen], encoded.tokens[row : row + 1], keep)[0]
                 names = [labels[place] for place in chosen]
-                for entry, maps in zip(found, paint_items(attention, names, encoded.scans[row], patch_size)):
+                for entry, maps in zip(found, _paint_row(model, embeds[chosen], encoded, row, names)):
                     entry["heat_maps"] = maps
             yield found
+
+
+@torch.no_grad()
+def _paint_row(
+    model: ItemizedCLIPModel, embeds: torch.Tensor, encoded: EncodedStudies, row: int, names: list[str]
+) -> Iterator[list[HeatMap]]:
+    """Heat maps of one of the encoded studies, label by label: one a scan."""
+    keep = None if encoded.keep_mask is None else encoded.keep_mask[row : row + 1]
+    attention = attend(model, embeds[None], encoded.tokens[row : row + 1], keep)[0]
+    yield from paint_items(attention, names, encoded.scans[row], model.config.vision.patch_shape)
 
 
 def extract_features(
@@ -196,12 +215,12 @@ class ItemizedCLIPPipeline(Pipeline):
         """
         Args:
             studies: one study or a list of studies, in any form that the processor takes; a generator or data set of them.
-            candidate_labels, hypothesis_template, scores, top_k, batch_size, num_workers, heat_maps, accept, layout:
-                of `classify_studies`; what is left out is as the pipeline was made with.
+            candidate_labels, hypothesis_template, scores, top_k, batch_size, num_workers, heat_maps, accept, layout,
+                calibration, point: of `classify_studies`; what is left out is as the pipeline was made with.
 
         Returns:
-            for one study a list of `{"label", "score", "quantity"}`, highest first; for several studies a list of these, for a
-            generator or data set an iterator.
+            for one study a list of `{"label", "score", "quantity", "calibrated"}`, highest first; for several studies a list of
+            these, for a generator or data set an iterator.
         """
         given = {"batch_size": self._batch_size, "num_workers": self._num_workers, **self._preprocess_params, **kwargs}
         if candidate_labels is not None:
@@ -332,7 +351,8 @@ class ItemizedCLIPImagePipeline(OfOneModel, ZeroShotImageClassificationPipeline)
     def _sanitize_parameters(self, tokenizer_kwargs: Any = None, batch_size: int | None = None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(tokenizer_kwargs, **kwargs)
         check_choices(**kwargs)
-        own = {name: kwargs[name] for name in ("heat_maps", "accept", "scores", "top_k") if name in kwargs}
+        names = ("heat_maps", "accept", "scores", "top_k", "calibration", "point")
+        own = {name: kwargs[name] for name in names if name in kwargs}
         return {**preprocess, **own}, forward, postprocess
 
 

@@ -68,7 +68,12 @@ def test_pictures(saved, tmp_path):
     settings = {"candidate_labels": ["bleed"], "hypothesis_template": "small {}"}
     made = pipeline("zero-shot-image-classification", model=folder, **settings)
     expected = classify(picture, candidate_labels=["small bleed"])[0]["score"]
-    assert made(picture)[0] == {"label": "bleed", "score": pytest.approx(expected, abs=1e-6), "quantity": "similarity"}
+    assert made(picture)[0] == {
+        "label": "bleed",
+        "score": pytest.approx(expected, abs=1e-6),
+        "quantity": "similarity",
+        "calibrated": False,
+    }
     batch = np.stack([np.asarray(picture)] * 2)
     assert len(classify(batch, candidate_labels=["bleed"])) == 2
     assert len(list(classify((p for p in [picture] * 3), candidate_labels=["bleed"], num_workers=0))) == 3
@@ -124,7 +129,12 @@ def test_what_the_pipeline_was_made_with(saved):
     )
     expected = plain(study, candidate_labels=["small mass"])[0]["score"]
     (found,) = made(study, num_workers=0)
-    assert found == {"label": "mass", "score": pytest.approx(expected, abs=1e-6), "quantity": "similarity"}
+    assert found == {
+        "label": "mass",
+        "score": pytest.approx(expected, abs=1e-6),
+        "quantity": "similarity",
+        "calibrated": False,
+    }
     with pytest.raises(ValueError, match="no candidate_labels"):
         plain(study)
     with pytest.raises(ValueError, match="one has no text"):

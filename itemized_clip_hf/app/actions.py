@@ -183,7 +183,7 @@ class Question:
 
     Args:
         prompts: label -> texts.
-        quantity: similarity, logit or probability.
+        quantity: similarity, logit or sigmoid.
         accept: codes of checks that are no reason to refuse a scan.
     """
 

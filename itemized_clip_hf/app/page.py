@@ -11,7 +11,7 @@ try:
 except ImportError:
     raise ImportError("the app needs gradio: pip install 'itemized-clip-hf[app]'.") from None
 
-from ..evaluation.quantity import MEANINGS
+from ..evaluation.quantity import MEANINGS, without_calibration
 from .guard import Guard
 from .handlers import SLOTS, Handlers
 from .models import AppModel, Given, load_models
@@ -20,6 +20,7 @@ from .settings import AppSettings
 from .style import CHOOSE, LISTEN, STYLE
 from .tables import NOTICE
 
+QUANTITIES = [quantity for quantity in MEANINGS if quantity == without_calibration(quantity)]
 TITLES = {"current": "Study", "prior": "Prior study"}
 
 
@@ -117,7 +118,11 @@ class Page:
             placeholder="Leave empty for those of the model's domain." if has_prompts else "left frontal mass",
         )
         self.suggest = gr.Button("Fill in those of the domain", size="sm", visible=has_prompts)
-        self.quantity = gr.Radio(list(MEANINGS), value="similarity", label="Score (not calibrated)")
+        self.quantity = gr.Radio(
+            QUANTITIES,
+            value="similarity",
+            label="Score (not calibrated)",
+        )
         with gr.Row():
             self.run = gr.Button("Run", variant="primary")
             self.cancel = gr.Button("Cancel", interactive=False)

@@ -13,8 +13,10 @@ from itemized_clip_hf.cli._studies import Inputs, Opener, OpenOneByOne
 from itemized_clip_hf.data.files import whole_file
 from itemized_clip_hf.data.tables import write_csv
 from itemized_clip_hf.data.truth_values import read_truth_value
-from itemized_clip_hf.evaluation.label_scores import apply_function, default_function, score_labels
+from itemized_clip_hf.evaluation.calibration import far_note
+from itemized_clip_hf.evaluation.label_scores import apply_function, score_labels
 from itemized_clip_hf.evaluation.metrics import auroc, classification_summary
+from itemized_clip_hf.evaluation.probabilities import choose_quantity
 from itemized_clip_hf.evaluation.quantity import DEFAULT, convert, describe, normalizes_pool_inputs
 from itemized_clip_hf.evaluation.score_file import ScoreFile
 from itemized_clip_hf.evaluation.text_table import format_table
@@ -23,6 +25,7 @@ from itemized_clip_hf.models.precision import describe_precision, working_precis
 from itemized_clip_hf.provenance import hash_json, hash_model, hash_processor
 
 if TYPE_CHECKING:
+    from itemized_clip_hf.evaluation.calibration import Calibration, Judgment
     from itemized_clip_hf.modeling.classification_itemized_clip import ItemizedCLIPForImageClassification
     from itemized_clip_hf.modeling.modeling_itemized_clip import ItemizedCLIPModel
     from itemized_clip_hf.processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -48,6 +51,7 @@ class Scoring:
         quantity: what is written, see `evaluation.quantity`.
         precision: as in `models.precision`.
         num_workers: threads that read ahead.
+        calibration: what similarities are worth; other quantities are uncalibrated.
     """
 
     def __init__(
@@ -61,16 +65,19 @@ class Scoring:
         quantity: str = DEFAULT,
         precision: str = "auto",
         num_workers: int = 0,
+        calibration: Calibration | None = None,
     ):
+        self.said, quantity = choose_quantity(calibration, prompts, quantity)
         self.model, self.processor, self.prompts, self.opener = model, processor, prompts, opener
         self.records, self.quantity, self.precision, self.num_workers = records, quantity, precision, num_workers
         self.labels = list(prompts)
         self.seen: list[dict] = []
         described: dict = {}
         if target is not None:
-            if taken := [label for label in self.labels if label in FIRST_COLUMNS]:
+            columns = [*FIRST_COLUMNS, *self.said.columns]
+            if taken := [label for label in self.labels if label in columns]:
                 raise ValueError(
-                    f"{target.name} has columns {', '.join(FIRST_COLUMNS)}: call the label {taken[0]!r} otherwise."
+                    f"{target.name} has columns {', '.join(columns)}: call the label {taken[0]!r} otherwise."
                 )
             described = {
                 "model": hash_model(model),
@@ -81,6 +88,7 @@ class Scoring:
                 # What is left as it always was is not named: the files of earlier versions go on.
                 **({} if normalizes_pool_inputs(quantity) else {"pool_inputs": "not normalized"}),
                 **({"precision": "bf16"} if precision == "bf16" else {}),
+                **self.said.stated(),
             }
         self.kept = ScoreFile(None if target is None else target.with_name(f"{target.name}.scores.jsonl"), described)
 
@@ -115,21 +123,41 @@ class Scoring:
     def score(self, studies: OpenOneByOne, **settings: Any) -> None:
         """Similarities of the studies, which the callbacks among the settings get."""
         pool = normalizes_pool_inputs(self.quantity)
-        score_studies(self.model, self.processor, studies, self.prompts, normalize_pool_inputs=pool, **settings)
+        more = self.said.append()
+        score_studies(
+            self.model, self.processor, studies, self.prompts, normalize_pool_inputs=pool, append=more, **settings
+        )
 
     def similarities(self) -> np.ndarray:
         """(S, M) in the order of the inputs, NaN where there are none."""
-        nothing = np.full(len(self.labels), np.nan, dtype=np.float32)
+        return self._kept_rows()[:, : len(self.labels)]
+
+    def percentiles(self) -> list[float | None]:
+        """How far every study lies from those of the calibration, in percent of these; None where that is not known."""
+        if self.said.append() is None:
+            return [None] * len(self.records)
+        return [None if np.isnan(value) else float(value) for value in self._kept_rows()[:, len(self.labels)]]
+
+    def _kept_rows(self) -> np.ndarray:
+        """What the file holds of each study, (S, M) or (S, M + 1), NaN where there is nothing."""
+        nothing = np.full(len(self.labels) + (self.said.append() is not None), np.nan, dtype=np.float32)
         return np.stack([self.kept.scores.get(name, nothing) for name in self.records.ids])
+
+    def probabilities(self) -> list[dict[str, Judgment]]:
+        """Of every study label -> probability with interval, and yes or no; empty where there is none."""
+        return self.said.of(self.similarities())
 
     def table(self) -> np.ndarray:
         """(S, M) of the quantity that is written, in the order of the inputs, NaN where there are none."""
+        if self.quantity == "probability":
+            return self.said.table(self.probabilities())
         return convert(self.model, self.similarities(), self.quantity)
 
     def describe(self) -> str:
         """What the scores are, for people."""
         most = max(map(len, self.prompts.values()))
-        return f"{describe(self.quantity, most)}. Model in {describe_precision(self.model, self.precision)}."
+        about = f"{describe(self.quantity, most)}. Model in {describe_precision(self.model, self.precision)}."
+        return f"{about}\n{self.said.describe()}"
 
     def as_json(self) -> dict:
         """What the scores are, and `results`: `{"id", "path", "scores"}` or `{"id", "path", "error"}` of every study."""
@@ -137,20 +165,26 @@ class Scoring:
         several = {label: len(texts) for label, texts in self.prompts.items() if len(texts) > 1}
         if several:
             facts |= {"prompts_averaged": several, "averaged": "embeddings"}
+        facts |= self.said.facts()
+        known = zip(
+            self.records.ids, self.records.paths, self.table().tolist(), self.probabilities(), self.percentiles()
+        )
         results = [
-            {"id": name, "path": path, "scores": dict(zip(self.labels, row))}
+            {"id": name, "path": path, "scores": dict(zip(self.labels, row)), **self.said.as_json(own, far)}
             if name in self.kept
             else {"id": name, "path": path, "error": self.kept.errors.get(name, "")}
-            for name, path, row in zip(self.records.ids, self.records.paths, self.table().tolist())
+            for name, path, row, own, far in known
         ]
         return {**facts, "results": results}
 
     def write(self, target: Path) -> None:
         """The CSV file; the scores beside it are then not needed any more."""
-        known = zip(self.records.ids, self.records.paths, self.table().tolist())
-        rows = [[name, path, self.quantity, *row] for name, path, row in known]
+        known = zip(
+            self.records.ids, self.records.paths, self.table().tolist(), self.probabilities(), self.percentiles()
+        )
+        rows = [[name, path, self.quantity, *row, *self.said.cells(own, far)] for name, path, row, own, far in known]
         with whole_file(target) as temporary:
-            write_csv(temporary, [[*FIRST_COLUMNS, *self.labels], *rows])
+            write_csv(temporary, [[*FIRST_COLUMNS, *self.labels, *self.said.columns], *rows])
         if self.kept.path is not None:
             self.kept.path.unlink(missing_ok=True)
 
@@ -161,7 +195,7 @@ class LabelScoring(Scoring):
 
     Args:
         model: [`ItemizedCLIPForImageClassification`].
-        quantity: `"logit"` or `"probability"`.
+        quantity: `"logit"`, or `"sigmoid"` or `"softmax"` as the classifier has it.
         others: of `Scoring`.
     """
 
@@ -175,14 +209,13 @@ class LabelScoring(Scoring):
 
     def table(self) -> np.ndarray:
         """(S, F) of the quantity that is written, in the order of the inputs, NaN where there are none."""
-        function = "none" if self.quantity == "logit" else default_function(self.classifier)
-        return apply_function(self.similarities(), function)
+        return apply_function(self.similarities(), "none" if self.quantity == "logit" else self.quantity)
 
     def describe(self) -> str:
         """What the scores are, for people."""
         meaning = "logit of the classifier"
-        if self.quantity == "probability":
-            meaning = f"{default_function(self.classifier)} of the classifier's logits, not calibrated"
+        if self.quantity != "logit":
+            meaning = f"{self.quantity} of the classifier's logits, uncalibrated: not a probability"
         return f"{self.quantity}: {meaning}. Model in {describe_precision(self.model, self.precision)}."
 
 
@@ -196,6 +229,7 @@ def print_scores(scoring: Scoring, metrics: dict, output: str | None) -> None:
         click.echo(f"{len(ids)} studies scored: {output}")
     else:
         click.echo(format_table(["study", *labels], [[name, *row] for name, row in zip(ids, scores)]))
+    print_probabilities(scoring)
     click.echo(scoring.describe())
     if metrics:
         click.echo(format_table(["metric", "value"], [[name, value] for name, value in metrics.items()]))
@@ -203,7 +237,25 @@ def print_scores(scoring: Scoring, metrics: dict, output: str | None) -> None:
 
 def _show(value: float, quantity: str) -> str:
     """Four digits behind the point; of probabilities, which may be tiny, three that count."""
-    return f"{value:.3g}" if quantity == "probability" else f"{value:.4f}"
+    return f"{value:.4f}" if quantity in ("similarity", "logit") else f"{value:.3g}"
+
+
+def print_probabilities(scoring: Scoring) -> None:
+    """A table of probabilities where there are any."""
+    ids, judged = scoring.records.ids, scoring.probabilities()
+    labels = scoring.said.labels
+    if labels and len(ids) <= MOST_COLUMNS:
+        rows = [[label, *(str(own[label]) if own else "-" for own in judged)] for label in labels]
+        click.echo(format_table(["probability", *ids], rows))
+    elif labels:
+        click.echo(f"probabilities of {len(labels)} labels: in the CSV file (-o) or --json")
+
+
+def warn_of_far(scoring: Scoring) -> None:
+    """Warns of every study that lies far from those of the calibration."""
+    for name, percentile in zip(scoring.records.ids, scoring.percentiles()):
+        if percentile is not None and (note := far_note(name, percentile)) is not None:
+            click.echo(note, err=True)
 
 
 def label_metrics(

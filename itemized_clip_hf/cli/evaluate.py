@@ -10,6 +10,7 @@ import click
 
 from itemized_clip_cli import (
     accept_option,
+    calibration_option,
     device_option,
     json_option,
     layout_option,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 LOADING = ("device", "tokenizer", "volume_index", "accept", "layout")
 """Options by which model and studies are opened."""
-OF_PROTOCOLS = ("variant", "id_column", "validation", "validation_labels", "skip_missing")
+OF_PROTOCOLS = ("variant", "id_column", "validation", "validation_labels", "skip_missing", "by", "calibration", "point")
 """Options that mean nothing to a task."""
 
 
@@ -74,6 +75,11 @@ OF_PROTOCOLS = ("variant", "id_column", "validation", "validation_labels", "skip
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of a task, e.g. mode=accelerated."
 )
+@click.option(
+    "--by", multiple=True, metavar="COLUMN", help="Column of the label table to compare groups by, e.g. sex. Repeat."
+)
+@calibration_option
+@click.option("--point", metavar="RULE", help="Operating point of the calibration, instead of its own.")
 @click.option("--skip-missing", is_flag=True, help="Evaluate without studies that have no images.")
 @click.option("--batch-size", default=8, show_default=True, help="Studies of one pass through the model.")
 @workers_option
@@ -109,7 +115,7 @@ def command(
     Protocols: ct-rate, rad-chestct, rsna, cq500, pub-brain-5, rsicd, um220k, or a YAML file of one's own with `findings` or
     `classes` and their prompts. The folder holds the label table and, at any depth, a file or folder per study. Scores are kept
     in OUTPUT.scores.jsonl: a run that was killed goes on there (protocols and segmentation). They are text-conditioned cosine
-    similarities, as the results say under `quantity`.
+    similarities, as the results say under `quantity`. Where the model is calibrated, that is measured, too (see `calibrate`).
 
     Tasks without a label table take the place of a protocol: retrieval (captions as COCO's or Karpathy's JSON, or a list),
     items (a list of studies with items: completeness and separability), segmentation (a list with `mask`).
@@ -143,7 +149,7 @@ def command(
         write_text(target, json.dumps(results, indent=1) + "\n")
         click.echo(json.dumps(results, indent=1) if as_json else format_task(results))
         return
-    common |= {name: options[name] for name in ("id_column", "validation", "validation_labels", "skip_missing")}
+    common |= {name: options[name] for name in OF_PROTOCOLS if name != "variant"}
     prompts = read_prompts(options["prompt_file"]) if options["prompt_file"] else None
     evaluation = evaluate_protocol(loaded, processor, protocol, data, labels=tables, prompts=prompts, **common)
     results = complete(note_choice(evaluation, options["prompt_file"]), say_origin(model), options["variant"])

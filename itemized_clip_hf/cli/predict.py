@@ -12,6 +12,7 @@ import click
 
 from itemized_clip_cli import (
     accept_option,
+    calibration_option,
     device_option,
     input_option,
     json_option,
@@ -28,6 +29,16 @@ from itemized_clip_cli import (
 
 if TYPE_CHECKING:
     from itemized_clip_hf.cli._scores import Scoring
+
+
+STATED_BY_PROMPTS = (
+    ("prompts", "-p"),
+    ("prompt_file", "--prompts"),
+    ("tokenizer", "--tokenizer"),
+    ("calibration", "--calibration"),
+    ("point", "--point"),
+)
+"""Options that mean nothing to a classifier."""
 
 
 @click.command()
@@ -49,6 +60,10 @@ if TYPE_CHECKING:
 )
 @click.option("--batch-size", default=4, show_default=True, help="Studies of one pass through the model.")
 @workers_option
+@calibration_option
+@click.option(
+    "--point", metavar="RULE", help="Operating point of the calibration that says yes or no, instead of its own."
+)
 @precision_option
 @tokenizer_option
 @volume_option
@@ -76,10 +91,12 @@ def command(
     null, -1) are left out of its metric.
 
     Every output names the quantity that it holds. The CSV file has the columns id, path (from the folder on that holds all
-    inputs), quantity, and one a label. With -o, scores are kept in OUTPUT.scores.jsonl as they come, until the CSV file is
-    whole: a run that was stopped goes on there when the same command is run again.
+    inputs), quantity, and one a label. Where the model is calibrated for the prompts (`calibrate`), every output also has the
+    probability of each label with its 95 % interval, yes or no at the operating point, and how far the study lies from those
+    of the calibration; without it scores are uncalibrated. With -o, scores are kept in OUTPUT.scores.jsonl as they come, until
+    the CSV file is whole: a run that was stopped goes on there when the same command is run again.
 
-    A classifier (`train --task classification`) scores its own labels, by default as probabilities.
+    A classifier (`train --task classification`) scores its own labels, by default as an uncalibrated sigmoid or softmax.
     """
     from itemized_clip_hf.cli._studies import require_inputs
     from itemized_clip_hf.data.files import hold_output
@@ -105,6 +122,8 @@ def make_scoring(context: click.Context, target: Path | None) -> Scoring:
     from itemized_clip_hf.cli._scores import LabelScoring, Scoring
     from itemized_clip_hf.cli._studies import Inputs, Opener, choose_prompts
     from itemized_clip_hf.data.layout import Layout
+    from itemized_clip_hf.evaluation.calibration import load_calibration
+    from itemized_clip_hf.evaluation.label_scores import default_function
     from itemized_clip_hf.modeling.classification_itemized_clip import ItemizedCLIPForImageClassification
     from itemized_clip_hf.models.load import UNTRAINED, architecture_of, load, load_head
     from itemized_clip_hf.models.precision import weights_dtype
@@ -117,6 +136,7 @@ def make_scoring(context: click.Context, target: Path | None) -> Scoring:
         quantity = quantity_of_labels(context, options["scores"])
         head = ItemizedCLIPForImageClassification
         loaded, processor = load_head(model, head, options["device"], weights_dtype(precision))
+        quantity = quantity or default_function(loaded)
     else:
         quantity = options["scores"]
         loaded, processor = load(model, options["device"], options["tokenizer"], dtype=weights_dtype(precision))
@@ -130,32 +150,35 @@ def make_scoring(context: click.Context, target: Path | None) -> Scoring:
     if is_classifier:
         return LabelScoring(loaded, processor, records, opener=opener, target=target, **settings)
     chosen_prompts = choose_prompts(options["prompts"], options["prompt_file"], loaded.config.domain)
-    return Scoring(loaded, processor, records, chosen_prompts, opener, target, **settings)
+    stated = options["calibration"], options["point"]
+    if precision == "bf16" and any(stated):
+        raise ValueError("scores in bf16 are not those that a calibration was made on: leave out --precision bf16.")
+    source, point = stated if precision != "bf16" else ("none", None)
+    calibration = load_calibration(loaded, processor, source, point, folder=model)
+    return Scoring(loaded, processor, records, chosen_prompts, opener, target, **settings, calibration=calibration)
 
 
-def quantity_of_labels(context: click.Context, scores: str) -> str:
+def quantity_of_labels(context: click.Context, scores: str) -> str | None:
     """
-    What is written of a classifier: probabilities, unless logits are asked for.
+    What is written of a classifier: None for the sigmoid or softmax of its logits, unless these are asked for.
 
     Raises:
         click.UsageError: options that have no meaning for it are stated.
     """
     stated = click.core.ParameterSource.COMMANDLINE
-    for name, option in (("prompts", "-p"), ("prompt_file", "--prompts"), ("tokenizer", "--tokenizer")):
+    for name, option in STATED_BY_PROMPTS:
         if context.get_parameter_source(name) == stated:
             raise click.UsageError(f"the model is a classifier with labels of its own: leave out {option}.")
     if context.get_parameter_source("scores") != stated:
-        return "probability"
+        return None
     if scores == "similarity":
-        raise click.UsageError(
-            "the model is a classifier, which has no similarities: use --scores probability or logit."
-        )
-    return scores
+        raise click.UsageError("the model is a classifier, which has no similarities: use --scores sigmoid or logit.")
+    return scores if scores == "logit" else None
 
 
 def report(scoring: Scoring, model: str, output: str | None, as_json: bool) -> bool:
     """Prints scores, and metrics where the inputs have labels; whether every study was scored and every label was one."""
-    from itemized_clip_hf.cli._scores import label_metrics, print_scores, unread_labels
+    from itemized_clip_hf.cli._scores import label_metrics, print_scores, unread_labels, warn_of_far
     from itemized_clip_hf.data.studies.training_ids import warn_of_training
     from itemized_clip_hf.models.load import say_origin
 
@@ -175,6 +198,7 @@ def report(scoring: Scoring, model: str, output: str | None, as_json: bool) -> b
         click.echo(json.dumps({**results, **({"metrics": metrics} if metrics else {}), **warned}, indent=1))
     else:
         print_scores(scoring, metrics, output)
+    warn_of_far(scoring)
     if problem:
         click.echo(f"no metrics: {problem}", err=True)
     failed = scoring.kept.errors

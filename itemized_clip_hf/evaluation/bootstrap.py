@@ -131,6 +131,21 @@ def resampled_average_precision(labels: ArrayLike, scores: ArrayLike, counts: np
     return _by_block(compute, counts)
 
 
+def resampled_calibration_error(
+    labels: ArrayLike, probabilities: ArrayLike, counts: np.ndarray, num_bins: int = 10
+) -> np.ndarray:
+    """
+    `metrics.expected_calibration_error` of every resample, (R,), less what resampling adds to it on average: resamples are
+    noisier than the studies, and the error of noise is never negative. Not below 0.
+    """
+    labels, probabilities = np.asarray(labels, dtype=float), np.asarray(probabilities, dtype=float)
+    bins = np.clip((probabilities * num_bins).astype(int), 0, num_bins - 1)
+    rest = (probabilities - labels)[:, None] * np.eye(num_bins)[bins]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = np.abs(counts @ rest).sum(1) / counts.sum(1)
+    return np.maximum(drawn - (np.nanmean(drawn) - np.abs(rest.sum(0)).sum() / len(labels)), 0)
+
+
 def _sorted_weights(labels: ArrayLike, scores: ArrayLike, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Drawn positives and negatives at each distinct score, ascending: (R, V)."""
     labels, scores = np.asarray(labels).astype(bool), np.asarray(scores)

@@ -25,12 +25,14 @@ MIN_STUDIES = 10
 
 def unit_of(metric: str) -> Unit:
     """
-    The unit of a metric by its name; `mean` may stand before it.
+    The unit of a metric by its name; `mean` or `largest gap of` may stand before it.
 
     >>> unit_of("auc"), unit_of("mean_rank")
     ('share', 'rank')
     """
-    return NON_PERCENT.get(metric, NON_PERCENT.get(metric.removeprefix("mean "), "share"))
+    return NON_PERCENT.get(
+        metric, NON_PERCENT.get(metric.removeprefix("largest gap of ").removeprefix("mean "), "share")
+    )
 
 
 def column_title(metric: str) -> str:

@@ -219,6 +219,20 @@ def calibration_curve(
     return mean, share, count[used]
 
 
+def chance_calibration_error(
+    probabilities: ArrayLike, num_draws: int = 200, num_bins: int = 10, seed: int = 0
+) -> float:
+    """
+    Mean expected calibration error of as many studies whose labels are drawn by these very probabilities (S,): what perfect
+    calibration would show. Few studies show an error that is not there.
+    """
+    probabilities = np.asarray(probabilities, dtype=float)
+    labels = np.random.default_rng(seed).random((num_draws, len(probabilities))) < probabilities
+    bins = np.clip((probabilities * num_bins).astype(int), 0, num_bins - 1)
+    rest = (probabilities - labels) @ np.eye(num_bins)[bins]
+    return float(np.abs(rest).sum(1).mean() / len(probabilities))
+
+
 def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, num_bins: int = 10) -> float:
     """Mean distance between probability and share of positives over even bins, weighted by their studies."""
     mean, share, count = calibration_curve(labels, probabilities, num_bins)

@@ -1,4 +1,4 @@
-"""What a score is: the similarity of a study and a prompt, the logit of that, or the sigmoid of the logit."""
+"""What a score is: the similarity of a study and a prompt, its logit, the sigmoid of that, or a calibrated probability."""
 
 import numpy as np
 import torch
@@ -8,7 +8,8 @@ from ..modeling.modeling_itemized_clip import ItemizedCLIPModel, scale_and_bias
 MEANINGS = {
     "similarity": "text-conditioned cosine similarity, -1 to 1",
     "logit": "exp(logit_scale) * similarity + logit_bias, the model's logits_per_image",
-    "probability": "sigmoid of the logit, not calibrated",
+    "probability": "calibrated on validation studies (`itemized-clip calibrate`)",
+    "sigmoid": "sigmoid of the logit, uncalibrated: not a probability",
 }
 DEFAULT = "similarity"
 
@@ -23,19 +24,36 @@ def check_quantity(quantity: str) -> str:
     return quantity
 
 
+def without_calibration(quantity: str) -> str:
+    """
+    What a quantity is where there is no calibration: of a probability only the sigmoid of the logit is left, by that name.
+
+    >>> without_calibration("probability"), without_calibration("logit")
+    ('sigmoid', 'logit')
+    """
+    return "sigmoid" if quantity == "probability" else quantity
+
+
 def normalizes_pool_inputs(quantity: str) -> bool:
     """
     Whether prompts and tokens are L2-normalized before the item pooler: for similarities, as in the published protocols and
-    `evaluate`; not for logits and probabilities, which are those of the model's forward pass.
+    `evaluate`, and what is calibrated of them; not for logits and their sigmoids, which are those of the model's forward pass.
     """
-    return quantity == "similarity"
+    return quantity in ("similarity", "probability")
 
 
 @torch.no_grad()
 def convert(model: ItemizedCLIPModel, similarities: np.ndarray, quantity: str) -> np.ndarray:
-    """Similarities, pooled as `normalizes_pool_inputs` says, as the quantity: float32, same shape."""
+    """
+    Similarities, pooled as `normalizes_pool_inputs` says, as the quantity: float32, same shape.
+
+    Raises:
+        ValueError: probabilities come from a calibration (`Calibration.judge`), not from the model.
+    """
     if quantity == "similarity":
         return similarities
+    if quantity == "probability":
+        raise ValueError("the scores are uncalibrated: ask for the sigmoid, or calibrate the model.")
     scale, bias = scale_and_bias(model)
     logits = torch.from_numpy(np.asarray(similarities, dtype=np.float32)) * scale + bias
     return (logits if quantity == "logit" else logits.sigmoid()).numpy()

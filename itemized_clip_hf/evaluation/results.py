@@ -83,6 +83,67 @@ class ChoiceResult:
 
 
 @dataclass
+class GroupResult:
+    """
+    The headline figure of a group of studies.
+
+    Args:
+        small: too few studies to be compared with other groups.
+    """
+
+    studies: int
+    estimate: Estimate
+    small: bool = False
+
+
+@dataclass
+class Subgroups:
+    """
+    The groups of a column of the label table.
+
+    Args:
+        metric: of all figures.
+        groups: value of the column -> its figure.
+        gap: the largest difference between two groups that are not small; None where there are fewer than two.
+        between: these groups, the higher figure first.
+        left_out: findings that do not count, since a group has too few positives or negatives of them.
+    """
+
+    metric: str
+    groups: dict[str, GroupResult]
+    gap: Estimate | None = None
+    between: tuple[str, str] | None = None
+    left_out: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Subgroups:
+        """From an entry of `by` of a file."""
+        metric = content["metric"]
+        groups = {
+            name: GroupResult(
+                int(row["studies"]), Estimate.from_dict(row, metric, int(row["studies"])), bool(row.get("small"))
+            )
+            for name, row in content["groups"].items()
+        }
+        gap, between = content.get("gap"), None
+        if gap is not None:
+            between = (str(gap["between"][0]), str(gap["between"][1]))
+        estimate = None if gap is None else Estimate.from_dict(gap, metric)
+        return cls(metric, groups, estimate, between, list(content.get("findings_left_out", ())))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of a file."""
+        groups = {
+            name: {"studies": one.studies, **one.estimate.to_dict(), **({"small": True} if one.small else {})}
+            for name, one in self.groups.items()
+        }
+        content: dict[str, Any] = {"metric": self.metric, "groups": groups}
+        if self.gap is not None and self.between is not None:
+            content["gap"] = {**self.gap.to_dict(), "between": list(self.between)}
+        return {**content, "findings_left_out": self.left_out} if self.left_out else content
+
+
+@dataclass
 class TableResult:
     """
     Results on one label table.
@@ -92,6 +153,7 @@ class TableResult:
         mean: over findings or tasks, or of the ranking of all classes.
         findings, tasks: name -> result; None where the protocol has none.
         left_out: reason -> number of studies; None where that is not known.
+        by: column of the label table -> its groups; None where none were asked for.
     """
 
     studies: int
@@ -99,11 +161,12 @@ class TableResult:
     findings: dict[str, FindingResult] | None = None
     tasks: dict[str, ChoiceResult] | None = None
     left_out: dict[str, int] | None = None
+    by: dict[str, Subgroups] | None = None
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> TableResult:
         """From an entry of `tables` of a file."""
-        findings, tasks = content.get("findings"), content.get("tasks")
+        findings, tasks, by = content.get("findings"), content.get("tasks"), content.get("by")
         studies = int(content["studies"])
         return cls(
             studies,
@@ -111,6 +174,7 @@ class TableResult:
             None if findings is None else {name: FindingResult.from_dict(row) for name, row in findings.items()},
             None if tasks is None else {name: ChoiceResult.from_dict(row) for name, row in tasks.items()},
             content.get("left_out"),
+            None if by is None else {column: Subgroups.from_dict(row) for column, row in by.items()},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,6 +187,8 @@ class TableResult:
         content["mean"] = estimates_to(self.mean)
         if self.left_out is not None:
             content["left_out"] = self.left_out
+        if self.by is not None:
+            content["by"] = {column: row.to_dict() for column, row in self.by.items()}
         return content
 
     @property
@@ -330,7 +396,11 @@ def read_result(content: Mapping[str, Any]) -> ProtocolResult | TaskResult:
 
 
 def measured_figures(result: ProtocolResult | TaskResult) -> list[Measured]:
-    """Of a protocol the means of every table, of a task all its figures; without those that have no value."""
+    """
+    Of a protocol the means of every table and the figures and gaps of its groups, of a task all its figures; without those that
+    have no value.
+    """
+    rows = [*result.groups(), *(_subgroup_figures(result) if isinstance(result, ProtocolResult) else ())]
     title = result.title or result.protocol
     data = result.basis.get("data") or {}
     return [
@@ -343,7 +413,19 @@ def measured_figures(result: ProtocolResult | TaskResult) -> list[Measured]:
             data.get("sha256"),
             estimate,
         )
-        for group, studies, estimates in result.groups()
+        for group, studies, estimates in rows
         for metric, estimate in estimates.items()
         if estimate.is_known
     ]
+
+
+def _subgroup_figures(result: ProtocolResult) -> Iterator[tuple[str, int | None, Estimates]]:
+    """Name, studies and estimates of every group of every column, and of the largest gap between them."""
+    for table, own in result.tables.items():
+        start = f"{table}, " if table else ""
+        for column, found in (own.by or {}).items():
+            for value, one in found.groups.items():
+                small = " (small)" if one.small else ""
+                yield f"{start}{column} = {value}{small}", one.studies, {found.metric: one.estimate}
+            if found.gap is not None:
+                yield f"{start}by {column}", own.studies, {f"largest gap of {found.metric}": found.gap}

@@ -99,23 +99,30 @@ def score_studies(
     on_bad_scan: Callable[[int, str | None, Exception], None] | None = None,
     on_scores: Callable[[int, np.ndarray], None] | None = None,
     num_workers: int = 0,
+    append: tuple[int, Callable[[EncodedStudies], np.ndarray]] | None = None,
 ) -> tuple[list[str], np.ndarray]:
     """
     Args:
         studies, on_bad_scan, num_workers: see `encode_studies`.
+        append: E, and what makes (B, E) of encoded studies, which are put behind their scores.
         on_error: called with the number of a study that cannot be read, and why; its scores are NaN. Without it the error is
             raised.
         prompts: as in `encode_prompts`.
         on_scores: called with the number of a study and its scores (M,) as soon as they are known.
 
     Returns:
-        labels and scores (S, M).
+        labels and scores (S, M), or (S, M + E).
     """
     labels, prompt_embeds = encode_prompts(model, processor, prompts)
     callbacks: dict[str, Any] = {"on_error": on_error, "on_bad_scan": on_bad_scan, "on_scores": on_scores}
+
+    def score(encoded: EncodedStudies) -> np.ndarray:
+        scores = score_encoded(model, prompt_embeds, encoded, normalize_pool_inputs)
+        return scores if append is None else np.concatenate([scores, append[1](encoded)], 1)
+
     table = collect_scores(
-        lambda encoded: score_encoded(model, prompt_embeds, encoded, normalize_pool_inputs),
-        len(labels),
+        score,
+        len(labels) + (0 if append is None else append[0]),
         model,
         processor,
         studies,

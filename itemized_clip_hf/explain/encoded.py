@@ -8,7 +8,7 @@ import torch
 
 from ..data.checks import Report
 from ..evaluation.encode import EncodedStudies, encode_inputs, encode_prompts, encode_texts
-from ..evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs
+from ..evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs, without_calibration
 from ..evaluation.zero_shot import score_encoded
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -99,14 +99,14 @@ def explain_encoded(
     Args:
         study: from `encode_study`, by the same model.
         prompts: texts, or label -> text or texts, whose embeddings are averaged.
-        quantity: similarity, logit or probability.
+        quantity: similarity, logit or sigmoid; a probability is uncalibrated here, and called the sigmoid.
         about: what identifies the result, e.g. `provenance.describe_model`; ready for JSON.
         attribution: what heat maps show, a name of `explain.attribution.ATTRIBUTIONS`.
 
     Raises:
         ValueError: there are no prompts, or no such quantity or attribution.
     """
-    check_quantity(quantity)
+    quantity = without_calibration(check_quantity(quantity))
     check_attribution(attribution)
     labels, texts, embeds = _encode_findings(model, processor, prompts)
     encoded = study.encoded

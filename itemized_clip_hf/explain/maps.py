@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..data.readers.nifti import write_nifti
 from ..domains import available_domains, load_domain
 from ..evaluation.encode import encode_inputs, encode_texts
-from ..evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs
+from ..evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs, without_calibration
 from ..evaluation.zero_shot import score_encoded
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.geometry_itemized_clip import scaling
@@ -235,7 +235,7 @@ def explain_items(
     Raises:
         ValueError: there is no such quantity or attribution, or the model's pooler is untrained.
     """
-    check_quantity(scores)
+    scores = without_calibration(check_quantity(scores))
     check_attribution(attribution)
     image_processor = processor.image_processor
     scans = image_processor.process_study(study, on_error=on_bad_scan)

@@ -64,6 +64,7 @@ class CardFacts:
         scoring: `items` or `global`, as in the model's config.
         head: `image-classification` or `image-segmentation`, as the architecture of the config says; empty without one.
         labels: of a classifier, or of a model that draws classes.
+        calibration: `describe_calibration` of its folder's calibration.json; empty without one.
         rendered: hash of the card that was last made of these facts: another one has been edited by hand.
 
     >>> facts = CardFacts(name="org/my-model", domain="head-ct", license="cc-by-nc-4.0")
@@ -97,6 +98,7 @@ class CardFacts:
     scoring: str = "items"
     head: str = ""
     labels: list[str] = field(default_factory=list)
+    calibration: dict[str, Any] = field(default_factory=dict)
     rendered: str = ""
 
     @classmethod
@@ -162,6 +164,11 @@ def facts_of_folder(folder: str | os.PathLike, name: str | None = None) -> CardF
     own = load_domain(facts.domain).image
     facts.image = {k: processor[k] for k in own if k in processor and _as_json(processor[k]) != _as_json(own[k])}
     facts.text = text_of_folder(folder, config, load_domain(facts.domain).text)
+    facts.calibration = {}
+    if (folder / "calibration.json").exists():
+        from .calibration_facts import calibration_of_folder  # loads the model
+
+        facts.calibration = calibration_of_folder(folder)
     report = _read_json(folder / "conversion_report.json")
     if report:
         facts.converted = {
@@ -216,6 +223,7 @@ def render(facts: CardFacts) -> ModelCard:
         picture=picture,
         contract=[row for row in contract if facts.head != CLASSIFIES or row[0] != "Text"],
         paper=escape([{**row, "shown": f"{row['value']}"} for row in facts.paper]),
+        calibration=escape(facts.calibration),
         measured=escape([{**row, "shown": Measured.from_dict(row).estimate.format(" to ")} for row in facts.measured]),
         prompts={label: prompts[0] for label, prompts in list(domain.prompts.items())[:2]},
         snippet=snippet(facts, domain),

@@ -37,6 +37,8 @@ PUBLISHED = (
     "conversion_report.json",
     "names_report.json",
     "domain.json",
+    "calibration.json",
+    "calibration.safetensors",
 )
 """Files that are uploaded; all others stay: quarantine lists, scores, checkpoints, optimizer states, pickled arguments."""
 

@@ -52,7 +52,7 @@ def test_nifti_files_are_not_written_again(model_folder, tmp_path):
     assert "base" not in entry and len(list(place.glob("*.nii.gz"))) == 1
 
 
-@pytest.mark.parametrize("scores", ["logit", "probability"])
+@pytest.mark.parametrize("scores", ["logit", "probability", "sigmoid"])
 def test_the_score_is_the_one_that_predict_gives(model_folder, tmp_path, scores):
     values = np.random.default_rng(0).normal(100, 30, (20, 24, 10)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(values, np.diag([-2.0, 2.0, 6.0, 1.0])), tmp_path / "AX_T1.nii.gz")
@@ -61,7 +61,9 @@ def test_the_score_is_the_one_that_predict_gives(model_folder, tmp_path, scores)
     expected = json.loads(predicted.stdout)["results"][0]["scores"][ITEMS[0]]
     shown = CliRunner().invoke(main, list(map(str, ["explain", *asked, "-o", tmp_path / "out"])))
     (entry,) = json.loads(shown.stdout)
-    assert entry["score"] == pytest.approx(expected, rel=1e-4) and entry["quantity"] == scores
+    assert entry["score"] == pytest.approx(expected, rel=1e-4) and entry["quantity"] == scores.replace(
+        "probability", "sigmoid"
+    )
     similarity = CliRunner().invoke(main, list(map(str, ["explain", *asked[:-3], "--json", "-o", tmp_path / "out"])))
     (known,) = json.loads(similarity.stdout)
     assert known["similarity"] == entry["similarity"] and "score" not in known  # made anew, not the folder of the other

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tiny_models import ITEMS
 
 nibabel = pytest.importorskip("nibabel")
-CHOICES = ("similarity", "logit", "probability")
+CHOICES = ("similarity", "logit", "probability", "sigmoid")
 
 
 def run(*arguments, status=0):
@@ -46,11 +46,12 @@ def test_every_output_names_its_quantity(model_folder, studies, tmp_path):
     inputs = processor(images=[{"T1": str(studies / "one" / "T1.nii.gz")}], text=ITEMS[:2], return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs).logits_per_image[0]
-    wanted = {"logit": logits, "probability": logits.sigmoid()}
-    for quantity in CHOICES:
-        out = tmp_path / f"{quantity}.csv"
-        found = json.loads(predict(model_folder, studies, "--scores", quantity, "--json", "-o", out).stdout)
-        assert found["quantity"] == quantity and found["precision"] == "float32"
+    wanted = {"logit": logits, "sigmoid": logits.sigmoid()}
+    for asked in CHOICES:
+        quantity = "sigmoid" if asked == "probability" else asked  # the model is not calibrated
+        out = tmp_path / f"{asked}.csv"
+        found = json.loads(predict(model_folder, studies, "--scores", asked, "--json", "-o", out).stdout)
+        assert found["quantity"] == quantity and found["calibration"] is None and found["precision"] == "float32"
         rows = {row["id"]: row for row in found["results"]}
         assert "scores" not in rows["three"] and rows["three"]["path"].endswith("/three")
         if quantity in wanted:
@@ -60,7 +61,8 @@ def test_every_output_names_its_quantity(model_folder, studies, tmp_path):
         assert (table["path"] == [f"{studies.name}/{name}" for name in table["id"]]).all()
         name = out.read_text().splitlines()[0].split(",")[3]
         assert name == ITEMS[0]
-        shown = predict(model_folder, studies, "--scores", quantity).stdout
+        shown = predict(model_folder, studies, "--scores", asked).stdout
+        assert "Uncalibrated: no score is a probability." in shown
         assert f"\n{quantity}: {MEANINGS[quantity]}" in shown
     default = json.loads(predict(model_folder, studies, "--json").stdout)
     assert default["quantity"] == "similarity"
@@ -113,7 +115,7 @@ def test_threads_and_precision(model_folder, studies, tmp_path):
         assert one.get("scores", {}) == pytest.approx(other.get("scores", {}), abs=0.02)
     assert [row.get("scores") for row in half["results"]] != [row.get("scores") for row in alone["results"]]
     shown = run("predict", "-h").stdout
-    assert all(word in shown for word in ("--precision", "--workers", "goes on there", "not calibrated"))
+    assert all(word in shown for word in ("--precision", "--workers", "goes on there", "uncalibrated"))
 
 
 def test_where_studies_lie(studies, tmp_path):

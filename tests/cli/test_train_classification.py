@@ -71,7 +71,7 @@ def test_a_classifier_from_the_shell(model_folder, files, tmp_path):
     scored = predict("-m", out, "-i", files / "studies.jsonl", "--json")
     assert [list(entry["scores"]) for entry in scored["results"]] == [["coin", "large"]] * 12
     assert [entry["scores"]["large"] > 0.5 for entry in scored["results"]] == [bool(number % 2) for number in range(12)]
-    assert scored["quantity"] == "probability"
+    assert scored["quantity"] == "sigmoid"
     logits = predict("-m", out, "-i", files / "studies.jsonl", "--scores", "logit", "--json")["results"][3]["scores"]
     classify = pipeline("image-classification", model=str(out), device="cpu")
     own = {e["label"]: e["score"] for e in classify({"AX_T1": str(files / "s3.nii.gz")}, function_to_apply="none")}

@@ -87,3 +87,22 @@ def test_intervals_cover_the_truth(figure):
         low, high = boot.interval(resampled)
         covered += low <= truth <= high
     assert 930 <= covered <= 970, covered
+
+
+def test_calibration_errors_of_resamples_less_what_resampling_adds():
+    from itemized_clip_hf.evaluation.metrics import chance_calibration_error, expected_calibration_error
+
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(150)
+    labels = rng.random(150) < probabilities**2
+    counts = boot.draw_counts(150, 120)
+    plain = [
+        expected_calibration_error(labels[drawn], probabilities[drawn])
+        for drawn in (np.repeat(np.arange(150), row) for row in counts)
+    ]
+    found = boot.resampled_calibration_error(labels, probabilities, counts)
+    estimate = expected_calibration_error(labels, probabilities)
+    assert found == pytest.approx(np.maximum(plain - (np.mean(plain) - estimate), 0))
+    assert boot.resampled_calibration_error(labels, probabilities, np.ones((1, 150), int))[0] == pytest.approx(estimate)
+    drawn = [expected_calibration_error(rng.random(150) < probabilities, probabilities) for _ in range(400)]
+    assert chance_calibration_error(probabilities) == pytest.approx(np.mean(drawn), rel=0.08)

@@ -36,11 +36,12 @@ def test_every_quantity_is_what_it_is_called(ready):
     for number, study in enumerate(studies):
         with torch.no_grad():
             logits = model(**processor(images=[study], text=ITEMS, return_tensors="pt")).logits_per_image[0]
-        expected = {"logit": logits, "probability": 1 / (1 + torch.exp(-logits))}
+        expected = {"logit": logits, "sigmoid": 1 / (1 + torch.exp(-logits))}
         expected["similarity"] = torch.from_numpy(similarities[number])
         for name, wanted in expected.items():
             assert by_label(found[name][number]) == pytest.approx(dict(zip(ITEMS, wanted.tolist())), abs=2e-5)
             assert {entry["quantity"] for entry in found[name][number]} == {name}
+    assert found["probability"] == found["sigmoid"]  # without a calibration, and by its name
     assert by_label(next(classify_studies(model, processor, studies, ITEMS))) == by_label(found["similarity"][0])
 
 
@@ -50,8 +51,10 @@ def test_conversion_by_hand(ready):
     scale = float(np.exp(model.logit_scale.item()))
     np.testing.assert_allclose(convert(model, similarities, "logit"), similarities * scale - 0.5, rtol=1e-5)
     np.testing.assert_allclose(
-        convert(model, similarities, "probability"), 1 / (1 + np.exp(0.5 - similarities * scale)), rtol=1e-5
+        convert(model, similarities, "sigmoid"), 1 / (1 + np.exp(0.5 - similarities * scale)), rtol=1e-5
     )
     assert convert(model, similarities, "similarity") is similarities
-    assert "not calibrated" in describe("probability") and "averaged" not in describe("logit")
+    with pytest.raises(ValueError, match="uncalibrated"):
+        convert(model, similarities, "probability")
+    assert "uncalibrated: not a probability" in describe("sigmoid") and "averaged" not in describe("logit")
     assert "averaged" in describe("logit", 2)

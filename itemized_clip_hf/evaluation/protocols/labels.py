@@ -1,5 +1,7 @@
 """The label tables of a protocol: which studies count, and what is true of each."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections import Counter
@@ -19,6 +21,8 @@ from ..zero_shot import fold, match_class
 from .schema import Protocol
 
 _ID_COLUMNS = (*ID_COLUMNS, "VolumeName", "NoteAcc_DEID", "name", "StudyInstanceUID", "StudyID", "series_id")
+MAX_GROUPS = 20
+"""Different values of a column that studies are grouped by: more are no groups, but numbers, dates or names."""
 _LABEL_COLUMNS = ("label", "class", "diagnosis")
 
 
@@ -44,12 +48,24 @@ class Truth:
         labels: (S, F) of 0, 1 and NaN for unknown, of a protocol with findings.
         classes: (S,) numbers of classes.
         left_out: reason -> number of studies.
+        groups: column of the table -> its value for every study, as text; `unknown` where there is none.
     """
 
     ids: list[str]
     labels: np.ndarray | None = None
     classes: np.ndarray | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+    def of_rows(self, rows: Sequence[int]) -> Truth:
+        """Of some of the studies, by their places."""
+        places = list(rows)
+        return Truth(
+            [self.ids[place] for place in places],
+            None if self.labels is None else self.labels[places],
+            None if self.classes is None else self.classes[places],
+            groups={column: [values[place] for place in places] for column, values in self.groups.items()},
+        )
 
 
 def read_truth(
@@ -57,6 +73,7 @@ def read_truth(
     data: str | os.PathLike,
     labels: Mapping[str, str] | str | None = None,
     id_column: str | None = None,
+    by: Sequence[str] = (),
 ) -> dict[str, Truth]:
     """
     The answers of every table of a protocol.
@@ -65,9 +82,11 @@ def read_truth(
         data: folder with images and label tables, or a list (`.jsonl`, `.parquet`, a prepared folder) with `label` or `labels`.
         labels: a label table (CSV, JSONL, parquet), or table name -> file, instead of the protocol's patterns.
         id_column: of the tables, where it has an unusual name.
+        by: columns of the tables whose values group the studies.
 
     Raises:
-        FileNotFoundError, ValueError: no table or several, a missing column, a duplicate id, a value that is not a label.
+        FileNotFoundError, ValueError: no table or several, a missing column, a duplicate id, a value that is not a label, a
+            column of `by` with more than 20 different values.
     """
     folder = Path(data)
     if labels is not None:
@@ -79,7 +98,7 @@ def read_truth(
     else:
         files = {name: _find_table(folder, pattern, protocol) for name, pattern in protocol.tables.items()}
     chosen = _read_lists(folder, protocol)
-    return {name: _read_table(protocol, file, id_column, chosen) for name, file in files.items()}
+    return {name: _read_table(protocol, file, id_column, chosen, by) for name, file in files.items()}
 
 
 def is_list(path: Path) -> bool:
@@ -123,7 +142,9 @@ def _read_lists(folder: Path, protocol: Protocol) -> set[str] | None:
     return ids or None
 
 
-def _read_table(protocol: Protocol, file: Path, id_column: str | None, chosen: set[str] | None) -> Truth:
+def _read_table(
+    protocol: Protocol, file: Path, id_column: str | None, chosen: set[str] | None, by: Sequence[str] = ()
+) -> Truth:
     if not file.exists() and "*" not in file.name:
         raise FileNotFoundError(f"there is no label table {file}.")
     plain = file.name.lower().endswith(TABLE_SUFFIXES)
@@ -149,11 +170,30 @@ def _read_table(protocol: Protocol, file: Path, id_column: str | None, chosen: s
     if not truth.ids:
         raise ValueError(f"{file.name}: no study is left of {len(ids)}: {truth.left_out}.")
     flat = [{**row, **as_mapping(row.get("labels"), f"{name} of {file.name}")} for row, name in zip(rows, truth.ids)]
+    truth.groups = {column: _read_groups(flat, column, file.name) for column in by}
     if protocol.findings is not None:
         truth.labels = _read_findings(protocol, file.name, flat, truth.ids)
     else:
         _read_classes(protocol, file.name, flat, truth)
     return truth
+
+
+def _read_groups(rows: list[dict], column: str, file: str) -> list[str]:
+    """The value of a column for every row; its values are never quoted in errors, since they might name people."""
+    own = next((name for row in rows for name in row if fold(name) == fold(column)), None)
+    if own is None:
+        columns = sorted({name for row in rows for name in row})
+        raise ValueError(f"{file}: no column {column!r} to group studies by; columns: {columns}.")
+    cells = [row.get(own) for row in rows]
+    values = [
+        "unknown" if cell is None or cell != cell or not str(cell).strip() else str(cell).strip() for cell in cells
+    ]
+    if len(set(values)) > MAX_GROUPS:
+        raise ValueError(
+            f"{file}: the column {column!r} has {len(set(values))} different values, groups have at most {MAX_GROUPS}: write a "
+            "column of ranges or kinds."
+        )
+    return values
 
 
 def _closed_rows(records: Records) -> list[dict]:
@@ -227,5 +267,5 @@ def _read_classes(protocol: Protocol, file: str, rows: list[dict], truth: Truth)
     classes = np.array(found)
     if (classes < 0).any():
         truth.left_out[f"class without a prompt: {', '.join(protocol.ignored_classes)}"] = int((classes < 0).sum())
-    truth.ids = [name for name, c in zip(truth.ids, classes) if c >= 0]
-    truth.classes = classes[classes >= 0]
+    kept = truth.of_rows(np.flatnonzero(classes >= 0).tolist())
+    truth.ids, truth.groups, truth.classes = kept.ids, kept.groups, classes[classes >= 0]

@@ -14,7 +14,8 @@ from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from .. import metrics
 from ..estimates import column_title
 from ..quantity import describe
-from ..results import ProtocolResult, TableResult
+from ..results import ProtocolResult, Subgroups, TableResult
+from ..scaling import sigmoid
 from ..text_table import format_table
 from .images import as_published
 from .labels import Truth
@@ -28,6 +29,8 @@ def format_results(results: dict[str, Any]) -> str:
     lines = [result.title or result.protocol]
     for name, table in result.tables.items():
         lines += ["", f"{name}: {table.studies} studies" if name else f"{table.studies} studies", _format_table(table)]
+        for column, found in (table.by or {}).items():
+            lines += ["", _format_groups(column, found)]
         lines += [f"left out: {count}, {reason}" for reason, count in (table.left_out or {}).items()]
         lines += [f"label unknown: {count} studies, {finding}" for finding, count in table.unknown_labels.items()]
     name, headline = result.headline
@@ -47,6 +50,21 @@ def _format_table(table: TableResult) -> str:
     shown = list(dict.fromkeys(metric for estimates in rows.values() for metric in estimates))
     body = [[name, *(row[m].format() if m in row else "-" for m in shown)] for name, row in rows.items()]
     return format_table(["", *map(column_title, shown)], body)
+
+
+def _format_groups(column: str, found: Subgroups) -> str:
+    body = [
+        [f"{value}{' (small)' if one.small else ''}", one.studies, one.estimate.format()]
+        for value, one in found.groups.items()
+    ]
+    lines = [format_table([f"by {column}", "studies", column_title(found.metric)], body)]
+    if found.gap is not None and found.between is not None:
+        lines.append(f"largest gap: {found.gap.format(' to ')}, {found.between[0]} above {found.between[1]}")
+    else:
+        lines.append("no gap: fewer than two groups are large enough")
+    if found.left_out:
+        lines.append(f"not compared, too rare in a group: {', '.join(found.left_out)}")
+    return "\n".join(lines)
 
 
 def draw_evaluation(
@@ -75,9 +93,10 @@ def draw_evaluation(
         if protocol.findings is None:
             files.append(_plot_confusion(protocol, scores, truth, folder / f"{start}confusion.png"))
         else:
-            scale, bias = (float(value.detach()) for value in scale_and_bias(model))
+            probabilities, is_calibrated = probabilities_of(model, protocol, evaluation, table, scores)
+            words = "calibrated probability" if is_calibrated else "sigmoid of the logit, uncalibrated"
             files.append(_plot_curves(protocol, scores, truth, None, folder / f"{start}roc.png"))
-            files.append(_plot_curves(protocol, scores, truth, (scale, bias), folder / f"{start}calibration.png"))
+            files.append(_plot_curves(protocol, probabilities, truth, words, folder / f"{start}calibration.png"))
     if model.config.scoring == "global":  # no attention to draw
         return files
     table, truth = next(iter(evaluation.truths.items()))
@@ -108,10 +127,25 @@ def best_columns(protocol: Protocol, results: dict, table: str, scores: np.ndarr
     return scores[:, chosen]
 
 
-def _plot_curves(
-    protocol: Protocol, scores: np.ndarray, truth: Truth, logit: tuple[float, float] | None, path: Path
-) -> Path:
-    """ROC curves, or calibration with sigmoid(scale * score + bias) as the probability."""
+def probabilities_of(
+    model: ItemizedCLIPModel, protocol: Protocol, evaluation: Evaluation, table: str, scores: np.ndarray
+) -> tuple[np.ndarray, bool]:
+    """Calibrated probabilities (S, F) where all findings have them for the prompts that count, else sigmoids of the logits."""
+    known = []
+    for number, name in enumerate(protocol.names):
+        row = evaluation.results["tables"][table]["findings"][name]
+        prompts = [row["prompt"]] if row.get("prompt") else evaluation.results["prompts"][name]
+        finding = None if evaluation.calibration is None else evaluation.calibration.of_prompts(prompts)
+        if finding is not None and finding.scaling is not None:
+            known.append(finding.scaling.probability(scores[:, number]))
+    if len(known) == len(protocol.names):
+        return np.stack(known, 1), True
+    scale, bias = (float(value.detach()) for value in scale_and_bias(model))
+    return sigmoid(scale * scores.astype(float) + bias), False
+
+
+def _plot_curves(protocol: Protocol, scores: np.ndarray, truth: Truth, quantity: str | None, path: Path) -> Path:
+    """ROC curves, or, where the scores are to be probabilities, by the name of the quantity, their calibration."""
     assert truth.labels is not None
     columns = min(4, len(protocol.names))
     rows = -(-len(protocol.names) // columns)
@@ -124,11 +158,11 @@ def _plot_curves(
         known = ~np.isnan(truth.labels[:, number])
         labels, own = truth.labels[known, number], scores[known, number].astype(float)
         axis.tick_params(labelsize=8)
-        if logit is None:
+        if quantity is None:
             _draw_roc(axis, name, labels, own)
         else:
-            _draw_calibration(axis, name, labels, 1 / (1 + np.exp(-(logit[0] * own + logit[1]))))
-    words = ("false positive rate", "true positive rate") if logit is None else ("probability", "share of positives")
+            _draw_calibration(axis, name, labels, own)
+    words = ("false positive rate", "true positive rate") if quantity is None else (quantity, "share of positives")
     figure.supxlabel(words[0], fontsize=9)
     figure.supylabel(words[1], fontsize=9)
     return save_figure(figure, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,11 @@ from ...modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ...processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ...provenance import describe_model, hash_json, hash_model, hash_processor, installed_versions
 from .. import bootstrap as boot
-from ..encode import Closed
+from ..calibration import Calibration, load_calibration
+from ..encode import Closed, EncodedStudies
 from ..estimates import Estimate
 from ..metrics import require_sklearn
+from ..outliers import unit
 from ..quantity import DEFAULT
 from ..results import ProtocolResult, TableResult
 from ..score_file import ScoreFile
@@ -29,13 +31,12 @@ from ..training_notes import trained_on_notes
 from ..zero_shot import score_studies
 from .images import ProtocolStudies, as_published, open_record
 from .labels import Truth, find_list, read_truth
+from .notes import calibration_notes, protocol_notes
 from .schema import Prompts, Protocol
-from .summary import choose_thresholds, columns_of, summarize
+from .subgroups import compare_groups
+from .summary import Thresholds, choose_thresholds, columns_of, summarize
 
 logger = logging.get_logger(__name__)
-
-Thresholds = dict[str, tuple[int, float]]
-"""Finding -> number of its prompt and its threshold."""
 
 NOT_SETTINGS = ("variants", "findings", "classes", "prompts", "published")
 """Keys of a protocol that results do not repeat under `settings`."""
@@ -51,12 +52,14 @@ class Evaluation:
         truths: table -> truth of the studies that have scores.
         scores: table -> (S, M) scores of these studies.
         studies: where their images are.
+        calibration: of the model; None where it has none.
     """
 
     results: dict
     truths: dict[str, Truth]
     scores: dict[str, np.ndarray]
     studies: ProtocolStudies
+    calibration: Calibration | None = None
 
 
 @dataclass
@@ -99,6 +102,9 @@ def evaluate_protocol(
     opened_with: Mapping[str, Any] | None = None,
     num_workers: int = 0,
     trained_on: str | os.PathLike | None = None,
+    by: Sequence[str] = (),
+    calibration: Calibration | str | bool | None = None,
+    point: str | None = None,
 ) -> Evaluation:
     """
     Runs a protocol.
@@ -114,13 +120,40 @@ def evaluate_protocol(
         num_workers: see `encode_studies`.
         trained_on: folder that tells which studies the model was trained on, and that are noted here; where it was loaded from
             if None.
+        by: columns of the label table, for whose groups the headline figure is compared, see `compare_groups`.
+        calibration, point: see `load_calibration`; of findings that it holds for, its error is measured.
 
     Raises:
-        ValueError: what `read_truth` and `ProtocolStudies` raise, or no study can be read.
+        ValueError: what `load_calibration`, `read_truth` and `ProtocolStudies` raise, or no study can be read.
     """
     if validation is not None and protocol.findings is None:
         raise ValueError(f"protocol {protocol.name} chooses among classes: there are no thresholds to choose.")
-    scorer = ProtocolScorer(
+    scoring: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "num_workers": num_workers}
+    opening = (open_study, opened_with, id_column, skip_missing)
+    scorer = make_scorer(model, processor, protocol, prompts, *opening, by=by, **scoring)
+    known = load_calibration(model, processor, calibration, point, trained_on)
+    scored = scorer.score(data, labels, scores_file)
+    thresholds = None
+    if validation is not None:
+        thresholds = scorer.choose_thresholds(validation, validation_labels, scores_file)
+    return _summarize_scores(scorer, scored, thresholds, resamples, seed, trained_on, known)
+
+
+def make_scorer(
+    model: ItemizedCLIPModel,
+    processor: ItemizedCLIPProcessor,
+    protocol: Protocol,
+    prompts: Mapping[str, Any] | None = None,
+    open_study: Callable[[dict], Any] | None = None,
+    opened_with: Mapping[str, Any] | None = None,
+    id_column: str | None = None,
+    skip_missing: bool = False,
+    by: Sequence[str] = (),
+    with_embeds: bool = False,
+    **scoring: Any,
+) -> ProtocolScorer:
+    """A scorer by the arguments of `evaluate_protocol`; `by` and `with_embeds` as of `ProtocolScorer`."""
+    return ProtocolScorer(
         model,
         processor,
         protocol,
@@ -129,13 +162,10 @@ def evaluate_protocol(
         dict(opened_with or {}),
         id_column,
         skip_missing,
-        {"batch_size": batch_size, "progress": progress, "num_workers": num_workers},
+        scoring,
+        with_embeds,
+        by,
     )
-    scored = scorer.score(data, labels, scores_file)
-    thresholds = None
-    if validation is not None:
-        thresholds = scorer.choose_thresholds(validation, validation_labels, scores_file)
-    return _summarize_scores(scorer, scored, thresholds, resamples, seed, trained_on)
 
 
 def _summarize_scores(
@@ -145,14 +175,21 @@ def _summarize_scores(
     resamples: int,
     seed: int,
     trained_on: str | os.PathLike | None,
+    calibration: Calibration | None,
 ) -> Evaluation:
     protocol = scorer.protocol
     truths, scores, tables = {}, {}, {}
     for name, truth in scored.truths.items():
-        scores[name], truths[name] = _known(truth, scored.scores)
-        tables[name] = summarize(protocol, scorer.prompts, scores[name], truths[name], resamples, seed, thresholds)
+        scores[name], truths[name] = known_scores(truth, scored.scores)
+        given = (protocol, scorer.prompts, scores[name], truths[name], resamples, seed, thresholds)
+        tables[name] = summarize(*given, calibration)
         tables[name].left_out = truth.left_out
-    notes = _notes(protocol, thresholds, tables) + trained_on_notes(scorer.model, trained_on, scored.studies.ids)
+        tables[name].by = compare_groups(*given) if truth.groups else None
+    notes = [
+        *protocol_notes(protocol, thresholds, tables),
+        *calibration_notes(calibration, tables, hash_images(scored.studies)),
+        *trained_on_notes(scorer.model, trained_on, scored.studies.ids),
+    ]
     result = ProtocolResult(
         protocol.name,
         protocol.title,
@@ -164,11 +201,17 @@ def _summarize_scores(
         DEFAULT,
         {
             **_describe_basis(scorer, scored),
+            "calibration": None if calibration is None else calibration.describe(),
             "intervals": {"level": 0.95, "resamples": resamples, "seed": seed, "over": "studies"},
             "versions": installed_versions(),
         },
     )
-    return Evaluation(null_for_nan(result.to_dict()), truths, scores, scored.studies)
+    return Evaluation(null_for_nan(result.to_dict()), truths, scores, scored.studies, calibration)
+
+
+def global_embeds(encoded: EncodedStudies) -> np.ndarray:
+    """Global embeddings (B, P) of encoded studies, at unit length."""
+    return unit(encoded.image_embeds.float().cpu().numpy())
 
 
 class ProtocolScorer:
@@ -179,6 +222,8 @@ class ProtocolScorer:
         prompts: from `Protocol.choose_prompts`.
         open_study, opened_with, id_column, skip_missing: see `evaluate_protocol`.
         scoring: further arguments of `score_studies`.
+        by: columns of the label tables whose values group the studies.
+        with_embeds: put the global embedding, at unit length, behind the scores of each study.
     """
 
     def __init__(
@@ -192,11 +237,14 @@ class ProtocolScorer:
         id_column: str | None,
         skip_missing: bool,
         scoring: dict[str, Any],
+        with_embeds: bool = False,
+        by: Sequence[str] = (),
     ):
         require_sklearn()
         domain = model.config.domain
         if protocol.domain and domain and domain != protocol.domain:
             logger.warning(f"protocol {protocol.name} is for {protocol.domain}, the model for {domain}.")
+        self.by = by
         self.model, self.processor, self.protocol, self.prompts = model, processor, protocol, prompts
         self.open_study, self.id_column, self.skip_missing, self.scoring = open_study, id_column, skip_missing, scoring
         self.columns = columns_of(protocol, prompts)
@@ -206,19 +254,26 @@ class ProtocolScorer:
             "prompts": list(self.columns.items()),
             "scans": [protocol.scan_name, protocol.array_spacing],
             "opened_with": opened_with,
+            **({"embeddings": "global"} if with_embeds else {}),
         }
+        if with_embeds:
+            self.scoring = {**scoring, "append": (model.config.projection_dim, global_embeds)}
 
     def choose_thresholds(
         self, data: str | os.PathLike, labels: str | None, scores_file: str | os.PathLike | None
     ) -> Thresholds:
         """Those of a validation split, whose scores are kept beside `scores_file`."""
         file = None if scores_file is None else Path(scores_file).with_suffix(".validation.jsonl")
-        split = self.score(data, labels, file)
-        scores, truth = _known(next(iter(split.truths.values())), split.scores)
+        split = self.score(data, labels, file, by=())
+        scores, truth = known_scores(next(iter(split.truths.values())), split.scores)
         return choose_thresholds(self.protocol, self.prompts, scores, truth)
 
     def score(
-        self, data: str | os.PathLike, labels: Mapping[str, str] | str | None, file: str | os.PathLike | None
+        self,
+        data: str | os.PathLike,
+        labels: Mapping[str, str] | str | None,
+        file: str | os.PathLike | None,
+        by: Sequence[str] | None = None,
     ) -> Scored:
         """
         Reads the label tables, finds the images and scores what the file does not hold yet.
@@ -227,7 +282,7 @@ class ProtocolScorer:
             ValueError: no study can be scored.
         """
         check_prepared(data, self.processor.image_processor)
-        truths = read_truth(self.protocol, data, labels, self.id_column)
+        truths = read_truth(self.protocol, data, labels, self.id_column, self.by if by is None else by)
         ids = list(dict.fromkeys(study for truth in truths.values() for study in truth.ids))
         studies = ProtocolStudies(find_list(self.protocol, data), ids, self.skip_missing, self.id_column)
         scores = ScoreFile(file, {**self.about, "images": hash_images(studies)})
@@ -264,14 +319,12 @@ class ProtocolScorer:
         )
 
 
-def _known(truth: Truth, scores: ScoreFile) -> tuple[np.ndarray, Truth]:
+def known_scores(truth: Truth, scores: ScoreFile) -> tuple[np.ndarray, Truth]:
     """Scores and truth of the studies that have both."""
     rows = [number for number, study in enumerate(truth.ids) if study in scores.scores]
     if not rows:
         raise ValueError("none of the studies of this label table has scores.")
-    known = Truth([truth.ids[number] for number in rows])
-    known.labels = None if truth.labels is None else truth.labels[rows]
-    known.classes = None if truth.classes is None else truth.classes[rows]
+    known = truth.of_rows(rows)
     return np.stack([scores.scores[study] for study in known.ids]), known
 
 
@@ -298,22 +351,3 @@ def _describe_basis(scorer: ProtocolScorer, scored: Scored) -> dict[str, Any]:
         "prompts": scorer.prompts,
         "settings": {key: value for key, value in asdict(scorer.protocol).items() if key not in NOT_SETTINGS},
     }
-
-
-def _notes(protocol: Protocol, thresholds: Thresholds | None, tables: Mapping[str, TableResult]) -> list[str]:
-    notes = []
-    if protocol.findings is not None:
-        chosen = "on a validation split" if thresholds is not None else "on the test labels, as the reference does"
-        kind = (
-            f"a grid of {protocol.threshold_points} points"
-            if protocol.threshold_points
-            else "all that tell scores apart"
-        )
-        notes.append(f"Thresholds next to the ROC corner among {kind}, chosen {chosen}.")
-    if protocol.best_prompt and thresholds is None:
-        notes.append("The prompt of a finding was selected by its AUC on the test labels: its figures are too good.")
-    published = protocol.published.get("studies")
-    largest = max(table.studies for table in tables.values())
-    if published and largest != published:
-        notes.append(f"{largest} studies; the published data set has {published}.")
-    return notes

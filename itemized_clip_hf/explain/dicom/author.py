@@ -26,7 +26,7 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MEANINGS = {
     "similarity": "Cosine similarity of study and finding",
     "logit": "Logit of the finding",
-    "probability": "Sigmoid of the logit, not calibrated",
+    "sigmoid": "Sigmoid of the logit, uncalibrated",
     "share": "Share of the attribution on the series",
     "attention": "Attention over mean attention",
     "attribution": "Attribution of the score to a place over mean attribution",
