@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from calibrated_cohort import write_cohort
+from click.testing import CliRunner
 
 pytest.importorskip("sklearn")
 pytest.importorskip("nibabel")

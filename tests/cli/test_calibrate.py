@@ -6,8 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from calibrated_cohort import PROMPTS, write_cohort
+from click.testing import CliRunner
 from tiny_models import ITEMS
 
 pytest.importorskip("sklearn")
