@@ -1,7 +1,7 @@
 """Pictures and heat maps of studies as files: one folder per study, which a run that was stopped passes over."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +28,27 @@ class StudyToExplain:
 
     Args:
         record: with `id`, `path` and images.
+        items: that are looked for, or label -> texts whose embeddings are averaged.
         folder: of its pictures and maps.
         made_of: hash of all that these depend on.
         report: HTML file that is to be written, too.
         dicom: DICOM objects that are to be written, too.
+        notes: for the reader, which stand before the result's own.
     """
 
     def __init__(
         self,
         record: dict,
-        items: list[str],
+        items: list[str] | dict[str, list[str]],
         folder: Path,
         made_of: str,
         open_images: Callable[[dict], Any],
         report: Path | None = None,
         dicom: DicomOutput | None = None,
+        notes: Sequence[str] = (),
     ):
         self.name, self.path, self.items, self.folder = record["id"], record["path"], items, folder
-        self.report, self.dicom = report, dicom
+        self.report, self.dicom, self.notes = report, dicom, list(notes)
         self.facts = {"id": self.name, "made_of": made_of}
         whole = (report is None or is_report(report, made_of)) and (dicom is None or dicom.is_written())
         self.known = known_maps(folder, made_of) if whole else None
@@ -92,6 +95,7 @@ def write_study(
     result = explain_result(
         model, processor, study.images, study.items, study.name, scores, on_bad_scan, about, attribution
     )
+    result.notes[:0] = study.notes
     result.notes.extend(f"{one.scan or one.study} was left out: {one.reason}" for one in study.skipped)
     entries: list[dict[str, Any]] = []
     bases: dict[int, str] = {}
