@@ -34,6 +34,7 @@ bench: $(READY)
 	$(BIN)/itemized-clip demo -o runs/attribution/0
 	$(BIN)/itemized-clip demo -o runs/attribution/1 --seed 1
 	$(BIN)/python benchmarks/attribution.py --models runs/attribution/0 runs/attribution/1
+	$(BIN)/python benchmarks/review.py --model runs/attribution/0/model
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py -o fuzz.jsonl --cases 10000
