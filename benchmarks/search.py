@@ -2,7 +2,7 @@
 Search in cohorts: an approximate index against exact search, and two stages against scoring every study.
 
     python benchmarks/search.py faiss [--studies 100000 --width 512]
-    python benchmarks/search.py texts --model runs/attribution/0/model [--studies 1000]
+    python benchmarks/search.py texts --models runs/attribution/0/model runs/attribution/1/model [--studies 1000]
 
 faiss: generated embeddings in 300 and in 5,000 clusters (directions around centers, which are drawn around 40 centers; sizes of
 the clusters follow a power law), and for comparison uniform ones (0 clusters), which have no neighbors to speak of. Queries are
@@ -23,8 +23,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from common import put_table
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
+DOCS = Path(__file__).parents[1] / "docs" / "cohort.md"
+MARK = "<!-- {} of benchmarks/results/search.json -->"
 TOP = 10
 CLUSTERS = (300, 5000, 0)
 CANDIDATES = (50, 100, 200, 300, 400, 500, 600, 700, 800)
@@ -111,7 +114,7 @@ def measure_texts(folder: Path, count: int, seed: int) -> dict:
     from itemized_clip_hf.phantom.experiment import as_scans
 
     model, processor = load(folder, "cpu")
-    studies = list(PhantomDataset("test", count, seed=seed, shape=(8, 32, 32)))
+    studies = list(PhantomDataset("test", count, seed=seed, shape=model.config.vision.image_shape))
     texts = [*sorted({item for study in studies for item in study.items}), *ZERO_SHOT_PROMPTS.values()]
     records = [{"id": study.id, "images": as_scans(study)} for study in studies]
     with tempfile.TemporaryDirectory() as place:
@@ -127,7 +130,14 @@ def measure_texts(folder: Path, count: int, seed: int) -> dict:
             "percent_equal": equal,
             "candidates_for_95_percent": int(np.quantile(own, 0.95, method="higher")),
         }
-    return {"studies": count, "texts": len(texts), "seed": seed, "first_stage": stages, "search_text_agrees": agree}
+    frequency = np.mean([list(study.labels.values()) for study in studies])
+    facts = {
+        "studies": count,
+        "texts": len(texts),
+        "seed": seed,
+        "percent_with_a_finding": round(100 * float(frequency), 1),
+    }
+    return {**facts, "first_stage": stages, "search_text_agrees": agree}
 
 
 def needed_candidates(cohort, model, processor, texts: list[str]) -> dict[str, np.ndarray]:
@@ -172,24 +182,50 @@ def environment() -> dict:
     }
 
 
+def index_rows(document: dict) -> list[str]:
+    """The table of the index in the documentation."""
+    rows = ["| embeddings | recall@10 | exact | index | built in |", "|---|---|---|---|---|"]
+    for row in document["faiss"]["rows"]:
+        name = f"{row['clusters']:,} clusters" if row["clusters"] else "uniform"
+        times = row["milliseconds"]
+        cells = [f"{row['recall_at_10']:.3f}", f"{times['exact']:.1f} ms"]
+        cells += [f"{times['index']:.2f} ms, {row['speed_ratio']:.0f} times faster", f"{row['build_seconds']:.0f} s"]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def text_rows(document: dict) -> list[str]:
+    """The table of the two stages in the documentation."""
+    shown = [str(k) for k in CANDIDATES if k in (100, 200, 300, 400, 500)]
+    rows = [f"| model | first stage | {' | '.join(shown)} | for 95 % |", f"|---|---|{'---|' * len(shown)}---|"]
+    for name, own in document["texts"].items():
+        for stage, figures in own["first_stage"].items():
+            cells = [f"{figures['percent_equal'][k]:.1f} %" for k in shown]
+            rows.append(f"| {name} | {stage} | {' | '.join(cells)} | {figures['candidates_for_95_percent']} |")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["faiss", "texts"])
-    parser.add_argument("--model", type=Path, help="Folder of a model of the demo.")
+    parser.add_argument("part", choices=["faiss", "texts", "tables"])
+    parser.add_argument("--models", type=Path, nargs="+", default=[], help="Folders of models of the demo.")
     parser.add_argument("--studies", type=int)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=3, help="Of the studies of the first model.")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     document = json.loads(args.output.read_text()) if args.output.exists() else {}
     if args.part == "faiss":
-        count = args.studies or 100_000
-        rows = [measure_index(clusters, count, args.width) for clusters in CLUSTERS]
+        rows = [measure_index(clusters, args.studies or 100_000, args.width) for clusters in CLUSTERS]
         document["faiss"] = {"faiss": version("faiss-cpu"), **environment(), "rows": rows}
-    else:
-        document["texts"] = {**environment(), **measure_texts(args.model, args.studies or 1000, args.seed)}
+    for number, folder in enumerate(args.models):
+        name = folder.parent.name if folder.name == "model" else folder.name
+        found = measure_texts(folder, args.studies or 1000, args.seed + number)
+        document.setdefault("texts", {})[name] = {**environment(), **found}
     args.output.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document[args.part], indent=1))
+    if args.output == RESULTS and {"faiss", "texts"} <= set(document):
+        put_table(DOCS, MARK.format("index"), index_rows(document))
+        put_table(DOCS, MARK.format("texts"), text_rows(document))
 
 
 if __name__ == "__main__":

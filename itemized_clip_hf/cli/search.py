@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from itemized_clip_cli import device_option, json_option, tokenizer_option
+from itemized_clip_cli import (
+    accept_option,
+    device_option,
+    json_option,
+    layout_option,
+    tokenizer_option,
+    volume_option,
+)
 
 if TYPE_CHECKING:
     from itemized_clip_hf.cli._studies import Inputs, Opener
@@ -40,7 +47,7 @@ MOST_PAIRS = 50
 @click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="Studies to list.")
 @click.option(
     "--candidates",
-    default=200,
+    default=400,
     show_default=True,
     type=click.IntRange(min=1),
     help="For a text: studies that the first stage leaves to the second.",
@@ -60,10 +67,12 @@ MOST_PAIRS = 50
 )
 @click.option("-i", "--input", "inputs", multiple=True, metavar="PATH", help="The studies, for --sheet; repeat.")
 @tokenizer_option
+@volume_option
+@accept_option
+@layout_option
 @device_option
 @json_option
-@click.pass_context
-def command(context: click.Context, cohort: str, as_json: bool, **options: Any) -> None:
+def command(cohort: str, as_json: bool, **options: Any) -> None:
     """
     Search a cohort of `itemized-clip embed`.
 
@@ -149,6 +158,7 @@ class Search:
         options = self.options
         dtype = weights_dtype(self.cohort.facts.precision)
         self.model, self.processor = load(options["model"], options["device"], options["tokenizer"], dtype=dtype)
+        self.processor.image_processor.accept = options["accept"]
         require_model(self.cohort.facts, self.model, self.processor)
 
     def run(self) -> Found:
@@ -195,8 +205,10 @@ class Search:
         from itemized_clip_hf.cli._studies import Inputs, Opener
         from itemized_clip_hf.data.layout import Layout
 
-        rule = Layout.of_processor(self.processor)
-        return Inputs(inputs, rule), Opener(None, self.model.config.domain, (), rule)
+        options = self.options
+        rule = Layout.of_processor(self.processor, options["layout"])
+        opener = Opener(options["volume_index"], self.model.config.domain, options["accept"], rule)
+        return Inputs(inputs, rule), opener
 
     def draw(self, found: Found, path: Path) -> None:
         """The contact sheet; what cannot be opened is said on its tile."""

@@ -19,7 +19,7 @@ from .file import Cohort, CohortFacts, StudyTokens, unit
 from .index import CohortIndex
 from .rows import Row, RowMaker
 
-CANDIDATES = 200
+CANDIDATES = 400
 """Studies that the first stage of a search for a text leaves to the second; `benchmarks/search.py` measures what is lost."""
 STUDIES_AT_ONCE = 32
 ROWS_AT_ONCE = 2048

@@ -55,6 +55,8 @@ class Shards:
             shutil.rmtree(self.folder)
         if self.folder.exists():
             remove_parts(self.folder)
+        numbers = [int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.parquet")]
+        self._next = max(numbers, default=-1) + 1
         self.pieces = [piece for path in self._files() for piece in _pieces_of(path)]
         self.done = {name for piece in self.pieces for name in _load(piece, ("id",)).column("id").to_pylist()}
 
@@ -69,8 +71,8 @@ class Shards:
         if not self.folder.exists():
             self.folder.mkdir(parents=True)
             write_text(self.folder / "plan.json", json.dumps({"plan": self.facts.plan}) + "\n")
-        last = max((int(path.stem.removeprefix("part-")) for path in self.folder.glob("part-*.parquet")), default=-1)
-        path = self.folder / f"part-{last + 1:06d}.parquet"
+        path = self.folder / f"part-{self._next:06d}.parquet"
+        self._next += 1
         with whole_file(path) as temporary:
             parquet.write_table(table_of(rows, self.facts), temporary, use_dictionary=False)
         self.pieces += _pieces_of(path)
