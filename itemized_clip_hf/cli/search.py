@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MOST_PAIRS = 50
 """Printed; `--json` prints all."""
+SHOWN_FROM = 1000
+"""Studies of a cohort that make a progress bar worth while."""
 
 
 @click.command()
@@ -86,13 +88,14 @@ def command(cohort: str, as_json: bool, **options: Any) -> None:
     from itemized_clip_hf.cohort.file import Cohort
 
     opened = Cohort(cohort)
+    progress = len(opened) > SHOWN_FROM and not as_json
     if options["duplicates"] or options["against"]:
         from itemized_clip_hf.cohort.search import find_duplicates
 
         other = Cohort(options["against"]) if options["against"] else None
-        print_duplicates(find_duplicates(opened, options["threshold"], other), as_json)
+        print_duplicates(find_duplicates(opened, options["threshold"], other, progress), as_json)
         return
-    search = Search(opened, options)
+    search = Search(opened, options, progress)
     found = search.run()
     if options["sheet"]:
         search.draw(found, Path(options["sheet"]))
@@ -138,10 +141,11 @@ class Search:
 
     Args:
         options: of the command.
+        progress: show a bar.
     """
 
-    def __init__(self, cohort: Cohort, options: dict[str, Any]):
-        self.cohort, self.options = cohort, options
+    def __init__(self, cohort: Cohort, options: dict[str, Any], progress: bool):
+        self.cohort, self.options, self.progress = cohort, options, progress
         self.model: Any = None
         self.processor: Any = None
         self.region = parse_region(options["region"]) if options["region"] else None
@@ -168,14 +172,16 @@ class Search:
         options, top = self.options, self.options["top"]
         if options["text"]:
             count = None if options["exhaustive"] else options["candidates"]
-            return search_text(self.cohort, self.model, self.processor, options["text"], top, count, self._index())
+            return search_text(
+                self.cohort, self.model, self.processor, options["text"], top, count, self._index(), self.progress
+            )
         query, embedding, tokens = self._study(options["study"])
         itself = query if query in self.cohort.places else None
         if self.region is None:
             return search_study(self.cohort, embedding, f"studies like {query}", top, self._index(), itself)
         assert tokens is not None
         region = describe_region(tokens, self.region)
-        return search_region(self.cohort, region, f"{options['region']} of {query}", top, itself)
+        return search_region(self.cohort, region, f"{options['region']} of {query}", top, itself, self.progress)
 
     def _index(self) -> CohortIndex | None:
         from itemized_clip_hf.cohort.index import CohortIndex

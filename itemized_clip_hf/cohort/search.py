@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from ..evaluation.encode import encode_studies, encode_texts
 from ..explain.maps import touched_tokens
@@ -22,7 +23,7 @@ from .rows import Row, RowMaker
 CANDIDATES = 400
 """Studies that the first stage of a search for a text leaves to the second; `benchmarks/search.py` measures what is lost."""
 STUDIES_AT_ONCE = 32
-ROWS_AT_ONCE = 2048
+ROWS_AT_ONCE = 256
 MOST_PAIRS = 1_000_000
 
 Box = Sequence[tuple[int, int]]
@@ -148,6 +149,7 @@ def search_text(
     top: int = 10,
     candidates: int | None = CANDIDATES,
     index: CohortIndex | None = None,
+    progress: bool = False,
 ) -> Found:
     """
     Studies by the text-conditioned similarity of a text, as `predict` scores it, in two stages: candidates by what is cheap,
@@ -176,7 +178,7 @@ def search_text(
             return Found(text, "cosine of text and global embedding", found.hits, len(cohort), len(cohort), notes)
         count = len(cohort) if candidates is None else min(max(candidates, top), len(cohort))
         first, places = first_stage(cohort, direction, count, index)
-        scores = dict(score_places(cohort, model, embed[None], places))
+        scores = dict(score_places(cohort, model, embed[None], places, progress))
     found_scores, order = best(np.array([scores[int(place)][0] for place in places]), top)
     stage = {int(place): float(score) for score, place in zip(first, places)}
     hits = [Hit(cohort.ids[places[n]], float(score), stage[int(places[n])]) for score, n in zip(found_scores, order)]
@@ -208,7 +210,11 @@ def first_stage(
 
 
 def score_places(
-    cohort: Cohort, model: ItemizedCLIPModel, text_embeds: torch.Tensor, places: Sequence[int] | np.ndarray
+    cohort: Cohort,
+    model: ItemizedCLIPModel,
+    text_embeds: torch.Tensor,
+    places: Sequence[int] | np.ndarray,
+    progress: bool = False,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
     Rows and their text-conditioned similarity with every text, (M,) float32.
@@ -218,7 +224,8 @@ def score_places(
         places: rows.
     """
     queries = F.normalize(text_embeds, dim=-1)
-    for _, group in groupby(cohort.tokens_of(places), lambda found: found[1].values.size):
+    read = tqdm(cohort.tokens_of(places), "scoring", len(places), unit="study", disable=not progress)
+    for _, group in groupby(read, lambda found: found[1].values.size):
         for batch in _in_batches(group):
             tokens = torch.from_numpy(np.stack([own.flat for _, own in batch])).to(text_embeds)
             scores = model.score_items(queries, F.normalize(tokens, dim=-1)).float().cpu().numpy()
@@ -287,7 +294,14 @@ def embed_study(
         return RowMaker(model, processor, {}, tokens)(encoded)[0]
 
 
-def search_region(cohort: Cohort, region: np.ndarray, query: str, top: int = 10, leave_out: str | None = None) -> Found:
+def search_region(
+    cohort: Cohort,
+    region: np.ndarray,
+    query: str,
+    top: int = 10,
+    leave_out: str | None = None,
+    progress: bool = False,
+) -> Found:
     """
     Studies by the largest cosine of one of their tokens with the mean direction of a region, and where that token lies.
 
@@ -301,7 +315,8 @@ def search_region(cohort: Cohort, region: np.ndarray, query: str, top: int = 10,
     """
     scores = np.full(len(cohort), -np.inf, np.float32)
     strongest: dict[int, tuple[str | None, tuple[int, ...]]] = {}
-    for place, tokens in cohort.tokens_of(range(len(cohort))):
+    read = tqdm(cohort.tokens_of(range(len(cohort))), "comparing", len(cohort), unit="study", disable=not progress)
+    for place, tokens in read:
         if cohort.ids[place] == leave_out:
             continue
         cosines = unit(tokens.flat) @ region
@@ -357,7 +372,9 @@ class Duplicates:
         return {**asdict(self), "found": self.found}
 
 
-def find_duplicates(cohort: Cohort, threshold: float = 0.999, other: Cohort | None = None) -> Duplicates:
+def find_duplicates(
+    cohort: Cohort, threshold: float = 0.999, other: Cohort | None = None, progress: bool = False
+) -> Duplicates:
     """
     Pairs of studies whose global embeddings have at least that cosine, exactly.
 
@@ -376,7 +393,8 @@ def find_duplicates(cohort: Cohort, threshold: float = 0.999, other: Cohort | No
     mine, theirs = cohort.directions, cohort.directions if other is None else other.directions
     pairs: list[tuple[float, int, int]] = []
     highest = np.full(len(mine), -1.0, np.float32)
-    for start in range(0, len(mine), ROWS_AT_ONCE):
+    starts = range(0, len(mine), ROWS_AT_ONCE)
+    for start in tqdm(starts, "comparing", unit=f"{ROWS_AT_ONCE} studies", disable=not progress):
         rows = slice(start, start + ROWS_AT_ONCE)
         cosines = mine[rows] @ theirs.T
         if other is None:

@@ -12,7 +12,7 @@ from ..data.files import remove_parts, whole_file, write_text
 from .file import CohortFacts, import_parquet
 from .rows import Row, finish_labels, reopen_labels, table_of
 
-GROUP_BYTES = 32 << 20
+GROUP_BYTES = 16 << 20
 """Of a row group, in memory: what reading the tokens of one study takes."""
 
 
