@@ -81,7 +81,7 @@ def command(cohort: str, as_json: bool, **options: Any) -> None:
     A text is looked for in two stages: candidates by what is kept of each study as a whole, then the text-conditioned
     similarity of `predict` on kept tokens (`embed --tokens`). Studies and near-duplicates are compared by the cosine of their
     global embeddings; what counts as near depends on the model, so the cosines of nearest neighbors are told. --against lists
-    test studies that a training cohort holds, too. All of it is exact unless --index is named.
+    test studies that a training cohort holds, too. Cosines are compared exactly unless --index is named.
     """
     check_options(options)
 
