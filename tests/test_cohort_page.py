@@ -20,6 +20,7 @@ from itemized_clip_hf.phantom.experiment import write_drawn_studies
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "cohort.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+END_MARK = "<!-- end of table -->"
 sys.path.append(str(ROOT / "benchmarks"))
 
 
@@ -56,7 +57,7 @@ def test_tables():
     document = json.loads(search.RESULTS.read_text())
     page = PAGE.read_text()
     for name, rows in (("index", search.index_rows(document)), ("texts", search.text_rows(document))):
-        table = page.split(search.MARK.format(name) + "\n")[1].split("\n" + search.END_MARK)[0]
+        table = page.split(search.MARK.format(name) + "\n")[1].split("\n" + END_MARK)[0]
         assert table.split("\n") == rows
     for row in document["faiss"]["rows"]:
         assert row["studies"] == 100_000 and (row["clusters"] == 0 or row["recall_at_10"] >= 0.95)
