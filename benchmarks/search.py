@@ -2,7 +2,7 @@
 Search in cohorts: an approximate index against exact search, and two stages against scoring every study.
 
     python benchmarks/search.py faiss [--studies 100000 --width 512]
-    python benchmarks/search.py texts --models runs/attribution/0/model runs/attribution/1/model [--studies 1000]
+    python benchmarks/search.py texts --models runs/attribution/0 runs/attribution/1 [--studies 1000]
 
 faiss: generated embeddings in 300 and in 5,000 clusters (directions around centers, which are drawn around 40 centers; sizes of
 the clusters follow a power law), and for comparison uniform ones (0 clusters), which have no neighbors to speak of. Queries are
@@ -208,7 +208,7 @@ def text_rows(document: dict) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["faiss", "texts", "tables"])
-    parser.add_argument("--models", type=Path, nargs="+", default=[], help="Folders of models of the demo.")
+    parser.add_argument("--models", type=Path, nargs="+", default=[], help="Folders of the demo.")
     parser.add_argument("--studies", type=int)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--seed", type=int, default=3, help="Of the studies of the first model.")
@@ -218,10 +218,11 @@ def main() -> None:
     if args.part == "faiss":
         rows = [measure_index(clusters, args.studies or 100_000, args.width) for clusters in CLUSTERS]
         document["faiss"] = {"faiss": version("faiss-cpu"), **environment(), "rows": rows}
-    for number, folder in enumerate(args.models):
-        name = folder.parent.name if folder.name == "model" else folder.name
-        found = measure_texts(folder, args.studies or 1000, args.seed + number)
-        document.setdefault("texts", {})[name] = {**environment(), **found}
+    if args.part == "texts":
+        document["texts"] = {}
+        for number, folder in enumerate(args.models):
+            found = measure_texts(folder / "model", args.studies or 1000, args.seed + number)
+            document["texts"][f"demo {number}"] = {**environment(), **found}
     args.output.write_text(json.dumps(document, indent=1) + "\n")
     if args.output == RESULTS and {"faiss", "texts"} <= set(document):
         put_table(DOCS, MARK.format("index"), index_rows(document))

@@ -255,3 +255,31 @@ def test_scores_are_those_of_the_working_precision(loaded, records, tmp_path):
         scores = score_studies(*loaded, [record["images"] for record in records[:4]], [TEXT])[1][:, 0]
     for hit in search_text(own, *loaded, TEXT).hits:
         assert hit.score == pytest.approx(scores[own.places[hit.id]], abs=1e-2)
+
+
+def test_pictures(tokenizer, tmp_path):
+    """The corner of a picture leads to that corner; classes are kept, and tiles drawn."""
+    pytest.importorskip("matplotlib")
+    from picture_runs import pictures, processor_of
+    from tiny_models import tiny_config
+
+    from itemized_clip_hf import ItemizedCLIPModel
+    from itemized_clip_hf.cohort.sheet import draw_sheet, tile_of
+
+    torch.manual_seed(0)
+    config = tiny_config(num_channels=3, image_size=[1, 32, 32], patch_size=[1, 8, 8])
+    config.domain = "remote-sensing"
+    model, processor = ItemizedCLIPModel(config).eval(), processor_of(tokenizer)
+    records = [{**record, "label": f"class {n % 2}"} for n, record in enumerate(pictures(6, side=40))]
+    embed_cohort(model, processor, records, tmp_path / "c.parquet", EmbedOptions(["airport"], tokens=True))
+    own = Cohort(tmp_path / "c.parquet")
+    tokens = dict(own.tokens_of([2]))[2]
+    assert tokens.values.shape == (1, 1, 4, 4, 16) and tokens.scan_shapes.tolist() == [[1, 40, 40]]
+    assert own._column("label").to_pylist() == [f"class {n % 2}" for n in range(6)]
+    region = describe_region(tokens, {None: [(0, 8), (28, 40)]})
+    hit = search_region(own, region, "a corner", top=1).hits[0]
+    assert hit.id == "p2" and hit.voxel is not None and hit.voxel[0] == 0 and hit.voxel[2] >= 20
+    found = search_text(own, model, processor, "airport", top=2)
+    tiles = [tile_of(model, processor, records[int(hit.id[1:])]["images"], hit, 1, "airport") for hit in found.hits]
+    draw_sheet(tiles, "airport", tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 10_000
