@@ -23,6 +23,8 @@ MAX_BYTES = 4 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 200_000
 
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$")
+"""Numbers that YAML 1.1 takes for texts."""
 _DAMAGE = (ValueError, TypeError, OverflowError, AttributeError, KeyError, IndexError)
 
 
@@ -124,6 +126,22 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where} cannot be read as YAML: one of its values does not fit its tag.") from None
 
 
+def write_yaml(value: Any) -> str:
+    r"""
+    A value as YAML that `parse_yaml` reads as it was: a text such as `1e5` is quoted.
+
+    >>> write_yaml({"hash": "1e5"})
+    "hash: '1e5'\n"
+    """
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
 @functools.cache
 def _yaml_loader() -> type:
     import yaml
@@ -140,12 +158,11 @@ def _yaml_loader() -> type:
                     seen.add(key.value)
             return super().construct_mapping(node, deep)
 
-    number = re.compile(r"[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$")
     Loader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
     return Loader
 
 

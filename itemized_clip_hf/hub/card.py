@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..domains import Domain, load_domain
@@ -20,7 +19,7 @@ from ..evaluation.estimates import unit_of
 from ..evaluation.results import Measured, measured_figures, read_result
 from ..modeling.configuration_itemized_clip import SCORINGS
 from ..provenance import hash_text
-from ..specs import build, check_section, read_json, read_text, read_written
+from ..specs import build, check_section, read_json, read_text, read_written, write_yaml
 from .card_text import clean_name, escape, escape_line
 
 FACTS, CARD = "card.yaml", "README.md"
@@ -134,7 +133,7 @@ class CardFacts:
     def write(self, path: str | Path) -> None:
         """Writes the facts that are stated as YAML."""
         kept = {name: value for name, value in asdict(self).items() if value not in ("", [], {})}
-        Path(path).write_text(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
+        Path(path).write_text(write_yaml(kept), encoding="utf-8")
 
 
 def facts_of_folder(folder: str | os.PathLike, name: str | None = None) -> CardFacts:

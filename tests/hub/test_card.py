@@ -308,3 +308,9 @@ def test_a_model_that_draws_says_what_it_draws():
     assert "of liver, tumor." in card_text(facts) and "-i STUDY -o masks" in card_text(facts)
     assert labels_of_config({"id2label": {"0": "air", "1": "liver"}, "mask_decoder": {"mode": "classes"}}) == ["liver"]
     assert labels_of_config({"id2label": {"0": "LABEL_0"}, "mask_decoder": {"mode": "items"}}) == []
+
+
+def test_a_hash_that_looks_like_a_number_stays_a_text(tmp_path):
+    facts = CardFacts(name="org/own", domain="remote-sensing", rendered="123456789e012345")
+    facts.write(tmp_path / "card.yaml")
+    assert CardFacts.read(tmp_path / "card.yaml") == facts
