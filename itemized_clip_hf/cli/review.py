@@ -12,6 +12,7 @@ import click
 
 from itemized_clip_cli import (
     accept_option,
+    calibration_option,
     device_option,
     input_option,
     json_option,
@@ -48,11 +49,12 @@ COLUMNS = ("id", "kind", "text", "score", "threshold", "percentile", "nearest_it
 )
 @click.option(
     "--high",
-    default=50.0,
-    show_default=True,
     type=click.FloatRange(0, 100),
-    help="Percentile of a finding's scores, in the studies whose report mentions it, above which it is asked about elsewhere.",
+    help="Percentile of a finding's scores, in the studies whose report mentions it, above which it is asked about elsewhere. "
+    "Without it the operating point of the model's calibration, or 50 where it has none.",
 )
+@calibration_option
+@click.option("--point", metavar="RULE", help="Operating point of the calibration, instead of its own.")
 @click.option(
     "--html", is_flag=True, help="Also write a page with table and viewer for each study that is asked about."
 )
@@ -73,7 +75,7 @@ def command(
     model: str,
     output: str,
     low: float,
-    high: float,
+    high: float | None,
     as_json: bool,
     batch_size: int,
     **options: Any,
@@ -83,8 +85,8 @@ def command(
 
     Inputs are lists of studies with `items`, as `itemize` makes them of reports. Two kinds of question are asked: whether an
     item is in the images that scores low ("unsupported"), and whether a finding of the prompts is there that scores high and
-    that no item mentions ("missing"). An item mentions a finding by its words, or else by the text tower. What is low and high
-    is told by the cohort itself, see --low and --high, so that a list of a few studies says little.
+    that no item mentions ("missing"). An item mentions a finding by its words, or else by the text tower. What is low, and
+    without a calibration what is high, is told by the cohort itself, so that a list of a few studies says little.
 
     They are questions to a reader, not findings. OUTPUT gets review.json, review.csv, and a folder per study that is asked
     about, with a PNG and NIfTI heat maps per question, as `explain` writes them. Run the same command again to go on with a run
@@ -141,7 +143,25 @@ class ReviewRun:
         self.described = {"of": [*hashes, hash_json([self.records.fingerprint(), texts, opened])]}
         self.kept: Any = None
 
-    def ask(self, low: float, high: float, batch_size: int, progress: bool) -> Review:
+    def choose_thresholds(self, high: float | None) -> tuple[float, dict[str, float], str]:
+        """
+        The percentile of findings, and what a calibration has in its place.
+
+        Raises:
+            click.UsageError: both are asked for. ValueError: the calibration is of another model.
+        """
+        from itemized_clip_hf.evaluation.calibration import load_calibration
+        from itemized_clip_hf.explain.review import HIGH, calibrated_thresholds
+
+        source, point = self.options["calibration"], self.options["point"]
+        if (source or point) and high is not None and source != "none":
+            raise click.UsageError("--high takes the place of a calibration: leave one of them out.")
+        if high is not None or self.options["precision"] == "bf16":
+            return HIGH if high is None else high, {}, ""
+        calibration = load_calibration(self.model, self.processor, source, point, folder=self.name)
+        return HIGH, *calibrated_thresholds(calibration, self.prompts)
+
+    def ask(self, low: float, high: float | None, batch_size: int, progress: bool) -> Review:
         """Scores what has no scores yet, and finds the questions."""
         from itemized_clip_hf.cli._studies import OpenOneByOne
         from itemized_clip_hf.cli.explain import say_bad_scan
@@ -150,7 +170,8 @@ class ReviewRun:
         from itemized_clip_hf.models.precision import working_precision
         from itemized_clip_hf.provenance import hash_json
 
-        self.made_of = hash_json([self.described, low, high])
+        percentile, thresholds, source = self.choose_thresholds(high)
+        self.made_of = hash_json([self.described, low, percentile, thresholds])
         self.refuse_another()
         self.kept = ScoreFile(self.place / "scores.jsonl", self.described)
         for name, own in zip(self.records.ids, self.items):
@@ -175,7 +196,7 @@ class ReviewRun:
                 on_bad_scan=lambda number, scan, error: say_bad_scan(names[number], scan, error),
                 num_workers=self.options["workers"],
             )
-        return find_questions(reports, low, high)
+        return find_questions(reports, low, percentile, thresholds, source)
 
     def refuse(self, name: str, error: Exception) -> None:
         """Says and keeps why a study is not looked at."""

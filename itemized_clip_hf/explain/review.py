@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..data.layout import Layout
+from ..evaluation.calibration import Calibration, load_calibration
 from ..evaluation.encode import Closed, encode_prompts, encode_studies, encode_texts
 from ..evaluation.mentions import find_mentions, similarities
 from ..evaluation.protocols.images import open_record
@@ -208,7 +209,11 @@ def score_reports(
 
 
 def find_questions(
-    reports: Reports, low: float = LOW, high: float = HIGH, thresholds: Mapping[str, float] | None = None
+    reports: Reports,
+    low: float = LOW,
+    high: float = HIGH,
+    thresholds: Mapping[str, float] | None = None,
+    source: str = "calibration",
 ) -> Review:
     """
     Compares reports with the scores of their studies.
@@ -216,7 +221,8 @@ def find_questions(
     Args:
         low: percentile of all items' scores below which an item is asked about.
         high: percentile of a finding's scores in the studies whose report mentions it, above which it is asked about elsewhere.
-        thresholds: finding -> similarity that takes the place of that percentile, from a calibration.
+        thresholds: finding -> similarity that takes the place of that percentile, see `calibrated_thresholds`.
+        source: where these come from, for people.
 
     Raises:
         ValueError: a percentile is not between 0 and 100.
@@ -225,7 +231,7 @@ def find_questions(
         if not 0 <= value <= 100:
             raise ValueError(f"{name} is {value:g}, expected a percentile from 0 to 100.")
     seen = np.array([bool(own) for own in reports.items], bool) & ~np.isnan(reports.scores).any(1)
-    missing, above, sources = _missing(reports, seen, high, dict(thresholds or {}))
+    missing, above, sources = _missing(reports, seen, high, dict(thresholds or {}), source)
     every = np.sort(np.concatenate([reports.item_scores[row] for row in np.flatnonzero(seen)] or [np.zeros(0)]))
     below = float(np.quantile(every, low / 100)) if len(every) else float("nan")
     unsupported = [
@@ -240,7 +246,7 @@ def find_questions(
 
 
 def _missing(
-    reports: Reports, seen: np.ndarray, high: float, thresholds: dict[str, float]
+    reports: Reports, seen: np.ndarray, high: float, thresholds: dict[str, float], source: str
 ) -> tuple[list[Question], dict[str, float], dict[str, str]]:
     """Questions about findings, the threshold of each finding, and where it comes from."""
     questions, above, sources = [], {}, {}
@@ -249,7 +255,7 @@ def _missing(
         mentioned = seen & reports.mentions[:, column]
         compared = np.sort(reports.scores[mentioned, column])
         if name in thresholds:
-            above[name], sources[name] = thresholds[name], "calibration"
+            above[name], sources[name] = thresholds[name], source
         elif len(compared) >= MIN_MENTIONS:
             above[name] = float(np.quantile(compared, high / 100))
             sources[name] = f"percentile {high:g} of the {len(compared)} studies whose report mentions it"
@@ -277,14 +283,28 @@ def _percentile(ordered: np.ndarray, score: float) -> float:
     return float(100 * np.searchsorted(ordered, score) / len(ordered)) if len(ordered) else float("nan")
 
 
+def calibrated_thresholds(
+    calibration: Calibration | None, prompts: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, float], str]:
+    """Thresholds of the findings that have any at the calibration's operating point, and what that is, for people."""
+    thresholds: dict[str, float] = {}
+    if calibration is None:
+        return thresholds, ""
+    for name, texts in prompts.items():
+        finding = calibration.of_prompts([texts] if isinstance(texts, str) else texts)
+        point = None if finding is None else finding.points.get(calibration.point)
+        if point is not None and point.threshold.is_known:
+            thresholds[name] = point.threshold.value
+    return thresholds, f"operating point {calibration.point} of the calibration by {calibration.protocol}"
+
+
 def review_reports(
     model: ItemizedCLIPModel,
     processor: ItemizedCLIPProcessor,
     studies: Sequence[Mapping[str, Any]],
     prompts: Mapping[str, Sequence[str]],
     low: float = LOW,
-    high: float = HIGH,
-    thresholds: Mapping[str, float] | None = None,
+    high: float | None = None,
     scores_file: Any = None,
     **encoding: Any,
 ) -> Review:
@@ -294,7 +314,7 @@ def review_reports(
     Args:
         studies: `id`, `images` (paths, or anything the processor takes) and `items` of each, e.g. from `read_records`.
         prompts: finding -> texts.
-        low, high, thresholds: as of `find_questions`.
+        low, high: as of `find_questions`; without `high` operating points of the model's calibration, where it has one.
         scores_file: keeps scores; a run that was stopped goes on with it.
         encoding: further arguments of `encode_studies`; with `on_error` studies that cannot be read are left out.
     """
@@ -308,5 +328,6 @@ def review_reports(
     opening = partial(open_record, layout=Layout.of_processor(processor))
     closed = [Closed(partial(opening, dict(study))) for study in left]
     names = [str(study["id"]) for study in left]
+    calibration = load_calibration(model, processor) if high is None else None
     score_reports(model, processor, reports, (embeds[0], embeds[1]), closed, names, kept, **encoding)
-    return find_questions(reports, low, high, thresholds)
+    return find_questions(reports, low, HIGH if high is None else high, *calibrated_thresholds(calibration, prompts))

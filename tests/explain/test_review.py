@@ -10,8 +10,20 @@ import pytest
 from forked import run_forked as run
 from tiny_models import ITEMS
 
+from itemized_clip_hf.evaluation.calibration import CalibratedFinding, Calibration
+from itemized_clip_hf.evaluation.estimates import Estimate
 from itemized_clip_hf.evaluation.mentions import find_mentions
-from itemized_clip_hf.explain.review import MISSING, UNSUPPORTED, Reports, find_questions
+from itemized_clip_hf.evaluation.operating_points import OperatingPoint
+from itemized_clip_hf.evaluation.scaling import Platt
+from itemized_clip_hf.explain.review import (
+    HIGH,
+    LOW,
+    MISSING,
+    UNSUPPORTED,
+    Reports,
+    calibrated_thresholds,
+    find_questions,
+)
 
 FINDINGS = {"mass": ["mass in the brain"], "cyst": ["cyst in the brain"], "bleed": ["bleed in the brain"]}
 
@@ -97,9 +109,25 @@ def test_studies_without_scores_or_reports_are_not_asked_about():
     assert review.studies == 198 and not {"s3", "s7"} & {q.study for q in review.questions}
 
 
+def test_thresholds_of_a_calibration_are_of_the_findings_with_its_prompts():
+    points = {"youden": OperatingPoint("youden", Estimate(0.3), Estimate(0.9), Estimate(0.9))}
+    findings = {
+        "A": CalibratedFinding(FINDINGS["mass"], 50, 50, scaling=Platt.fit([0, 1] * 50, np.arange(100)), points=points),
+        "B": CalibratedFinding(["another cyst"], 50, 50, scaling=Platt.fit([0, 1] * 50, np.arange(100)), points=points),
+    }
+    calibration = Calibration("m", "p", "mine", "", {}, findings, "youden")
+    found = calibrated_thresholds(calibration, FINDINGS)
+    assert found == ({"mass": 0.3}, "operating point youden of the calibration by mine")
+    assert calibrated_thresholds(None, FINDINGS)[0] == {}
+    review = find_questions(make_reports(), LOW, HIGH, *found)
+    assert review.high["mass"] == 0.3 and review.sources["mass"] == found[1]
+    assert review.sources["cyst"].startswith("percentile 50")
+
+
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     nibabel = pytest.importorskip("nibabel")
+    pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("cohort")
     rng = np.random.default_rng(0)
     lines = []
@@ -121,7 +149,6 @@ def review(model_folder, cohort, output, *more):
 
 
 def test_the_verb_from_end_to_end(model_folder, cohort, tmp_path):
-    pytest.importorskip("matplotlib")
     output = tmp_path / "review"
     done = review(model_folder, cohort, output, "--html")
     assert done.returncode == 1 and "2 studies could not be looked at" in done.stderr
@@ -153,6 +180,8 @@ def test_the_verb_from_end_to_end(model_folder, cohort, tmp_path):
     assert again["questions"] == questions and kept.stat().st_mtime_ns == before
     other = review(model_folder, cohort, output, "--low", "50")
     assert other.returncode == 1 and "holds another review" in other.stderr
+    both = review(model_folder, cohort, output, "--point", "youden")
+    assert both.returncode == 2 and "leave one of them out" in both.stderr
 
 
 def test_a_list_without_reports_is_refused(model_folder, cohort, tmp_path):
