@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "review.json"
+DOCS = Path(__file__).parents[1] / "docs" / "review.md"
+MARK = "<!-- table of benchmarks/results/review.json -->"
 NORMAL = "no significant abnormalities."
 LEVELS = {"high": (25, 50, 75), "low": (2, 5, 10)}
 
@@ -152,6 +154,22 @@ def put_in(items: list[list[str]], added: list, cohort: list[dict], names: list[
     return table
 
 
+def table_rows(document: dict) -> list[str]:
+    """Of the documentation, in percent."""
+
+    def show(figure: dict) -> str:
+        return f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f}-{100 * figure['high']:.1f})"
+
+    rows = ["| | planted | questions | precision | recall | AUC |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for name, figure in document.items():
+        if name.endswith(", auc"):
+            rows.append(f"| {name.removesuffix(', auc')} | | | | | {show(figure)} |")
+    for name, row in document["asked"].items():
+        counts = f"{row['planted']} | {row['questions']}"
+        rows.append(f"| {name} | {counts} | {show(row['precision'])} | {show(row['recall'])} | |")
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the demo's model")
@@ -178,7 +196,7 @@ def main():
         "seed": args.seed,
         **measure(cohort, model, processor, args.share, args.seed),
     }
-    print(json.dumps(document, indent=1))
+    print("\n".join(table_rows(document)))
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     Path(args.output).write_text(json.dumps(document, indent=1) + "\n")
 

@@ -145,7 +145,7 @@ def cohort(tmp_path_factory):
 
 def review(model_folder, cohort, output, *more):
     asked = ["-m", model_folder, "-i", cohort / "studies.jsonl", "--prompts", cohort / "prompts.yaml", "-o", output]
-    return run("review", *asked, "--high", "0", "--low", "20", *more, check=False)
+    return run("review", *asked, "--high", "0", "--low", "5", *more, check=False)
 
 
 def test_the_verb_from_end_to_end(model_folder, cohort, tmp_path):
@@ -203,3 +203,37 @@ def test_every_block_of_the_page(model_folder, cohort, tmp_path, monkeypatch):
             for line in text.strip().splitlines():
                 run(*line.split()[1:])
     assert json.loads((tmp_path / "review" / "review.json").read_text())["studies"] == 8
+
+
+def test_the_table_of_the_page_is_that_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    benchmark, common = __import__("review"), __import__("common")
+    document = json.loads(benchmark.RESULTS.read_text())
+    table = benchmark.DOCS.read_text().split(benchmark.MARK + "\n")[1].split("\n" + common.END_MARK)[0]
+    assert table.split("\n") == benchmark.table_rows(document)
+    assert document["the report misses this, auc"]["low"] > 0.9
+
+
+def test_what_the_benchmark_plants(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    names = list(FINDINGS)
+    cohort = []
+    for number in range(60):
+        own = [names[(number // 3 + one) % 3] for one in range(number % 3)]
+        labels = {name: name in own for name in names}
+        cohort.append(
+            {"items": [f"{f} {number}" for f in own] or ["normal"], "findings": own or ["normal"], "labels": labels}
+        )
+    reports, omitted, added = __import__("review").plant(cohort, names, 0.4, 0)
+    kinds = set()
+    for study, items, row, flags in zip(cohort, reports, omitted, added):
+        gone = [name for name, one in zip(names, row) if one]
+        new = [text for text, one in zip(items, flags) if one]
+        assert len(flags) == len(items) > 0 and len(gone) + len(new) <= 1
+        assert all(study["labels"][name] and not any(name in text for text in items) for name in gone)
+        assert all(not study["labels"][text.split()[0]] for text in new)
+        assert (
+            set(items) - set(new) == set(study["items"]) - {t for t in study["items"] if t.split()[0] in gone} or gone
+        )
+        kinds.add((len(gone), len(new)))
+    assert kinds == {(0, 0), (1, 0), (0, 1)}
