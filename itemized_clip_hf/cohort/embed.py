@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from ..data.files import hold_output, whole_file
@@ -21,6 +22,8 @@ from .shards import Shards
 
 SHARD_SIZE = 16
 """Studies at most that a killed run embeds again."""
+SHARD_SECONDS = 30.0
+"""After which studies are written, however few there are."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,7 @@ class _Run:
 
         bar = "embedding" if progress else None
         waiting: list[Row] = []
+        written = monotonic()
         for encoded in encode_studies(
             model, processor, self, options.batch_size, bar, leave_out, lose_scan, num_workers=options.num_workers
         ):
@@ -226,9 +230,9 @@ class _Run:
                     waiting.append(self._complete(number, row))
                 except ValueError as error:
                     leave_out(number, error)
-            if len(waiting) >= SHARD_SIZE:
+            if len(waiting) >= SHARD_SIZE or monotonic() - written > SHARD_SECONDS:
                 self.shards.add(waiting)
-                waiting = []
+                waiting, written = [], monotonic()
         self.shards.add(waiting)
 
     def _complete(self, number: int, row: Row) -> Row:

@@ -162,7 +162,7 @@ def test_another_cohort_is_not_overwritten(loaded, records, whole, tmp_path):
 
 
 def test_the_beginning_of_another_cohort_is_refused(loaded, records, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "SHARD_SIZE", 1)
+    monkeypatch.setattr(embed, "SHARD_SECONDS", -1.0)  # each batch is written at once
 
     def stop(record):
         if record["id"] == records[1]["id"]:
