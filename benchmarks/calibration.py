@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results" / "calibration.json"
+DOCS = Path(__file__).parents[1] / "docs" / "calibration.md"
+MARK = "<!-- tables of benchmarks/results/calibration.json -->"
 SLOPE, INTERCEPT = 1.5, -1.0
 SCORES = np.array([-1.5, -0.7, 0.0, 0.7, 1.5])
 GAPS = {
@@ -125,6 +127,30 @@ def describe(truth: np.ndarray, probability: np.ndarray, drawn: np.ndarray) -> d
     return {"value": value, "low": low, "high": high, "by_chance": chance}
 
 
+def table_rows(document: dict) -> list[str]:
+    """Of the documentation: the model's errors before and after, and how often intervals hold the truth."""
+    model = document["model"]
+    rows = ["| finding | method | sigmoid of the logit | calibrated | by chance |", "|---|---|---|---|---|"]
+    for name, row in model["findings"].items():
+        after = row["after"]
+        rows.append(
+            f"| {name} | {row['method']} | {_show(row['before'])} | {_show(after)} | {100 * after['by_chance']:.1f} |"
+        )
+    rows.append(f"| mean | | {_show(model['mean']['before'])} | {_show(model['mean']['after'])} | |")
+    rows += ["", "| interval of | truth inside |", "|---|---|"]
+    for one in document["probabilities"]:
+        about = f"probability, {one['method']}, {one['studies']} studies, {one['repeats']} repeats"
+        rows.append(f"| {about} | {100 * min(one['covered']):.1f} to {100 * max(one['covered']):.1f} % by score |")
+    for name, one in document["gaps"].items():
+        shown = f"{100 * one['gap of the chosen pair']:.1f} %"
+        rows.append(f"| gap, {name}, {one['studies_per_group']} studies each, {one['repeats']} repeats | {shown} |")
+    return rows
+
+
+def _show(error: dict) -> str:
+    return f"{100 * error['value']:.1f} ({100 * error['low']:.1f}-{100 * error['high']:.1f})"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="model folder of the demo")
@@ -142,7 +168,7 @@ def main():
         ],
         "gaps": {name: gaps_covered(shifts, 200, args.repeats) for name, shifts in GAPS.items()},
     }
-    print(json.dumps(document, indent=1))
+    print("\n".join(table_rows(document)))
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     Path(args.output).write_text(json.dumps(document, indent=1) + "\n")
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,16 @@ def test_every_block(tmp_path, monkeypatch, model_folder, capsys):
     card = Path("my-model/README.md").read_text()
     assert "calibrated on 64 studies of Own findings" in card and "largest gap of auc" in card
     assert "True" in capsys.readouterr().out
+
+
+def test_tables_are_the_measured_ones(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(PAGE.parents[1] / "benchmarks")])
+    benchmark = pytest.importorskip("calibration")
+    document = json.loads(benchmark.RESULTS.read_text())
+    shown = PAGE.read_text().split(benchmark.MARK + "\n")[1].split("\n<!-- end -->")[0].split("\n")
+    assert shown == benchmark.table_rows(document)
+    for name in ("two groups", "two groups, no gap"):
+        assert 0.93 <= document["gaps"][name]["gap of the chosen pair"] <= 0.97
+    assert 0.93 <= min(document["probabilities"][0]["covered"]) <= max(document["probabilities"][0]["covered"]) <= 0.97
+    model = document["model"]["mean"]
+    assert model["after"]["high"] < model["before"]["low"]

@@ -314,3 +314,39 @@ def test_a_hash_that_looks_like_a_number_stays_a_text(tmp_path):
     facts = CardFacts(name="org/own", domain="remote-sensing", rendered="123456789e012345")
     facts.write(tmp_path / "card.yaml")
     assert CardFacts.read(tmp_path / "card.yaml") == facts
+
+
+@pytest.mark.slow
+def test_a_calibration_is_on_the_card_and_goes_along(converted, tmp_path):
+    import shutil
+
+    import numpy as np
+
+    from itemized_clip_hf.evaluation.calibrate import fit_findings
+    from itemized_clip_hf.evaluation.calibration import Calibration
+    from itemized_clip_hf.evaluation.protocols import Protocol
+    from itemized_clip_hf.evaluation.protocols.labels import Truth
+    from itemized_clip_hf.hub.push import choose_files
+    from itemized_clip_hf.models.load import load
+    from itemized_clip_hf.provenance import hash_model, hash_processor
+
+    pytest.importorskip("sklearn")
+    folder = tmp_path / "calibrated"
+    shutil.copytree(converted, folder)
+    assert "Uncalibrated: no score of this model is a probability." in card_text(facts_of_folder(folder))
+    rng = np.random.default_rng(0)
+    labels = (rng.random((60, 1)) < 0.5).astype(float)
+    truth = Truth([str(number) for number in range(60)], labels=labels)
+    protocol = Protocol("own", findings=["beach"])
+    findings = fit_findings(protocol, {"beach": ["a beach"]}, rng.normal(size=(60, 1)) + labels, truth, resamples=20)
+    model, processor = load(folder, "cpu")
+    hashes = hash_model(model), hash_processor(processor)
+    Calibration(*hashes, "own", "Own", {"studies": 60}, findings, "youden").save(folder)
+    (folder / "calibration.scores.jsonl").write_text("{}\n")
+    text = card_text(facts_of_folder(folder))
+    assert "calibrated on 60 studies of Own" in text and "| beach | " in text and "| platt | " in text
+    chosen, left = choose_files(folder)
+    assert "calibration.json" in chosen and "calibration.scores.jsonl" in left
+    Calibration("other", hashes[1], "own", "Own", {"studies": 60}, findings, "youden").save(folder)
+    with pytest.raises(ValueError, match="was made with other weights"):
+        facts_of_folder(folder)
