@@ -124,6 +124,7 @@ def run_one(arguments, name: str, seed: int, rate: float, folder: Path) -> None:
         "rate": rate,
         "steps": steps,
         "batch": recipe.global_batch_size,
+        "recipe": {name: getattr(recipe, name) for name in ("model", "image", "tokenizer")},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(seconds, 1),
         "scoring": model.config.scoring,
@@ -205,8 +206,9 @@ def write_results(arguments) -> None:
     test = listed(Path(arguments.data), "test", TEST_MOSAICS)
     summary = summarize(measured, classes_of(test)[1], FULL)
     runs = [run for own in facts.values() for run in own.values()]
-    if len({(run["steps"], run["batch"]) for run in runs}) > 1:
-        raise SystemExit(f"{arguments.output} holds runs of several lengths.")
+    settings = {json.dumps([run.get(name) for name in ("steps", "batch", "recipe")], sort_keys=True) for run in runs}
+    if len(settings) > 1:
+        raise SystemExit(f"{arguments.output} holds runs of several lengths, batches or models: {sorted(settings)}")
     chances = [np.mean([mask.mean() for mask in mosaic.masks()]) for mosaic in test]
     document = {
         "command": shlex.join(["python", "benchmarks/mosaics.py", *sys.argv[1:]]),

@@ -251,6 +251,12 @@ def test_a_run_from_pictures_to_the_table(tmp_path, monkeypatch):
     assert "pointing game" not in document["variants"]["clip"]
     assert {"mAMS", "item swap"} <= set(document["variants"]["itemized_clip"])
     assert document["variants"]["clip"]["token pointing"]["difference"] and (tmp_path / "m-curves.png").exists()
+    result = output / "clip-0" / "result.json"
+    changed = json.loads(result.read_text())
+    changed["recipe"]["model"]["logit_bias_init_value"] = -1
+    result.write_text(json.dumps(changed))
+    with pytest.raises(SystemExit, match="several lengths, batches or models"):
+        mosaics.main()
     monkeypatch.setattr(sys, "argv", f"x --data {data} -o {output} --maps {tmp_path / 'maps.png'}".split())
     mosaics.main()
     assert (tmp_path / "maps.png").stat().st_size > 10000
