@@ -95,7 +95,6 @@ def train(recipe: Recipe, data: Path, folder: Path, curve_steps: int):
     pictures, val = TilePictures.read(data / "train-*.parquet", keep_ignored=True), listed(data, "val", VAL_MOSAICS)
     truth = classes_of(val)[1]
     processor = build_processor(recipe, pictures.captions)
-    processor.tokenizer.model_max_length = CONTEXT  # the domain allows 100 at most
     steps, seed = recipe.training["max_steps"], recipe.training["seed"]
     mosaics = Mosaics(pictures, steps * recipe.global_batch_size, seed, training=True)
     changes = {"eval_strategy": "steps", "eval_steps": curve_steps, "disable_tqdm": True}

@@ -38,7 +38,10 @@ def build_processor(
             f"{load_domain(recipe.domain).text['tokenizer']}), or give the recipe `tokenizer: {{vocab_size: 4096}}` to learn "
             "one."
         )
-    return ItemizedCLIPProcessor.from_domain(recipe.domain, tokenizer=tokenizer, **recipe.image)
+    processor = ItemizedCLIPProcessor.from_domain(recipe.domain, tokenizer=tokenizer, **recipe.image)
+    if "context_length" in settings:  # more than the domain's, too, which is a limit of its published checkpoints
+        processor.tokenizer.model_max_length = tokenizer.model_max_length
+    return processor
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> ItemizedCLIPModel:

@@ -8,7 +8,8 @@ import pytest
 
 from itemized_clip_hf import ItemizedCLIPConfig
 from itemized_clip_hf.domains import available_domains, load_domain
-from itemized_clip_hf.recipes import Recipe, available_recipes, load_recipe, merge
+from itemized_clip_hf.recipes import Recipe, available_recipes, load_recipe, merge, merge_recipes
+from itemized_clip_hf.trainer.from_recipe import build_model, build_processor
 from itemized_clip_hf.trainer.objectives import load_objective
 from itemized_clip_hf.trainer.training_args import ItemizedCLIPTrainingArguments
 
@@ -134,3 +135,15 @@ def test_recipe_files(tmp_path):
     with pytest.raises(ValueError, match="no variant"):
         load_recipe("brain-mri").variant("mine")
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}
+
+
+@pytest.mark.parametrize("context", [24, 256])
+def test_the_context_of_a_recipe_is_that_of_its_tokenizer(context):
+    """Also where it is longer than that of the domain's published checkpoints."""
+    changes = {"tokenizer": {"vocab_size": 300, "context_length": context}}
+    recipe = Recipe(**merge_recipes(vars(load_recipe("remote-sensing")), changes))
+    processor = build_processor(recipe, [["many planes are parked next to a long building in an airport"]] * 3)
+    model = build_model(recipe, processor.tokenizer)
+    assert processor.tokenizer.model_max_length == context
+    assert model.config.text.max_position_embeddings >= context
+    assert processor(text=["plane " * 300])["input_ids"].shape[-1] == context
