@@ -99,6 +99,8 @@ LOOKS = {
     "model": "model",
     "models": "named_model",
     "output": "output",
+    "point": "point",
+    "points": "point",
     "paths": "source",
     "prompt_file": "prompts",
     "protocol_name": "protocol",

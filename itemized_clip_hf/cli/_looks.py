@@ -12,6 +12,7 @@ from itemized_clip_hf.data.codes import known_codes
 from itemized_clip_hf.data.dicomweb import is_study_url, split_study_url
 from itemized_clip_hf.data.files import require_source, require_writable
 from itemized_clip_hf.domains import load_domain
+from itemized_clip_hf.evaluation.operating_points import check_point
 from itemized_clip_hf.evaluation.protocols import find_protocol
 from itemized_clip_hf.evaluation.tasks import available_tasks
 from itemized_clip_hf.models.names import require_model, split_name
@@ -54,6 +55,11 @@ def label_table(entry: str) -> None:
 def protocol(name: str) -> None:
     if name not in available_tasks():
         find_protocol(name)
+
+
+def point(name: str) -> None:
+    """The rule of an operating point."""
+    check_point(name)
 
 
 def tokenizer(path: str) -> None:

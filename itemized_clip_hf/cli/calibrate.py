@@ -77,18 +77,22 @@ def command(protocol_name: str, data: str, model: str, folder: str | None, as_js
     `predict`, `evaluate`, the pipelines and the card then use them. Scores are kept in calibration.scores.jsonl until the file
     is whole: a run that was killed goes on there.
     """
-    from itemized_clip_hf.cli.evaluate import load_and_note
-    from itemized_clip_hf.data.files import hold_output
-    from itemized_clip_hf.evaluation.calibrate import calibrate
-    from itemized_clip_hf.evaluation.calibration import FILE
-    from itemized_clip_hf.evaluation.calibration_text import format_calibration
     from itemized_clip_hf.evaluation.operating_points import DEFAULT_POINTS, check_point
     from itemized_clip_hf.evaluation.protocols import load_protocol
-    from itemized_clip_hf.specs import read_prompts
+    from itemized_clip_hf.evaluation.protocols.schema import require_findings
+    from itemized_clip_hf.models.names import CALIBRATION
 
     points = [check_point(name) for name in options["points"] or DEFAULT_POINTS]
     protocol = load_protocol(protocol_name, options["variant"])
-    target = choose_target(model, folder, options["overwrite"]) / FILE
+    require_findings(protocol)
+    target = choose_target(model, folder, options["overwrite"]) / CALIBRATION
+
+    from itemized_clip_hf.cli.evaluate import load_and_note
+    from itemized_clip_hf.data.files import hold_output
+    from itemized_clip_hf.evaluation.calibrate import calibrate
+    from itemized_clip_hf.evaluation.calibration_text import format_calibration
+    from itemized_clip_hf.specs import read_prompts
+
     target.parent.mkdir(parents=True, exist_ok=True)
     click.get_current_context().with_resource(hold_output(target))
     kept = target.with_suffix(".scores.jsonl")
@@ -122,13 +126,13 @@ def command(protocol_name: str, data: str, model: str, folder: str | None, as_js
 
 def choose_target(model: str, folder: str | None, overwrite: bool) -> Path:
     """The folder of `calibration.json`; UsageError where it has to be named, ValueError where it has one already."""
-    from itemized_clip_hf.evaluation.calibration import FILE
+    from itemized_clip_hf.models.names import CALIBRATION
 
     if folder is None and not Path(model).is_dir():
         raise click.UsageError(f"{model} is no folder: say where calibration.json goes, -o DIR.")
     target = Path(folder or model)
-    if (target / FILE).exists() and not overwrite:
+    if (target / CALIBRATION).exists() and not overwrite:
         raise ValueError(
-            f"{target / FILE} is there already: pass --overwrite to replace it, or -o DIR for another folder."
+            f"{target / CALIBRATION} is there already: pass --overwrite to replace it, or -o DIR for another folder."
         )
     return target

@@ -18,7 +18,7 @@ from .operating_points import DEFAULT_POINTS, check_point, choose_points
 from .outliers import Distance
 from .protocols.labels import Truth
 from .protocols.run import Scored, hash_images, hash_truth, known_scores, make_scorer
-from .protocols.schema import Protocol
+from .protocols.schema import Protocol, require_findings
 from .protocols.summary import choose_prompt, scores_by_finding
 from .scaling import MIN_CLASS, choose_scaling
 from .training_notes import trained_on_notes
@@ -91,10 +91,7 @@ def calibrate(
     names = list(dict.fromkeys(check_point(name) for name in points))
     point = check_point(point) if point is not None else names[0]
     names = [*names, *([] if point in names else [point])]
-    if protocol.findings is None:
-        raise ValueError(
-            f"protocol {protocol.name} chooses among classes: only findings, each by itself, can be calibrated."
-        )
+    require_findings(protocol)
     scorer = make_scorer(model, processor, protocol, with_embeds=True, **scoring)
     scored = scorer.score(data, labels, scores_file)
     if len(scored.truths) != 1:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from ..data.files import whole_file, write_text
+from ..models.names import CALIBRATION as FILE
 from ..models.names import UNTRAINED, split_revision
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..provenance import hash_file, hash_model, hash_processor
@@ -26,7 +27,7 @@ from .outliers import FAR_PERCENTILE, Distance
 from .scaling import METHODS, Scaling
 from .text_table import null_for_nan
 
-FILE, CLOUD = "calibration.json", "calibration.safetensors"
+CLOUD = "calibration.safetensors"
 FORMAT = 1
 _LARGEST = 64 << 20
 
@@ -347,5 +348,8 @@ def _read_cloud(path: Path, stated: Mapping[str, Any] | None) -> Distance | None
     if not file.exists() or hash_file(file) != stated["sha256"]:
         raise ValueError(f"{CLOUD} beside it is missing or another one")
     parts = load_file(file)
-    percentiles = np.array(stated["percentiles"], dtype=float)
+    percentiles, size = np.array(stated["percentiles"], dtype=float), parts["mean"].size
+    shapes = parts["mean"].shape, parts["precision"].shape, percentiles.shape
+    if shapes != ((size,), (size, size), (101,)) or not np.isfinite(percentiles).all():
+        raise ValueError(f"mean, precision and percentiles have the shapes {shapes}")
     return Distance(parts["mean"], parts["precision"], percentiles, int(stated["studies"]))

@@ -162,6 +162,8 @@ class Isotonic:
         parts = [_numbers(content[name], 1) for name in ("knots", "probabilities", "low", "high")]
         if len({len(part) for part in parts}) != 1 or not len(parts[0]):
             raise ValueError("knots and probabilities differ in number")
+        if (np.diff(parts[0]) <= 0).any():
+            raise ValueError("knots are not ascending")
         return cls(*parts)
 
 

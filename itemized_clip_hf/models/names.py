@@ -8,6 +8,7 @@ from ..domains import load_domain
 
 UNTRAINED = "untrained:"
 ADAPTER_CONFIG = "adapter_config.json"
+CALIBRATION = "calibration.json"
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 
 

@@ -29,6 +29,9 @@ def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("refusals")
     (root / "model").mkdir()
     (root / "model" / "config.json").write_text("{}")
+    (root / "calibrated").mkdir()
+    for name in ("config.json", "calibration.json"):
+        (root / "calibrated" / name).write_text("{}")
     (root / "empty").mkdir()
     (root / "list.jsonl").write_text('{"id": "1", "images": "1.nii.gz", "items": ["a mass"]}\n')
     (root / "vocab.txt").write_text("[PAD]\n")
@@ -51,6 +54,10 @@ def say(places, line: str) -> list[str]:
 
 CASES = [
     # verb and arguments (@ stands for the folder of the test), what is said
+    ("calibrate -m @model --protocol ct-rate -i @empty --point best", "there is no operating point 'best'"),
+    ("calibrate -m @model --protocol rsicd -i @empty", "chooses among classes: only findings"),
+    ("calibrate -m @calibrated --protocol ct-rate -i @empty", "is there already: pass --overwrite"),
+    ("predict -i @list.jsonl -m @model --point sensitivity=2", "there is no operating point"),
     ("predict -i @list.jsonl -m @modle", r"there is no model folder .*modle \(did you mean .*model\?\)"),
     ("predict -i @list.jsonl -m runs/mine/model", "there is no model folder runs/mine/model"),
     ("predict -i @list.jsonl -m ./model", "there is no model folder"),

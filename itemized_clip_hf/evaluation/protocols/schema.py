@@ -169,3 +169,11 @@ class Protocol:
             window = next((f"_{one}" for one in windows if one and own.endswith(f"_{one}")), "")
             own = own.removesuffix(window)
         return self.scan_name.format(name=own, last=own.split("-")[-1]) + window
+
+
+def require_findings(protocol: Protocol) -> None:
+    """Raises a ValueError where a protocol chooses among classes, which are not calibrated."""
+    if protocol.findings is None:
+        raise ValueError(
+            f"protocol {protocol.name} chooses among classes: only findings, each by itself, can be calibrated."
+        )
