@@ -34,6 +34,7 @@ bench: $(READY)
 	$(BIN)/itemized-clip demo -o runs/attribution/0
 	$(BIN)/itemized-clip demo -o runs/attribution/1 --seed 1
 	$(BIN)/python benchmarks/attribution.py --models runs/attribution/0 runs/attribution/1
+	$(BIN)/python benchmarks/calibration.py --model runs/attribution/0/model
 	$(BIN)/python benchmarks/review.py --model runs/attribution/0/model
 	$(BIN)/python benchmarks/search.py faiss
 	$(BIN)/python benchmarks/search.py texts --models runs/attribution/0 runs/attribution/1

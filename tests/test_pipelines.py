@@ -159,6 +159,10 @@ def test_top_k_and_quantities_of_both_pipelines(saved, task):
             assert entry["score"] == pytest.approx(whole["score"], abs=1e-6)
             np.testing.assert_allclose(entry["heat_maps"][0].values, whole["heat_maps"][0].values, atol=1e-5)
     assert len(classify(image, candidate_labels=ITEMS, top_k=9)) == len(ITEMS)
+    made = pipeline(task, model=folder, calibration=False)
+    assert [entry["calibrated"] for entry in made(image, candidate_labels=ITEMS[:1])] == [False]
+    with pytest.raises(FileNotFoundError, match="there is no calibration at"):
+        classify(image, candidate_labels=ITEMS, point="youden")
     made = pipeline(task, model=folder, scores="logit")
     assert made(image, candidate_labels=ITEMS)[0]["quantity"] == "logit"
     for wrong, known in (({"scores": "cosine"}, "similarity, logit, probability"), ({"top_k": 0}, "at least 1")):
