@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from itemized_clip_hf.data.tables import read_table
 from itemized_clip_hf.evaluation import bootstrap as boot
-from itemized_clip_hf.evaluation.prompt_bank import Bank, hash_ids, is_test_split
+from itemized_clip_hf.evaluation.prompt_bank import Bank, choice_notes, hash_ids, is_test_split
 from itemized_clip_hf.evaluation.prompt_selection import EnsembleScores, choose_ensemble, list_ensembles, select
 from itemized_clip_hf.evaluation.protocols import Protocol, load_protocol
 from itemized_clip_hf.specs import read_choice, read_prompts
@@ -173,18 +173,24 @@ def test_whoever_evaluates_the_same_studies_is_warned(model_folder, studies, tmp
     notes = json.loads((tmp_path / "same.json").read_text())["notes"]
     assert [note for note in notes if "CHOSEN ON TEST LABELS" in note and "24 of these 24" in note]
     assert "CHOSEN ON TEST LABELS" in done.stdout
-    (tmp_path / "chosen.scores.jsonl").unlink()
-    content = json.loads(output.read_text())
-    content["chosen"]["studies"]["ids_sha256"] = hash_ids([f"S{n}.nii.gz" for n in range(24)])
-    content["chosen"]["model"]["sha256"] = "another"
-    output.write_text(json.dumps(content))
-    run(*asked, "-o", tmp_path / "fingerprint.json")
-    notes = json.loads((tmp_path / "fingerprint.json").read_text())["notes"]
-    assert [note for note in notes if "24 of these 24" in note] and [note for note in notes if "another model" in note]
-    content["chosen"]["studies"]["ids_sha256"] = hash_ids(["others"])
-    output.write_text(json.dumps(content))
-    run(*asked, "-o", tmp_path / "others.json")
-    assert "CHOSEN ON" not in (tmp_path / "others.json").read_text()
+
+
+def test_without_scores_beside_it_a_file_knows_its_list_and_its_model(tmp_path):
+    file, ids = tmp_path / "chosen.json", [f"s{n}" for n in range(24)]
+
+    def notes(of, model="mine", on_test=False):
+        chosen = {"studies": {"ids_sha256": hash_ids(of)}, "model": {"sha256": model}, "on_test_labels": on_test}
+        file.write_text(json.dumps({"prompts": {"mass": ["a mass"]}, "chosen": chosen}))
+        return choice_notes(file, ids, "mine")
+
+    (same,) = notes([f"S{n}.nii.gz" for n in reversed(range(24))])
+    assert "CHOSEN ON TEST LABELS" in same and "24 of these 24" in same
+    assert notes(ids[1:]) == [] and "another model" in notes(ids[1:], "another")[0]
+    assert "CHOSEN ON TEST LABELS" in notes(ids[1:], on_test=True)[0]
+    (tmp_path / "chosen.scores.jsonl").write_text('{"model": 1}\n{"id": "s3", "scores": [1]}\n{"id": "s4", "err')
+    assert "1 of these 24" in notes(["others"])[0]
+    file.write_text(json.dumps({"mass": ["a mass"]}))
+    assert choice_notes(file, ids, "mine") == []
 
 
 def test_choosing_on_the_studies_of_a_test_is_said_loudly(model_folder, studies, tmp_path):

@@ -127,7 +127,9 @@ def test_thresholds_of_a_calibration_are_of_the_findings_with_its_prompts():
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     nibabel = pytest.importorskip("nibabel")
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib.figure")  # here, once, rather than in every copy of this process
+    import matplotlib.colors  # noqa: E401, F401
+
     folder = tmp_path_factory.mktemp("cohort")
     rng = np.random.default_rng(0)
     lines = []
@@ -189,6 +191,7 @@ def test_a_list_without_reports_is_refused(model_folder, cohort, tmp_path):
     assert done.returncode == 1 and "no study has items" in done.stderr
 
 
+@pytest.mark.slow
 def test_every_block_of_the_page(model_folder, cohort, tmp_path, monkeypatch):
     page = (Path(__file__).parents[2] / "docs" / "review.md").read_text()
     monkeypatch.chdir(tmp_path)
