@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from common import put_table
 
 RESULTS = Path(__file__).parent / "results" / "calibration.json"
 DOCS = Path(__file__).parents[1] / "docs" / "calibration.md"
@@ -171,6 +172,8 @@ def main():
     print("\n".join(table_rows(document)))
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     Path(args.output).write_text(json.dumps(document, indent=1) + "\n")
+    if Path(args.output) == RESULTS:
+        put_table(DOCS, MARK, table_rows(document))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_tables_are_the_measured_ones(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(PAGE.parents[1] / "benchmarks")])
     benchmark = pytest.importorskip("calibration")
     document = json.loads(benchmark.RESULTS.read_text())
-    shown = PAGE.read_text().split(benchmark.MARK + "\n")[1].split("\n<!-- end -->")[0].split("\n")
+    shown = PAGE.read_text().split(benchmark.MARK + "\n")[1].split("\n<!-- end of table -->")[0].split("\n")
     assert shown == benchmark.table_rows(document)
     for name in ("two groups", "two groups, no gap"):
         assert 0.93 <= document["gaps"][name]["gap of the chosen pair"] <= 0.97
