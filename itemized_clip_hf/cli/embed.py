@@ -77,13 +77,13 @@ def command(
     are averaged. The file names model and preprocessing by their hashes. `datasets` and pandas read it; `itemized-clip search`
     looks for studies and texts in it.
 
-    A run that was stopped goes on when the same command is run again. A study that cannot be used is listed in
-    OUTPUT.quarantine.csv, and tried again by the next run.
+    The same command goes on with a run that was stopped, and tries what OUTPUT.quarantine.csv lists again.
     """
     from itemized_clip_hf.cli._studies import Inputs, Opener, require_inputs
     from itemized_clip_hf.cohort.embed import EmbedOptions, embed_cohort
     from itemized_clip_hf.data.layout import Layout
-    from itemized_clip_hf.models.load import UNTRAINED, load
+    from itemized_clip_hf.data.studies.records import refuse_repeats
+    from itemized_clip_hf.models.load import load
     from itemized_clip_hf.models.precision import weights_dtype
     from itemized_clip_hf.specs import read_prompts
 
@@ -91,10 +91,11 @@ def command(
     chosen = read_prompts(prompt_file) if prompt_file else {text: [text] for text in prompts}
     loaded, processor = load(model, device, tokenizer, dtype=weights_dtype(precision))
     processor.image_processor.accept = accept
-    if model.startswith(UNTRAINED):
-        click.echo("note: random weights, the embeddings mean nothing", err=True)
     rule = Layout.of_processor(processor, layout)
     records = Inputs(inputs, rule)
+    refuse_repeats(
+        records.own_ids, "the inputs"
+    )  # other verbs put folders in front, whose names would stay in the cohort
     opener = Opener(volume_index, loaded.config.domain, accept, rule)
     say_what_stays(f"{output}.parts")
     embedded = embed_cohort(
@@ -116,8 +117,10 @@ def report(embedded: Embedded, model: str, count: int, as_json: bool) -> None:
     """Prints what is in the cohort; raises where studies are missing."""
     from itemized_clip_hf.cohort.embed import quarantine_file
     from itemized_clip_hf.cohort.file import CohortFacts
-    from itemized_clip_hf.models.load import say_origin
+    from itemized_clip_hf.models.load import UNTRAINED, say_origin
 
+    if model.startswith(UNTRAINED):
+        click.echo("note: random weights, the embeddings mean nothing", err=True)
     facts = CohortFacts.read(embedded.path)
     if as_json:
         left_out = [{"id": name, "error": reason} for name, reason in embedded.errors.items()]

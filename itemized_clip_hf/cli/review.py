@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -297,4 +298,7 @@ def print_review(review: Review) -> None:
     click.echo(f"{len(rows)} questions about {review.studies} reports. {CAUTION}")
     click.echo(f"item: asked about below {review.low:.4f}, {review.describe_low()}")
     for name, source in review.sources.items():
-        click.echo(f"{name}: asked about above {review.high[name]:.4f}, {source}")
+        above = review.high[name]
+        click.echo(
+            f"{name}: " + (f"not asked about, {source}" if isnan(above) else f"asked about above {above:.4f}, {source}")
+        )

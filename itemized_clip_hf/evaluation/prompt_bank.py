@@ -360,9 +360,18 @@ def format_choice(results: Mapping[str, Any]) -> str:
         format_table(["finding", "auc", "", "phrasing"], rows),
         "\nAUC (%) in studies that had no say in the choice",
         format_table(["finding", "with/without", "default", "chosen", "difference"], worth),
+        *_doubt(results["mean"]),
         *results["notes"],
     ]
     return "\n".join(parts)
+
+
+def _doubt(mean: Mapping[str, Any]) -> list[str]:
+    """Says so where choosing is not shown to be worth anything."""
+    gain = mean.get("difference")
+    if gain is None or gain.get("low") is None or gain["low"] > 0:
+        return []
+    return ["choosing gained nothing that these studies can show: the defaults are as good a choice"]
 
 
 def _worth(figures: Mapping[str, Any]) -> list[str]:

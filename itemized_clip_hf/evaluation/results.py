@@ -424,8 +424,10 @@ def _subgroup_figures(result: ProtocolResult) -> Iterator[tuple[str, int | None,
     for table, own in result.tables.items():
         start = f"{table}, " if table else ""
         for column, found in (own.by or {}).items():
+            rare = f", without {', '.join(found.left_out)}" if found.left_out else ""
             for value, one in found.groups.items():
                 small = " (small)" if one.small else ""
-                yield f"{start}{column} = {value}{small}", one.studies, {found.metric: one.estimate}
+                yield f"{start}{column} = {value}{small}{rare}", one.studies, {found.metric: one.estimate}
             if found.gap is not None:
-                yield f"{start}by {column}", own.studies, {f"largest gap of {found.metric}": found.gap}
+                studies = sum(one.studies for one in found.groups.values() if not one.small)
+                yield f"{start}by {column}{rare}", studies, {f"largest gap of {found.metric}": found.gap}

@@ -53,6 +53,14 @@ def test_a_cohort_of_files(studies, model_folder, tmp_path):
     assert other.exit_code == 1 and "choose another output, or pass --overwrite" in other.output
 
 
+def test_ids_that_repeat_are_refused(studies, model_folder, tmp_path):
+    """Folders in front would tell them apart, and stay in the file."""
+    (studies.parent / "twice.jsonl").write_text(studies.read_text() + studies.read_text().splitlines()[0] + "\n")
+    done = run("embed", "-m", model_folder, "-i", studies.parent / "twice.jsonl", "-o", tmp_path / "c.parquet")
+    assert done.exit_code == 1 and "1 duplicate ids, e.g. ['test-0-000000']" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on(studies, model_folder, tmp_path):
     arguments = ["embed", "-m", model_folder, "-i", studies, "--device", "cpu", "--batch-size", "1", "--tokens"]

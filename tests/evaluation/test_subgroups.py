@@ -46,11 +46,12 @@ def test_every_group_has_the_figure_of_its_studies_alone():
     table = TableResult(212, {}, findings={}, by={"site": found})
     rows = measured_figures(ProtocolResult("own", "Own", ("", found.gap), {"": table}))
     assert [row.benchmark for row in rows] == [
-        "Own, site = g0",
-        "Own, site = g1",
-        "Own, site = g2 (small)",
-        "Own, by site",
+        "Own, site = g0, without b",
+        "Own, site = g1, without b",
+        "Own, site = g2 (small), without b",
+        "Own, by site, without b",
     ]
+    assert rows[-1].studies == sum(group.studies for group in found.groups.values() if not group.small)
     assert rows[-1].metric == "largest gap of auc" and rows[-1].estimate == found.gap
     assert not compare_groups(PROTOCOL, PROMPTS, scores, truth, resamples=0)["site"].gap.has_interval
 

@@ -55,7 +55,7 @@ def read_nifti(
     _require_nibabel()
     path = Path(path)
     if data is None and not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
+        raise FileNotFoundError(f"there is no file {path.name}.")
     name = path.name
     with path.open("rb") if data is None else io.BytesIO(data) as file:
         stream = Inflate(file) if file.read(2) == b"\x1f\x8b" else file

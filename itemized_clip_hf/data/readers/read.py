@@ -35,7 +35,7 @@ def read_file(path: str | os.PathLike, volume_index: int | None = None, layout: 
         return open_study_url(str(path))
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"there is no file or folder {path}.")
+        raise FileNotFoundError(f"there is no file or folder {path.name}.")
     if not path.is_dir():
         return _read_file(path, volume_index)
     place = only_study(path, layout)
