@@ -156,7 +156,7 @@ def run_one(arguments, name: str, seed: int, rate: float, place: Path) -> None:
     shape = tuple(recipe.image["scan_size"])
     generated = list(PhantomDataset("train", arguments.studies, seed=seed, shape=shape))
     processor = build_processor(recipe, (study.items for study in generated))
-    rows = [as_example(study, processor) for study in generated]
+    rows = [as_example(study, processor.image_processor) for study in generated]
     model = build_model(recipe, processor.tokenizer, seed)
     steps = arguments.steps
     changes = {"max_steps": steps, "seed": seed, "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
