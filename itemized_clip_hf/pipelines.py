@@ -15,7 +15,7 @@ from transformers.pipelines.image_feature_extraction import ImageFeatureExtracti
 from transformers.pipelines.zero_shot_image_classification import ZeroShotImageClassificationPipeline
 
 from .evaluation.calibration import Calibration, load_calibration
-from .evaluation.encode import EncodedStudies, encode_prompts, encode_studies
+from .evaluation.encode import EncodedStudies, encode_prompts, encode_studies, texts_by_label
 from .evaluation.probabilities import choose_quantity
 from .evaluation.quantity import DEFAULT, check_quantity, convert, normalizes_pool_inputs
 from .evaluation.zero_shot import score_encoded
@@ -157,9 +157,7 @@ def read_labels(candidate_labels: Labels | None, hypothesis_template: str = "{}"
     """Label -> its prompts."""
     if isinstance(candidate_labels, str):
         candidate_labels = [candidate_labels]
-    if not isinstance(candidate_labels, Mapping):
-        candidate_labels = {label: [label] for label in candidate_labels or ()}
-    groups = {label: [texts] if isinstance(texts, str) else list(texts) for label, texts in candidate_labels.items()}
+    groups = texts_by_label(candidate_labels or ())
     if not groups or not all(groups.values()):
         raise ValueError("there are no candidate_labels, or one has no text: pass texts, or label -> texts.")
     return {label: [hypothesis_template.format(text) for text in texts] for label, texts in groups.items()}

@@ -11,7 +11,7 @@ from typing import Any
 from ..data.files import hold_output, whole_file
 from ..data.studies.records import Records, read_records, refuse_repeats
 from ..data.tables import write_csv
-from ..evaluation.encode import Closed, encode_studies
+from ..evaluation.encode import Closed, encode_studies, texts_by_label
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..models.precision import working_precision
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
@@ -67,8 +67,7 @@ class EmbedOptions:
     @property
     def prompt_texts(self) -> dict[str, list[str]]:
         """Label -> texts."""
-        named = self.prompts if isinstance(self.prompts, Mapping) else {text: text for text in self.prompts}
-        return {str(label): [texts] if isinstance(texts, str) else list(texts) for label, texts in named.items()}
+        return {str(label): texts for label, texts in texts_by_label(self.prompts).items()}
 
 
 def embed_cohort(

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ..data.truth_values import read_truth_value
-from ..evaluation.encode import EncodedStudies, encode_prompts
+from ..evaluation.encode import EncodedStudies, encode_prompts, texts_by_label
 from ..explain.maps import source_array
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.geometry_itemized_clip import scaling
@@ -39,7 +39,7 @@ class RowMaker:
         tokens: bool = False,
     ):
         self.model, self.tokens = model, tokens
-        self.prompts = {label: [texts] if isinstance(texts, str) else list(texts) for label, texts in prompts.items()}
+        self.prompts = texts_by_label(prompts)
         self.prompt_embeds = encode_prompts(model, processor, self.prompts)[1] if self.prompts else None
 
     @torch.no_grad()

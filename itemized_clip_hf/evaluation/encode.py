@@ -219,12 +219,23 @@ def encode_prompts(
     Returns:
         labels, and their embeddings (M, P): raw for one text, unit length for averaged templates.
     """
-    if not isinstance(prompts, Mapping):
-        prompts = {text: [text] for text in prompts}
-    groups = [[texts] if isinstance(texts, str) else list(texts) for texts in prompts.values()]
-    embeds = iter(encode_texts(model, processor, [text for texts in groups for text in texts]))
+    groups = texts_by_label(prompts)
+    embeds = iter(encode_texts(model, processor, [text for texts in groups.values() for text in texts]))
     averaged = []
-    for texts in groups:
+    for texts in groups.values():
         group = torch.stack([next(embeds) for _ in texts])
         averaged.append(group[0] if len(texts) == 1 else F.normalize(F.normalize(group, dim=-1).mean(0), dim=-1))
-    return list(prompts), torch.stack(averaged)
+    return list(groups), torch.stack(averaged)
+
+
+def texts_by_label(prompts: Mapping[str, str | Sequence[str]] | Iterable[str]) -> dict[str, list[str]]:
+    """
+    Label -> texts; texts without labels are their own.
+
+    >>> texts_by_label({"bleed": "a bleed", "mass": ("a mass", "a tumor")})
+    {'bleed': ['a bleed'], 'mass': ['a mass', 'a tumor']}
+    >>> texts_by_label(["a bleed"])
+    {'a bleed': ['a bleed']}
+    """
+    named = prompts if isinstance(prompts, Mapping) else {text: text for text in prompts}
+    return {label: [texts] if isinstance(texts, str) else list(texts) for label, texts in named.items()}

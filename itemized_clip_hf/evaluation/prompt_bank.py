@@ -19,8 +19,9 @@ from ..domains import load_domain
 from ..modeling.modeling_itemized_clip import ItemizedCLIPModel
 from ..processing.processing_itemized_clip import ItemizedCLIPProcessor
 from ..provenance import describe_for_others, hash_json, installed_versions
-from ..specs import read_choice
+from ..specs import read_choice, write_yaml
 from . import bootstrap as boot
+from .encode import texts_by_label
 from .estimates import Estimate, estimates_to
 from .metrics import auroc
 from .prompt_selection import (
@@ -81,7 +82,7 @@ class Bank:
         """
         if largest < 1:
             raise ValueError(f"an ensemble of {largest} phrasings is none; expected 1 or more.")
-        given = {name: [own] if isinstance(own, str) else list(own) for name, own in texts.items()}
+        given = texts_by_label(texts)
         protocol.known_prompts(given)  # are they findings of it?
         known = protocol.known_prompts()
         defaults = {name: known.get(name, own[:1]) for name, own in given.items()}
@@ -145,14 +146,12 @@ class PromptChoice:
 
     def write(self, path: str | os.PathLike) -> None:
         """`prompts` and `chosen` as YAML, or as JSON where the name ends in `.json`; figures beside it, in `.results.json`."""
-        import yaml
-
         path, content = Path(path), {"prompts": self.prompts, "chosen": self.chosen}
         write_text(path.with_suffix(".results.json"), json.dumps(self.results, indent=1) + "\n")
         if path.suffix.lower() == ".json":
             write_text(path, json.dumps(content, indent=1) + "\n")
         else:
-            write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+            write_text(path, write_yaml(content))
 
 
 def select_prompts(

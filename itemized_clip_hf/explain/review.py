@@ -10,7 +10,7 @@ import torch
 
 from ..data.layout import Layout
 from ..evaluation.calibration import Calibration, load_calibration
-from ..evaluation.encode import Closed, encode_prompts, encode_studies, encode_texts
+from ..evaluation.encode import Closed, encode_prompts, encode_studies, encode_texts, texts_by_label
 from ..evaluation.mentions import find_mentions, similarities
 from ..evaluation.protocols.images import open_record
 from ..evaluation.score_file import ScoreFile
@@ -158,10 +158,15 @@ def embed_reports(
         start = part.stop
         if own:
             mentions[row], nearest[row], cosines[row] = found[part].any(0), near[part].argmax(0), near[part].max(0)
-    listed = {name: [texts] if isinstance(texts, str) else list(texts) for name, texts in prompts.items()}
     empty = [np.full(len(own), np.nan) for own in items]
     reports = Reports(
-        list(ids), [list(own) for own in items], listed, mentions, (nearest, cosines), np.full(shape, np.nan), empty
+        list(ids),
+        [list(own) for own in items],
+        texts_by_label(prompts),
+        mentions,
+        (nearest, cosines),
+        np.full(shape, np.nan),
+        empty,
     )
     return reports, prompt_embeds, embeds
 
@@ -290,8 +295,8 @@ def calibrated_thresholds(
     thresholds: dict[str, float] = {}
     if calibration is None:
         return thresholds, ""
-    for name, texts in prompts.items():
-        finding = calibration.of_prompts([texts] if isinstance(texts, str) else texts)
+    for name, texts in texts_by_label(prompts).items():
+        finding = calibration.of_prompts(texts)
         point = None if finding is None else finding.points.get(calibration.point)
         if point is not None and point.threshold.is_known:
             thresholds[name] = point.threshold.value

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from itemized_clip_hf.data.tables import read_table
 from itemized_clip_hf.evaluation import bootstrap as boot
-from itemized_clip_hf.evaluation.prompt_bank import Bank, choice_notes, hash_ids, is_test_split
+from itemized_clip_hf.evaluation.prompt_bank import Bank, PromptChoice, choice_notes, hash_ids, is_test_split
 from itemized_clip_hf.evaluation.prompt_selection import EnsembleScores, choose_ensemble, list_ensembles, select
 from itemized_clip_hf.evaluation.protocols import Protocol, load_protocol
 from itemized_clip_hf.specs import read_choice, read_prompts
@@ -215,3 +215,11 @@ def test_every_block_of_the_page(model_folder, studies, tmp_path, monkeypatch):
             for line in text.strip().splitlines():
                 run(*line.split()[1:])
     assert read_prompts("prompts.yaml").keys() == read_prompts("chosen.yaml").keys() == {"large", "coin"}
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_texts_that_look_like_numbers_stay_texts(tmp_path, suffix):
+    prompts = {"lesion": ["1e5", "2026-11-29", "yes"]}
+    PromptChoice(prompts, {}, {"model": {"sha256": "1234e5678"}}).write(tmp_path / f"chosen.{suffix}")
+    assert read_prompts(tmp_path / f"chosen.{suffix}") == prompts
+    assert read_choice(tmp_path / f"chosen.{suffix}") == {"model": {"sha256": "1234e5678"}}
